@@ -1,0 +1,8 @@
+"""Images and masks in, batches out. Read in this order: voc (the layout), synthetic (drawn data in it), loader."""
+
+from minifcn.data.loader import Batch, Loader, normalize
+from minifcn.data.synthetic import write_synthetic
+from minifcn.data.voc import VOC, Classes, DataError, Folder, check_folder, colour_to_index, index_to_colour
+
+__all__ = ["VOC", "Batch", "Classes", "DataError", "Folder", "Loader", "check_folder", "colour_to_index",
+           "index_to_colour", "normalize", "write_synthetic"]

@@ -1,0 +1,168 @@
+"""Batches of random crops, decoded in worker threads ahead of the training loop and reproducible from a seed.
+Threads are enough: Pillow decodes and resizes without holding Python's lock.
+
+Read after data/voc.py; read next training/trainer.py.
+Sources: the crop rule and the statistics are those of Dive into Deep Learning, 14.9; flip and scale jitter as in
+pytorch/vision, references/segmentation/presets.py.
+"""
+
+import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from minifcn.core.backend import array_module
+from minifcn.data.voc import DataError
+
+MEAN = (0.485, 0.456, 0.406)        # of ImageNet's training images in 0..1, r g b: what pretrained trunks were fed with
+STD = (0.229, 0.224, 0.225)
+PREFETCH = 2                        # batches decoded ahead of the one in use
+
+
+class Batch(NamedTuple):
+    """images: uint8 (N, 3, H, W); labels: uint8 (N, H, W); ids: the N names, for messages."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: list[str]
+
+
+def normalize(images, dtype=np.float32):
+    """(images / 255 - mean) / std for each channel, with ImageNet's statistics.
+
+    images: uint8 (..., 3, H, W) on any device. Returns an array of the same shape and device, of the given dtype.
+    Example: a white pixel becomes (2.249, 2.429, 2.640).
+    """
+    xp = array_module(images)
+    mean, std = (xp.asarray(values, dtype).reshape(3, 1, 1) for values in (MEAN, STD))
+    x = images.astype(dtype)                                         # (..., 3, H, W)
+    x /= 255                                                         # in place from here: one array, not four
+    x -= mean
+    x /= std
+    return x
+
+
+class Loader:
+    """Random crops of a Folder's images and masks, in batches.
+
+    folder: a voc.Folder. batch_size: N. crop: (h, w) in pixels. seed: an integer >= 0.
+    flip: mirror an image left to right with probability 1/2.
+    jitter: (lowest, highest) factor by which an image is scaled before it is cropped; it never falls below what the crop
+    needs. void: "ignore" keeps the void index in the labels, "background" makes it class 0, as the chapters do.
+    shuffle: a new order every epoch. drop_last: leave out a last batch that is not full. workers: threads.
+    cache_bytes: decoded images and masks are kept in memory up to this; the others are decoded again in every epoch.
+    Raises DataError where an image is smaller than the crop, and for what Folder.sizes() finds.
+
+    What comes out depends on the seed alone: every draw of the sample at a position of epoch e comes from
+    default_rng((seed, e, position)). So the number of workers changes nothing, and (e, start) is all that is needed to
+    go on in the middle of an epoch.
+    """
+
+    def __init__(self, folder, batch_size, crop, seed=0, flip=True, jitter=(1.0, 1.0), void="ignore", shuffle=True,
+                 drop_last=False, workers=2, cache_bytes=1 << 30):
+        if batch_size < 1 or workers < 1 or min(crop) < 1:
+            raise ValueError(f"Loader: batch_size, workers and both sides of crop must be at least 1, got "
+                             f"{batch_size}, {workers}, {crop}")
+        if not 0 < jitter[0] <= jitter[1] < math.inf:
+            raise ValueError(f"Loader: jitter must be (lowest, highest) with 0 < lowest <= highest, got {jitter}")
+        if void not in ("ignore", "background"):
+            raise ValueError(f'Loader: void must be "ignore" or "background", got {void!r}')
+        h, w = crop
+        sizes = folder.sizes()
+        for i, (H, W) in enumerate(sizes):
+            if H < h or W < w:
+                raise DataError(f"{folder.image_path(i)}: {H} x {W} pixels at scale {folder.scale} are smaller than "
+                                f"the crop of {h} x {w}; leave such images out with Folder.at_least")
+        if drop_last and len(folder) < batch_size:
+            raise DataError(f"{folder.root}: {folder.split} has {len(folder)} images, too few for one full batch of "
+                            f"{batch_size}")
+        self.folder, self.batch_size, self.crop, self.seed = folder, batch_size, (h, w), seed
+        self.flip, self.jitter, self.void, self.shuffle = flip, jitter, void, shuffle
+        self.drop_last, self.workers = drop_last, workers
+        self._cached = np.cumsum([4 * H * W for H, W in sizes]) <= cache_bytes   # (len(folder),), 3 + 1 bytes a pixel
+        self._cache = {}
+
+    def __len__(self):
+        """Batches in an epoch."""
+        n = len(self.folder)
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def epoch(self, e, start=0):
+        """Iterate over the Batches of epoch e, from batch number `start` on.
+
+        At most PREFETCH + 1 batches are in memory. The threads end when the iterator is exhausted or closed, which
+        leaving a for loop in any way does. A worker's DataError is raised here, by the batch that it belongs to.
+        """
+        order = self._order(e)
+        groups = iter(np.split(order, range(self.batch_size, len(order), self.batch_size)))
+        groups = enumerate(islice(groups, start, len(self)), start)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
+        ahead = deque()
+
+        def submit(number, group):
+            first = number * self.batch_size                         # position of the batch's first sample in the epoch
+            samples = [pool.submit(self._sample, e, first + k, i) for k, i in enumerate(group)]
+            ahead.append(([self.folder.ids[i] for i in group], samples))
+
+        try:
+            for number, group in islice(groups, PREFETCH):
+                submit(number, group)
+            while ahead:
+                for number, group in islice(groups, 1):
+                    submit(number, group)
+                ids, samples = ahead.popleft()
+                images, labels = zip(*[sample.result() for sample in samples])
+                yield Batch(np.stack(images), np.stack(labels), ids)     # (N, 3, h, w), (N, h, w)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _order(self, e):
+        n = len(self.folder)
+        if not self.shuffle:
+            return np.arange(n)
+        return np.random.default_rng((self.seed, e, n)).permutation(n)   # no sample has position n: a stream of its own
+
+    def _sample(self, e, position, i):
+        rng = np.random.default_rng((self.seed, e, position))
+        factor, u, v, mirror = rng.uniform(*self.jitter), rng.random(), rng.random(), rng.random() < 0.5
+        image, labels = self._decoded(i)
+        image, labels = crop_scaled(image, labels, self.crop, factor, u, v)          # (h, w, 3), (h, w)
+        if self.flip and mirror:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        if self.void == "background":
+            labels = np.where(labels == self.folder.classes.void, np.uint8(0), labels)
+        return np.ascontiguousarray(image.transpose(2, 0, 1)), labels                # (3, h, w), (h, w)
+
+    def _decoded(self, i):
+        if i in self._cache:
+            return self._cache[i]
+        pair = self.folder.read(i)
+        if self._cached[i]:
+            self._cache[i] = pair
+        return pair
+
+
+def crop_scaled(image, labels, crop_hw, factor, u, v):
+    """One rectangle of (h, w) pixels out of image and labels scaled by a factor: bilinear and nearest.
+
+    image: uint8 (H, W, 3); labels: uint8 (H, W); u, v in [0, 1): where between top and bottom, left and right.
+    The scaled size is (max(h, round(H f)), max(w, round(W f))): never smaller than the crop. Only the rectangle is
+    computed; its pixels equal those of scaling the whole image first.
+    """
+    (H, W), (h, w) = labels.shape, crop_hw
+    SH, SW = max(h, round(H * factor)), max(w, round(W * factor))                    # scaled size
+    top, left = int(u * (SH - h + 1)), int(v * (SW - w + 1))                         # uniform over all offsets
+    if (SH, SW) == (H, W):
+        rectangle = np.s_[top:top + h, left:left + w]
+        return image[rectangle], labels[rectangle]
+    box = (left * W / SW, top * H / SH, (left + w) * W / SW, (top + h) * H / SH)     # the rectangle before scaling
+    box = (box[0], box[1], min(box[2], W), min(box[3], H))                           # rounding must not leave the image
+
+    def cut(array, resampling):
+        return np.asarray(Image.fromarray(array).resize((w, h), resampling, box))
+
+    return cut(image, Image.Resampling.BILINEAR), cut(labels, Image.Resampling.NEAREST)
