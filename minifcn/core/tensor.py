@@ -1,0 +1,197 @@
+"""Reverse-mode differentiation: a Tensor is an array that remembers how it was made.
+
+Every operation computes its result with plain arrays and calls `record(y, parents, backward, name)`, which wraps y and
+notes the one function that turns the gradient of y into the gradients of the parents (a vector-Jacobian product).
+`Tensor.backward` walks those notes from the newest operation to the oldest. That is the whole engine.
+
+The operators (`+`, `@`, `x[...]`, `.sum()`) are attached by functional/basic.py and functional/linear.py, which define them.
+Read after shapes.py; read next functional/basic.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
+"""
+
+import contextlib
+import heapq
+import itertools
+
+import numpy as np
+
+from minifcn.core.backend import array_module, device_of, to_device, to_host
+from minifcn.core.shapes import dims
+
+_recording = True
+_serial = itertools.count()
+
+
+class Node:
+    """How a Tensor was made: the op's name, its parents, its backward, and its place in the order of creation."""
+
+    __slots__ = ("name", "parents", "backward", "serial")
+
+    def __init__(self, name, parents, backward):
+        self.name, self.parents, self.backward, self.serial = name, parents, backward, next(_serial)
+
+    def free(self):
+        """Let go of the activations that backward holds. The name stays, for the error of a second pass."""
+        self.parents = self.backward = None
+
+
+class Tensor:
+    """An array of float32 or float64 with an optional gradient.
+
+    array: a NumPy or CuPy array of float32 or float64, kept without a copy; lists and numbers become float32.
+    requires_grad: True for a leaf whose gradient is wanted, such as a weight.
+
+    Attributes: `data` the ndarray; `grad` an ndarray of the same shape and dtype, or None before the first backward;
+    `requires_grad`; `node` how it was made (None for a leaf).
+    Raises TypeError for any other dtype.
+
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4., 6.], dtype=float32)
+    """
+
+    __array_ufunc__ = None                      # ndarray + Tensor asks Tensor.__radd__, not NumPy
+
+    def __init__(self, array, requires_grad=False):
+        if isinstance(array, Tensor):
+            raise TypeError("Tensor: got a Tensor; use x.detach() for one without history")
+        if not hasattr(array, "dtype"):
+            array = np.asarray(array, dtype=np.float32)
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"Tensor: data must be float32 or float64, got {array.dtype}; convert with .astype first")
+        if array_module(array) is np:
+            array = np.asarray(array)           # NumPy scalars become 0-d arrays
+        self.data = array
+        self.grad = None
+        self.requires_grad = requires_grad
+        self.node = None
+
+    shape = property(lambda self: self.data.shape)
+    dtype = property(lambda self: self.data.dtype)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    device = property(lambda self: device_of(self.data))
+
+    def __len__(self):
+        return len(self.data)
+
+    def __repr__(self):
+        made = f", op={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({to_host(self.data)}, shape={dims(self)}, dtype={self.dtype}, device={self.device}{made})"
+
+    def numpy(self):
+        """The values as a numpy.ndarray on the host; shares memory with `data` on the CPU."""
+        return to_host(self.data)
+
+    def item(self):
+        """The value of a one-element Tensor as a Python float. On a GPU this waits for the device."""
+        return self.numpy().item()
+
+    def detach(self):
+        """The same data (not a copy) as a Tensor without history: a constant."""
+        return Tensor(self.data)
+
+    def to(self, target):
+        """This Tensor on another device ("cpu", "gpu") or in another dtype (float32, float64); differentiable.
+
+        Returns itself when nothing changes.
+        """
+        if target in ("cpu", "gpu"):
+            y = to_device(self.data, target)
+            home = self.device
+            back = lambda gy: (to_device(gy, home),)  # noqa: E731
+        else:
+            y = self.data.astype(np.dtype(target), copy=False)
+            back = lambda gy: (gy.astype(self.dtype),)  # noqa: E731
+        return self if y is self.data else record(y, (self,), back, "to")
+
+    def backward(self, gy=None):
+        """Add to every leaf's `.grad` the gradient of <gy, self>, and free the graph on the way.
+
+        gy: the gradient of some loss with respect to this Tensor, same shape (ndarray or Tensor);
+            None means 1, allowed only for one element.
+        Every op is newer than its parents, so taking the newest pending op first means that all gradients of its
+        output have arrived. Gradients wait in a dict and leave it as they are used; only leaves keep theirs, and
+        those are written last: an error on the way leaves every `.grad` as it was.
+        Raises RuntimeError if there is nothing to differentiate or the graph was freed by an earlier backward.
+        Cost: one call of each op's backward; an op's activations are released as soon as it was called.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: this Tensor has no history and does not require a gradient")
+        grads, heap, leaves = {self: self._cotangent(gy)}, [], []
+        _queue(self, heap, leaves)
+        while heap:
+            tensor = heapq.heappop(heap)[1]
+            node, g = tensor.node, grads.pop(tensor)
+            if node.backward is None:
+                raise RuntimeError(f"backward: the graph through {node.name!r} was freed by an earlier backward(); "
+                                   "run the forward computation again")
+            for parent, gp in zip(node.parents, node.backward(g), strict=True):
+                if gp is None or parent is None or not parent.requires_grad:
+                    continue
+                if gp.shape != parent.shape or gp.dtype != parent.dtype:
+                    raise RuntimeError(f"{node.name}: backward returned a gradient {dims(gp)} {gp.dtype} "
+                                       f"for a parent {dims(parent)} {parent.dtype}")
+                if parent in grads:
+                    grads[parent] = grads[parent] + gp
+                else:
+                    grads[parent] = gp
+                    _queue(parent, heap, leaves)
+            node.free()
+            del tensor, node, g, parent, gp     # else the names keep the last activations alive during the next op
+        for leaf in leaves:                     # an op may hand one array to two parents: leaves get their own copy
+            leaf.grad = grads[leaf].copy() if leaf.grad is None else leaf.grad + grads[leaf]
+
+    def _cotangent(self, gy):
+        xp = array_module(self.data)
+        if gy is None:
+            if self.size != 1:
+                raise ValueError(f"backward: gy may be left out only for one element, this Tensor is {dims(self)}")
+            return xp.ones_like(self.data)
+        gy = gy.data if isinstance(gy, Tensor) else gy
+        gy = xp.asarray(gy, dtype=self.dtype)
+        if gy.shape != self.shape:
+            raise ValueError(f"backward: gy must have the Tensor's shape {dims(self)}, got {dims(gy)}")
+        return gy
+
+
+def _queue(tensor, heap, leaves):
+    if tensor.node is None:
+        leaves.append(tensor)
+    else:
+        heapq.heappush(heap, (-tensor.node.serial, tensor))
+
+
+def record(y, parents, backward, name):
+    """Wrap the result of an operation and remember how to differentiate it.
+
+    y: the result, an ndarray. parents: the Tensors it depends on (None where an optional one was not given).
+    backward: function gy -> one gradient (ndarray or None) per parent; it must not capture the Tensor returned here,
+    or the graph would hold itself alive. name: the op's name, for errors and pictures.
+    Returns a Tensor; the history is kept only if a parent requires a gradient and `no_grad` is not in force.
+    """
+    out = Tensor(y)
+    if _recording and any(p is not None and p.requires_grad for p in parents):
+        out.requires_grad = True
+        out.node = Node(name, parents, backward)
+    return out
+
+
+def as_tensor(value, like=None):
+    """A Tensor as it is; an array as a constant Tensor; a Python number as a constant of `like`'s dtype and device."""
+    if isinstance(value, Tensor):
+        return value
+    if like is not None and not hasattr(value, "dtype"):
+        value = array_module(like.data).asarray(value, dtype=like.dtype)
+    return Tensor(value)
+
+
+@contextlib.contextmanager
+def no_grad():
+    """Inside this context (or decorated function) operations keep no history and no activations. Process-wide."""
+    global _recording
+    before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before

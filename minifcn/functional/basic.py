@@ -1,0 +1,303 @@
+"""Arithmetic, shape and reduction ops: each a few lines, and together enough to see how an op is made.
+
+Every op computes y with plain arrays, then states the gradient of each input given gy, the gradient of y.
+Broadcasting is undone by `unbroadcast`: what was copied forward is summed backward.
+Read after core/tensor.py; read next linear.py.
+"""
+
+from collections import namedtuple
+
+from minifcn.core.backend import array_module
+from minifcn.core.dispatch import replaceable
+from minifcn.core.shapes import check_dtypes, dims
+from minifcn.core.tensor import Tensor, as_tensor, record
+
+
+def unbroadcast(g, shape):
+    """Sum g over the axes along which an array of `shape` was broadcast: the adjoint of broadcasting."""
+    if g.ndim > len(shape):
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))))                # axes put in front
+    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
+    return g.sum(axis=stretched, keepdims=True) if stretched else g
+
+
+def _operands(op, a, b):
+    a = as_tensor(a, like=b if isinstance(b, Tensor) else None)
+    b = as_tensor(b, like=a)
+    check_dtypes(op, a=a, b=b)
+    try:
+        array_module(a.data).broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise ValueError(f"{op}: shapes {dims(a)} and {dims(b)} do not broadcast") from None
+    return a, b
+
+
+# ---- arithmetic, with broadcasting ----
+
+def add(a, b):
+    """y = a + b; ga = gy, gb = gy (summed where broadcast)."""
+    a, b = _operands("add", a, b)
+
+    def backward(gy):
+        return unbroadcast(gy, a.shape), unbroadcast(gy, b.shape)
+
+    return record(a.data + b.data, (a, b), backward, "add")
+
+
+def sub(a, b):
+    """y = a - b; ga = gy, gb = -gy."""
+    a, b = _operands("sub", a, b)
+
+    def backward(gy):
+        return unbroadcast(gy, a.shape), unbroadcast(-gy, b.shape)
+
+    return record(a.data - b.data, (a, b), backward, "sub")
+
+
+def mul(a, b):
+    """y = a b, elementwise; ga = gy b, gb = gy a."""
+    a, b = _operands("mul", a, b)
+
+    def backward(gy):
+        ga = unbroadcast(gy * b.data, a.shape) if a.requires_grad else None
+        gb = unbroadcast(gy * a.data, b.shape) if b.requires_grad else None
+        return ga, gb
+
+    return record(a.data * b.data, (a, b), backward, "mul")
+
+
+def div(a, b):
+    """y = a / b, elementwise; ga = gy / b, gb = -gy a / b^2."""
+    a, b = _operands("div", a, b)
+
+    def backward(gy):
+        ga = unbroadcast(gy / b.data, a.shape) if a.requires_grad else None
+        gb = unbroadcast(-gy * a.data / (b.data * b.data), b.shape) if b.requires_grad else None
+        return ga, gb
+
+    return record(a.data / b.data, (a, b), backward, "div")
+
+
+def neg(x):
+    """y = -x; gx = -gy."""
+    return record(-x.data, (x,), lambda gy: (-gy,), "neg")
+
+
+def power(x, exponent):
+    """y = x^p for a constant number p; gx = gy p x^(p-1)."""
+    if not isinstance(exponent, (int, float)):
+        raise TypeError(f"power: the exponent must be a number, got {type(exponent).__name__}")
+    return record(x.data ** exponent, (x,), lambda gy: (gy * (exponent * x.data ** (exponent - 1)),), "power")
+
+
+def exp(x):
+    """y = e^x, elementwise; gx = gy y."""
+    x = as_tensor(x)
+    y = array_module(x.data).exp(x.data)
+    return record(y, (x,), lambda gy: (gy * y,), "exp")
+
+
+def log(x):
+    """y = ln x, elementwise; gx = gy / x."""
+    x = as_tensor(x)
+    return record(array_module(x.data).log(x.data), (x,), lambda gy: (gy / x.data,), "log")
+
+
+@replaceable
+def rectify(x):
+    """max(x, 0) of an array; NaN stays NaN."""
+    return array_module(x).maximum(x, 0)
+
+
+@replaceable
+def rectify_grad(gy, y):
+    """gy where y > 0, else 0."""
+    return gy * (y > 0)
+
+
+def relu(x):
+    """y = max(x, 0), elementwise; gx = gy where x > 0, else 0 (so relu'(0) = 0).
+
+    x: any shape. Returns the same shape. Keeps y, which has the sign of x and is needed by the next layer anyway.
+    """
+    x = as_tensor(x)
+    y = rectify(x.data)
+    return record(y, (x,), lambda gy: (rectify_grad(gy, y),), "relu")
+
+
+# ---- shape ----
+
+def reshape(x, *shape):
+    """The same values in another shape (one axis may be -1); gx = gy in the old shape."""
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    return record(x.data.reshape(shape), (x,), lambda gy: (gy.reshape(x.shape),), "reshape")
+
+
+def permute(x, *axes):
+    """The axes in the given order, as torch.permute; gx = gy with the inverse order."""
+    axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    axes = tuple(a % x.ndim for a in axes)
+    inverse = tuple(axes.index(i) for i in range(x.ndim)) if len(set(axes)) == x.ndim else None
+    if inverse is None or len(axes) != x.ndim:
+        raise ValueError(f"permute: {axes} is not an order of the {x.ndim} axes of x: {dims(x)}")
+    return record(x.data.transpose(axes), (x,), lambda gy: (gy.transpose(inverse),), "permute")
+
+
+def transpose(x, dim0, dim1):
+    """Exchange two axes, as torch.transpose; gx = gy with the same two exchanged."""
+    return record(x.data.swapaxes(dim0, dim1), (x,), lambda gy: (gy.swapaxes(dim0, dim1),), "transpose")
+
+
+def getitem(x, index):
+    """x[index] for anything NumPy accepts; gx is zero but for gy added at index (repeated positions add up)."""
+    xp = array_module(x.data)
+    parts = index if isinstance(index, tuple) else (index,)
+    plain = all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts)
+
+    def backward(gy):
+        gx = xp.zeros_like(x.data)
+        if plain:                                                        # a view: no position occurs twice
+            gx[index] = gy
+        else:
+            xp.add.at(gx, index, gy)
+        return (gx,)
+
+    return record(x.data[index], (x,), backward, "getitem")
+
+
+def pad(x, pad, mode="constant", value=0):
+    """Surround the last two axes: pad = (left, right, top, bottom), as torch.nn.functional.pad; gx = gy without the border.
+
+    Raises NotImplementedError for another mode, ValueError for a negative amount (crop removes rows).
+    """
+    x = as_tensor(x)
+    if mode != "constant":
+        raise NotImplementedError(f"pad: only mode='constant' is supported, not {mode!r}")
+    if len(pad) != 4 or min(pad) < 0 or x.ndim < 2:
+        raise ValueError(f"pad: needs four amounts >= 0 (left, right, top, bottom) and at least 2 axes, "
+                         f"got pad={tuple(pad)} for x: {dims(x)}")
+    left, right, top, bottom = pad
+    H, W = x.shape[-2:]
+    widths = [(0, 0)] * (x.ndim - 2) + [(top, bottom), (left, right)]
+    y = array_module(x.data).pad(x.data, widths, constant_values=value)  # (..., H + top + bottom, W + left + right)
+    return record(y, (x,), lambda gy: (gy[..., top:top + H, left:left + W],), "pad")
+
+
+def crop(x, top, left, height, width):
+    """x[..., top:top+height, left:left+width]; gx is gy with a border of zeros.
+
+    Raises ValueError if the rectangle does not lie inside x.
+    """
+    x = as_tensor(x)
+    H, W = x.shape[-2:]
+    if not (0 <= top and 0 <= left and 0 < height <= H - top and 0 < width <= W - left):
+        raise ValueError(f"crop: rectangle top={top} left={left} height={height} width={width} "
+                         f"does not lie inside x: {dims(x)}")
+    return getitem(x, (..., slice(top, top + height), slice(left, left + width)))
+
+
+def concatenate(tensors, dim=0):
+    """Join along `dim`; each input's gradient is its slice of gy.
+
+    Raises ValueError if the shapes differ in another axis than `dim`.
+    """
+    tensors = [as_tensor(t) for t in tensors]
+    if not tensors:
+        raise ValueError("concatenate: needs at least one tensor")
+    axis = dim % tensors[0].ndim
+    others = {t.shape[:axis] + t.shape[axis + 1:] for t in tensors}
+    if len(others) > 1 or len({t.ndim for t in tensors}) > 1:
+        raise ValueError(f"concatenate: shapes must agree except along dim {dim}, got {', '.join(map(dims, tensors))}")
+    check_dtypes("concatenate", **{f"tensor {i}": t for i, t in enumerate(tensors)})
+    ends = [0]
+    for t in tensors:
+        ends.append(ends[-1] + t.shape[axis])
+
+    def backward(gy):
+        return [gy[(slice(None),) * axis + (slice(lo, hi),)] for lo, hi in zip(ends, ends[1:])]
+
+    y = array_module(tensors[0].data).concatenate([t.data for t in tensors], axis=axis)
+    return record(y, tuple(tensors), backward, "concatenate")
+
+
+# ---- reductions ----
+
+def _axes(x, dim):
+    dim = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if any(not -x.ndim <= d < x.ndim for d in dim):
+        raise ValueError(f"dim {dim} is out of range for x: {dims(x)}")
+    return tuple(d % x.ndim for d in dim)
+
+
+def _kept(x, axes):
+    return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+
+
+def sum(x, dim=None, keepdim=False):
+    """Sum over `dim` (an int, a tuple, or None for all); gx = gy, spread over what was summed."""
+    x, xp = as_tensor(x), array_module(x.data)
+    axes = _axes(x, dim)
+
+    def backward(gy):
+        return (xp.broadcast_to(gy.reshape(_kept(x, axes)), x.shape),)
+
+    return record(x.data.sum(axis=axes, keepdims=keepdim), (x,), backward, "sum")
+
+
+def mean(x, dim=None, keepdim=False):
+    """Mean over `dim`: the sum divided by the number of elements summed."""
+    count = 1
+    for axis in _axes(x, dim):
+        count *= x.shape[axis]
+    return div(sum(x, dim, keepdim), float(count))
+
+
+Maximum = namedtuple("Maximum", "values indices")
+
+
+def max(x, dim=None, keepdim=False):
+    """The maximum: over everything as a Tensor, or along one `dim` as (values, indices), as torch.max.
+
+    gx: gy goes to the first maximum in row-major order; all other positions get 0.
+    """
+    xp = array_module(x.data)
+    axis = 0 if dim is None else _axes(x, dim)[0]
+    rows = x.data.reshape(-1) if dim is None else x.data
+    indices = xp.expand_dims(rows.argmax(axis=axis), axis)               # argmax takes the first of equals
+    y = xp.take_along_axis(rows, indices, axis)
+    shape = (1,) * x.ndim if dim is None else y.shape                    # with the reduced axes kept
+    if not keepdim:
+        shape = () if dim is None else y.shape[:axis] + y.shape[axis + 1:]
+
+    def backward(gy):
+        positions = xp.arange(rows.shape[axis]).reshape([-1 if i == axis else 1 for i in range(rows.ndim)])
+        first = positions == indices
+        return ((first * gy.reshape(indices.shape)).astype(x.dtype).reshape(x.shape),)
+
+    values = record(y.reshape(shape), (x,), backward, "max")
+    return values if dim is None else Maximum(values, indices.reshape(shape))
+
+
+def argmax(x, dim=None, keepdim=False):
+    """The position of the first maximum, as an integer ndarray on x's device; not differentiable."""
+    xp = array_module(x.data)
+    indices = x.data.argmax(axis=dim)
+    return xp.expand_dims(indices, dim) if keepdim and dim is not None else indices
+
+
+def _transposed(x):
+    if x.ndim > 2:
+        raise ValueError(f"T: only for up to 2 axes, got x: {dims(x)}; use permute or transpose")
+    return permute(x, *reversed(range(x.ndim)))
+
+
+# The operators that core/tensor.py left to the ops: a + b, x[...], x.sum().
+Tensor.__add__ = Tensor.__radd__ = add
+Tensor.__sub__, Tensor.__rsub__ = sub, lambda x, a: sub(a, x)
+Tensor.__mul__ = Tensor.__rmul__ = mul
+Tensor.__truediv__, Tensor.__rtruediv__ = div, lambda x, a: div(a, x)
+Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = neg, power, getitem
+Tensor.reshape, Tensor.permute, Tensor.transpose, Tensor.T = reshape, permute, transpose, property(_transposed)
+Tensor.sum, Tensor.mean, Tensor.max, Tensor.argmax = sum, mean, max, argmax
+Tensor.exp, Tensor.log, Tensor.relu = exp, log, relu
+Tensor.__iter__ = None                          # as a sequence x[0], x[1], ... never ends on CuPy; index instead

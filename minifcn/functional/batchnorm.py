@@ -1,0 +1,176 @@
+"""Batch normalisation, as two pure functions: with the statistics of the batch, and with fixed ones.
+
+In training every channel is shifted and scaled to mean 0 and variance 1 over the batch, and the gradient must account for
+the fact that each pixel moves the mean and the variance of all others. In evaluation the statistics are constants and the
+whole layer is one multiplication and one addition per channel.
+
+The normalising variance is biased (divided by M), the running variance unbiased (divided by M - 1), as in PyTorch.
+Read after conv_forms.py; read next pool.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+"""
+
+from math import prod
+
+from minifcn.core.backend import array_module
+from minifcn.core.dispatch import replaceable
+from minifcn.core.shapes import check_channels, check_dtypes, dims
+from minifcn.core.tensor import as_tensor, record
+from minifcn.functional.basic import relu
+
+# xhat = (x - mean) / sqrt(var + eps) with mean, var over the M = N*H*W pixels of a channel; y = w xhat + b.
+#
+#   gb = sum gy      gw = sum gy xhat      gxhat = w gy
+#   mean and var depend on every x:  gx = (gxhat - mean(gxhat) - xhat mean(gxhat xhat)) / sqrt(var + eps)
+#                                       = w / sqrt(var + eps) * (gy - gb / M - xhat gw / M)
+#
+# so gx is orthogonal to 1 and to xhat: a uniform gy has the gradient 0.
+
+
+def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, momentum=0.1, eps=1e-5):
+    """y = (x - mean) / sqrt(var + eps) * w + b, per channel; the gradients stand above.
+
+    x: (N, C, H, W), or (N, C). w, b: (C,), or None for 1 and 0.
+    running_mean, running_var: (C,) arrays (not Tensors), or None in training.
+    training: True takes mean and variance of the batch, and moves the running arrays *in place*:
+        running = (1 - momentum) running + momentum batch, the variance unbiased. False uses the running arrays.
+    momentum: weight of the new batch. eps: added to the variance, in its units.
+    Returns x's shape and dtype. Raises ValueError for wrong lengths, and in training for one value per channel.
+    Cost: about 8 flops a pixel forward; keeps xhat (one array like x). Source: torch.nn.functional.batch_norm.
+
+    >>> batch_norm(np.array([[1.0], [3.0]]), None, None, training=True, eps=0.0).data.tolist()
+    [[-1.0], [1.0]]
+    """
+    x, w, b = _arguments("batch_norm", x, running_mean, running_var, w, b, training)
+    if not training:
+        return _fixed_batch_norm(x, running_mean, running_var, w, b, eps)
+    y, mean, var, saved = normalize(x.data, w.data, b.data, eps)
+    _move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
+
+    def backward(gy):
+        return normalize_grad(gy, w.data, saved)                         # gx, gw, gb
+
+    return record(y, (x, w, b), backward, "batch_norm")
+
+
+def batch_norm_add_relu(x, running_mean, running_var, w=None, b=None, training=False, momentum=0.1, eps=1e-5, *,
+                        shortcut=None):
+    """relu(batch_norm(x, ...) + shortcut): what every layer of a ResNet does after its convolution.
+
+    shortcut: a Tensor of x's shape, or None for none; all else as `batch_norm`. Fused because a fast path can then touch
+    each pixel once; its definition is the composition. Keeps xhat and y.
+    """
+    if not training:
+        y = batch_norm(x, running_mean, running_var, w, b, False, momentum, eps)
+        return relu(y if shortcut is None else y + shortcut)
+    x, w, b = _arguments("batch_norm_add_relu", x, running_mean, running_var, w, b, training)
+    if shortcut is not None:
+        shortcut = as_tensor(shortcut)
+        check_dtypes("batch_norm_add_relu", x=x, shortcut=shortcut)
+        if shortcut.shape != x.shape:
+            raise ValueError(f"batch_norm_add_relu: shortcut must have x's shape (x: {dims(x)}, "
+                             f"shortcut: {dims(shortcut)})")
+    y, mean, var, saved = normalize_add_relu(x.data, w.data, b.data, None if shortcut is None else shortcut.data, eps)
+    _move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
+
+    def backward(gy):
+        return normalize_add_relu_grad(gy, y, w.data, saved)             # gx, gw, gb, gshortcut
+
+    return record(y, (x, w, b, shortcut), backward, "batch_norm_add_relu")
+
+
+@replaceable
+def normalize(x, w, b, eps):
+    """Statistics of the batch: returns (y, mean (C,), biased var (C,), saved)."""
+    xp, axes = array_module(x), pixel_axes(x)
+    mean = x.mean(axis=axes)                                             # (C,)
+    xhat = x - per_channel(mean, x)                                      # (N, C, H, W)
+    var = (xhat * xhat).mean(axis=axes)                                  # (C,): of the centred values, no cancellation
+    inv_std = 1 / xp.sqrt(var + eps)                                     # (C,)
+    xhat *= per_channel(inv_std, x)
+    y = xhat * per_channel(w, x) + per_channel(b, x)                     # (N, C, H, W)
+    return y, mean, var, (xhat, inv_std)                                 # keep xhat, not x: one array instead of two
+
+
+@replaceable
+def normalize_grad(gy, w, saved):
+    """(gx, gw, gb) of `normalize`."""
+    xhat, inv_std = saved
+    axes, M = pixel_axes(gy), gy.size // gy.shape[1]
+    gb = gy.sum(axis=axes)                                               # (C,)
+    gw = (gy * xhat).sum(axis=axes)                                      # (C,)
+    centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)
+    return per_channel(w * inv_std, gy) * centred, gw, gb                # (N, C, H, W), (C,), (C,)
+
+
+@replaceable
+def normalize_add_relu(x, w, b, shortcut, eps):
+    """max(normalize(x) + shortcut, 0): returns (y, mean, var, saved)."""
+    y, mean, var, saved = normalize(x, w, b, eps)
+    if shortcut is not None:
+        y += shortcut
+    return array_module(x).maximum(y, 0, out=y), mean, var, saved
+
+
+@replaceable
+def normalize_add_relu_grad(gy, y, w, saved):
+    """(gx, gw, gb, gshortcut): relu lets gy pass where y > 0, and the shortcut receives just that."""
+    gshortcut = gy * (y > 0)
+    return *normalize_grad(gshortcut, w, saved), gshortcut
+
+
+def _fixed_batch_norm(x, mean, var, w, b, eps):
+    """y = x scale + shift with constant statistics; gx = gy scale, gw = sum gy (x - mean) / sqrt(var + eps), gb = sum gy."""
+    inv_std = 1 / array_module(x.data).sqrt(var + eps)                   # (C,)
+    scale = w.data * inv_std
+    y = scale_shift(x.data, scale, b.data - mean * scale)                # (N, C, H, W)
+
+    def backward(gy):
+        gx = gw = gb = None
+        if x.requires_grad:
+            gx = gy * per_channel(scale, gy)
+        if w.requires_grad:
+            xhat = (x.data - per_channel(mean, gy)) * per_channel(inv_std, gy)
+            gw = (gy * xhat).sum(axis=pixel_axes(gy))
+        if b.requires_grad:
+            gb = gy.sum(axis=pixel_axes(gy))
+        return gx, gw, gb
+
+    return record(y, (x, w, b), backward, "batch_norm")
+
+
+@replaceable
+def scale_shift(x, scale, shift):
+    """x scale + shift, per channel."""
+    return x * per_channel(scale, x) + per_channel(shift, x)
+
+
+def pixel_axes(x):
+    """All axes but the channels."""
+    return (0, *range(2, x.ndim))
+
+
+def per_channel(v, x):
+    """(C,) -> (C, 1, 1), so that it broadcasts over x's pixels."""
+    return v.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _move_running(running_mean, running_var, mean, var, M, momentum):
+    if running_mean is not None:
+        running_mean += momentum * (mean - running_mean)
+        running_var += momentum * (var * (M / (M - 1)) - running_var)    # unbiased
+
+
+def _arguments(op, x, running_mean, running_var, w, b, training):
+    x = as_tensor(x)
+    if x.ndim < 2:
+        raise ValueError(f"{op}: x must have axes N, C and perhaps pixels, got x: {dims(x)}")
+    xp, C = array_module(x.data), x.shape[1]
+    w = as_tensor(xp.ones(C, x.dtype) if w is None else w)
+    b = as_tensor(xp.zeros(C, x.dtype) if b is None else b)
+    check_dtypes(op, x=x, w=w, b=b, running_mean=running_mean, running_var=running_var)
+    for name, v in (("w", w), ("b", b), ("running_mean", running_mean), ("running_var", running_var)):
+        check_channels(op, name, v, C, f"one value per channel of x: {dims(x)}")
+    if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
+        raise ValueError(f"{op}: needs running_mean and running_var, or neither in training")
+    if training and prod(x.shape) // max(C, 1) < 2:
+        raise ValueError(f"{op}: training needs more than one value per channel, got x: {dims(x)}")
+    return x, w, b

@@ -1,0 +1,62 @@
+"""Transposed convolution: the convolution's forward and backward, exchanged.
+
+If a convolution is y = W x for some huge sparse matrix W, then its input gradient is W^T gy. The transposed convolution
+*is* that map, used forward: it takes a small image to a large one, the way a gradient flows from a small layer back
+to a large one. Hence there is no new arithmetic here: forward is `correlate_grad_x`, the input gradient is `correlate`.
+
+Read after conv.py; read next conv_forms.py, which shows the same map as a scatter and as the matrix W^T.
+Sources: Long, Shelhamer & Darrell 2015 (FCN); Dumoulin & Visin 2016, arXiv 1603.07285 ("fractionally strided").
+"""
+
+from minifcn.core.shapes import check_conv_transpose2d, conv_transpose_size, pair
+from minifcn.core.tensor import as_tensor, record
+from minifcn.functional.conv import array_functions
+
+
+def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dilation=1, form="gemm"):
+    """Two-dimensional transposed convolution: every input pixel paints its kernel into the output.
+
+        y[n,f,h,w] = b[f] + sum of x[n,c,i,j] w[c,f,u,v] over all c,i,j,u,v with h = i*SH + u*DH - PH, w likewise
+        gx[n,c,i,j] = sum_{f,u,v} w[c,f,u,v] gy[n,f, i*SH + u*DH - PH, j*SW + v*DW - PW]        (a convolution of gy)
+        gw[c,f,u,v] = sum_{n,i,j} x[n,c,i,j] gy[n,f, i*SH + u*DH - PH, ...];  gb[f] = sum_{n,h,w} gy[n,f,h,w]
+
+    x: (N, C, H, W). w: (C, F, KH, KW), in-channels first. b: (F,) or None. One dtype.
+    stride, dilation: int or pair. padding: int or pair; here it *removes* that many rows from every side of the output.
+    output_padding: int or pair, smaller than stride or dilation: extra rows at the bottom and right. A convolution with
+        stride S maps S different sizes to the same one, and this says which of them to come back to.
+    form: "gemm" (W^T as GEMM and col2im), "loops" (the scatter), "matrix" (W^T itself); the same values.
+    Returns (N, F, OH, OW) with OH = (H-1) SH - 2 PH + DH (KH-1) + 1 + output_padding.
+    Raises ValueError or TypeError that names the shapes.
+    Cost: 2 N C F H W KH KW flops, twice that backward; keeps x and w.
+    Source: torch.nn.functional.conv_transpose2d (groups are left out).
+
+    >>> import numpy as np
+    >>> x = np.arange(4.0).reshape(1, 1, 2, 2)
+    >>> conv_transpose2d(x, x).data[0, 0].tolist()
+    [[0.0, 0.0, 1.0], [0.0, 4.0, 6.0], [4.0, 12.0, 9.0]]
+    """
+    op = "conv_transpose2d"
+    x, w = as_tensor(x), as_tensor(w)
+    b = None if b is None else as_tensor(b)
+    stride, padding = pair(stride, f"{op}: stride", 1), pair(padding, f"{op}: padding", 0)
+    output_padding, dilation = pair(output_padding, f"{op}: output_padding", 0), pair(dilation, f"{op}: dilation", 1)
+    check_conv_transpose2d(x, w, b, stride, padding, output_padding, dilation)
+    correlate, correlate_grad_x, correlate_grad_w = array_functions(form)
+    out_hw = tuple(conv_transpose_size(*axis)
+                   for axis in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding))
+    y = correlate_grad_x(x.data, w.data, out_hw, stride, padding, dilation, None)                # (N, F, OH, OW)
+    if b is not None:
+        y = y + b.data[:, None, None]                                    # (N, F, OH, OW)
+
+    def backward(gy):                                                    # (N, F, OH, OW)
+        gx = gw = gb = None
+        if x.requires_grad:
+            gx, _ = correlate(gy, w.data, stride, padding, dilation)     # (N, C, >= H, >= W): rows beyond H see only
+            gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)         output_padding >= stride
+        if w.requires_grad:
+            gw = correlate_grad_w(x.data, gy, w.shape[2:], stride, padding, dilation, None)      # (C, F, KH, KW)
+        if b is not None:
+            gb = gy.sum(axis=(0, 2, 3))                                  # (F,)
+        return gx, gw, gb
+
+    return record(y, (x, w, b), backward, op)

@@ -1,0 +1,120 @@
+"""Softmax and the cross-entropy of every pixel, with a label to ignore.
+
+The loss of a pixel is the logarithm of the sum of exponentials minus the logit of the true class, computed after
+subtracting the largest logit so that nothing overflows. Its gradient is the softmax minus the one-hot label.
+Pixels labelled `ignore_index` (255, "void", in Pascal VOC) count nowhere and have the gradient 0.
+
+Read after pool.py; read next nn/module.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
+"""
+
+import numpy as np
+
+from minifcn.core.backend import array_module
+from minifcn.core.dispatch import replaceable
+from minifcn.core.shapes import dims
+from minifcn.core.tensor import as_tensor, record
+
+
+def log_softmax(x, dim):
+    """y = x - log sum_dim exp(x); gx = gy - softmax(x) sum_dim gy. Any shape; exact for logits of any size."""
+    x, xp = as_tensor(x), array_module(x.data)
+    y = x.data - logsumexp(x.data, dim)
+
+    def backward(gy):
+        return (gy - xp.exp(y) * gy.sum(axis=dim, keepdims=True),)
+
+    return record(y, (x,), backward, "log_softmax")
+
+
+def softmax(x, dim):
+    """y = exp(x) / sum_dim exp(x); gx = y (gy - sum_dim gy y). Any shape."""
+    x, xp = as_tensor(x), array_module(x.data)
+    y = xp.exp(x.data - logsumexp(x.data, dim))
+
+    def backward(gy):
+        return (y * (gy - (gy * y).sum(axis=dim, keepdims=True)),)
+
+    return record(y, (x,), backward, "softmax")
+
+
+def logsumexp(x, axis):
+    """log sum exp(x) over an axis, kept; the largest term is taken out, so the sum lies between 1 and the axis length."""
+    xp, top = array_module(x), x.max(axis=axis, keepdims=True)
+    return top + xp.log(xp.exp(x - top).sum(axis=axis, keepdims=True))
+
+
+def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"):
+    """loss[n,i,j] = weight[t] (log sum_c exp(x[n,c,i,j]) - x[n,t,i,j]) with t = labels[n,i,j];  0 where t is ignored.
+
+    gx[n,c,i,j] = gloss[n,i,j] weight[t] (softmax_c(x[n,:,i,j]) - [c == t]): sums to 0 over the classes.
+
+    x: (N, K, H, W) or (N, K) logits. labels: (N, H, W) or (N,), an integer ndarray on x's device.
+    weight: (K,) ndarray, or None for 1. ignore_index: the label that counts nowhere (255 for VOC's void).
+    reduction: "none" -> the map (N, H, W); "sum"; "mean" -> the sum over the sum of weight[t], as in PyTorch.
+        The mean over no valid label is 0 with gradient 0 (PyTorch gives NaN).
+    Raises ValueError for shapes that do not fit and, on the CPU, for a label that is neither a class nor ignore_index.
+    On a GPU that check would wait for the device: there such a label turns the loss into NaN.
+    Cost: keeps x and one number a pixel; the softmax is computed again in backward.
+
+    >>> cross_entropy(np.array([[0.0, 0.0], [3.0, 9.0]]), np.array([0, 255]), ignore_index=255).item()
+    0.6931471805599453
+    """
+    x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    target, weights = _targets(x, labels, weight, ignore_index)          # (N, H, W), (N, H, W)
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"cross_entropy: reduction must be 'none', 'sum' or 'mean', not {reduction!r}")
+    nll, saved = softmax_nll(x.data, target)                             # (N, H, W)
+    loss = xp.where(weights == 0, 0, nll * weights)                      # (N, H, W): an ignored NaN stays out
+    if reduction == "mean":
+        total = weights.sum()
+        scale = 1 / xp.where(total == 0, 1, total)
+        y = (loss.sum() * scale).astype(x.dtype)
+    else:
+        scale, y = 1, loss.sum() if reduction == "sum" else loss
+
+    def backward(gy):                                                    # () or (N, H, W)
+        g = (gy * scale * weights).astype(x.dtype)                       # (N, H, W)
+        return (softmax_nll_grad(g, x.data, target, saved),)             # (N, K, H, W)
+
+    return record(y, (x,), backward, "cross_entropy")
+
+
+@replaceable
+def softmax_nll(x, target):
+    """nll[n,i,j] = log sum_c exp(x[n,c,i,j]) - x[n,target,i,j]; returns (nll, saved)."""
+    lse = logsumexp(x, 1)                                                # (N, 1, H, W)
+    chosen = array_module(x).take_along_axis(x, target[:, None], axis=1)                         # (N, 1, H, W)
+    return (lse - chosen)[:, 0], lse                                     # keep lse: one number a pixel, not the softmax
+
+
+@replaceable
+def softmax_nll_grad(g, x, target, saved):
+    """gx[n,c,i,j] = g[n,i,j] (softmax_c - [c == target]), exactly 0 where g is 0."""
+    xp, lse = array_module(x), saved
+    classes = xp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))     # (K, 1, 1)
+    gx = xp.exp(x - lse)                                                 # (N, K, H, W)
+    gx -= target[:, None] == classes
+    return xp.where(g[:, None] == 0, 0, gx * g[:, None])
+
+
+def _targets(x, labels, weight, ignore_index):
+    """The label of each pixel with 0 where ignored, and its weight with 0 where ignored; checks all arguments."""
+    xp = array_module(x.data)
+    if x.ndim < 2 or labels.shape != x.shape[:1] + x.shape[2:]:
+        raise ValueError(f"cross_entropy: x (N, K, ...) and labels (N, ...) do not fit "
+                         f"(x: {dims(x)}, labels: {dims(labels)})")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}")
+    K = x.shape[1]
+    if weight is not None and weight.shape != (K,):
+        raise ValueError(f"cross_entropy: weight must have shape ({K},), one value per class, got {dims(weight)}")
+    labels = labels.astype(np.int64)                                     # so that -100 can be compared with uint8
+    valid = labels != ignore_index
+    wrong = valid & ((labels < 0) | (labels >= K))
+    if xp is np and wrong.any():
+        raise ValueError(f"cross_entropy: label {labels[wrong][0]} is neither one of the {K} classes "
+                         f"nor ignore_index {ignore_index} (x: {dims(x)}, labels: {dims(labels)})")
+    target = xp.where(valid & ~wrong, labels, 0)                         # CuPy would wrap 255 into a class: mask first
+    weights = (xp.ones(K, x.dtype) if weight is None else weight.astype(x.dtype))[target]
+    weights = xp.where(wrong, np.nan, xp.where(valid, weights, 0)).astype(x.dtype)
+    return target, weights

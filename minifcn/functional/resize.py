@@ -1,0 +1,75 @@
+"""Bilinear resizing, what the bilinear transposed convolution is compared with.
+
+Each output pixel is a weighted mean of its four nearest input pixels. Rows and columns are independent, so the whole map is
+two small matrices around the image, y = R x Q^T, and its gradient is gx = R^T gy Q. An averaging matrix in their place
+gives adaptive pooling (pool.py).
+
+Read after batchnorm.py; read next pool.py. Source: torch.nn.functional.interpolate (conventions for the half pixel).
+"""
+
+import math
+
+import numpy as np
+
+from minifcn.core.backend import array_module
+from minifcn.core.shapes import check_ndim, dims, pair
+from minifcn.core.tensor import as_tensor, record
+
+
+def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None):
+    """Bilinear resize: y[n,c,i,j] = sum_{h,w} R[i,h] Q[j,w] x[n,c,h,w]; gx = R^T gy Q.
+
+    x: (N, C, H, W). size: (OH, OW) or int; or scale_factor: number or pair, and OH = floor(H * scale).
+    mode: must be "bilinear"; the default is torch's, and like every other mode raises NotImplementedError.
+    align_corners: False or None: pixel centres at (i + 1/2) of their scale, edge pixels repeated; True: corner pixels
+        of input and output coincide.
+    Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given.
+    Cost: 2 N C (OH H W + OH OW W) flops as two products; keeps nothing but the two matrices.
+    """
+    x = as_tensor(x)
+    check_ndim("interpolate", "x", x, 4, "N, C, H, W")
+    if mode != "bilinear":
+        raise NotImplementedError(f"interpolate: only mode='bilinear' is supported, not {mode!r}")
+    if (size is None) == (scale_factor is None):
+        raise ValueError("interpolate: give either size or scale_factor")
+    hw = x.shape[2:]
+    if size is not None:
+        size = pair(size, "interpolate: size", 1)
+        ratios = [H / O for H, O in zip(hw, size)]
+    else:
+        scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
+        size = [math.floor(H * s) for H, s in zip(hw, scales)]
+        ratios = [1 / s for s in scales]
+        if min(size) < 1:
+            raise ValueError(f"interpolate: scale_factor {scale_factor} leaves no pixel of x: {dims(x)}")
+    matrices = [bilinear_matrix(H, O, ratio, align_corners) for H, O, ratio in zip(hw, size, ratios)]
+    return separable(x, *matrices, "interpolate")
+
+
+def bilinear_matrix(H, O, ratio, align_corners):
+    """R (O, H): row i holds the weights of the two input rows nearest to output row i; every row sums to 1.
+
+    ratio: input pixels per output pixel. Output row i lies at input coordinate s = (i + 1/2) ratio - 1/2, not below 0.
+    """
+    i = np.arange(O)
+    if align_corners:
+        s = i * ((H - 1) / (O - 1) if O > 1 else 0.0)
+    else:
+        s = np.maximum((i + 0.5) * ratio - 0.5, 0)
+    low = np.minimum(s.astype(int), H - 1)
+    high = np.minimum(low + 1, H - 1)                                    # the last row repeats itself
+    R = np.zeros((O, H))
+    np.add.at(R, (i, low), 1 - (s - low))
+    np.add.at(R, (i, high), s - low)
+    return R
+
+
+def separable(x, R, Q, name):
+    """The op y[n,c] = R x[n,c] Q^T for constant matrices R (OH, H) and Q (OW, W); gx = R^T gy Q."""
+    xp = array_module(x.data)
+    R, Q = xp.asarray(R, dtype=x.dtype), xp.asarray(Q, dtype=x.dtype)
+
+    def backward(gy):                                                    # (N, C, OH, OW)
+        return (R.T @ gy @ Q,)                                           # (N, C, H, W)
+
+    return record(R @ x.data @ Q.T, (x,), backward, name)
