@@ -110,7 +110,7 @@ def correlate_grad_w(gy, x, khw, stride, padding, dilation, saved):
 
     gy: (N, F, OH, OW). x: (N, C, H, W). khw: (KH, KW). Returns (F, C, KH, KW).
     """
-    (N, F, OH, OW), C = gy.shape, x.shape[1]
+    (_, F, OH, OW), C = gy.shape, x.shape[1]
     xp, (KH, KW) = array_module(x), khw
     gw = xp.zeros((F, C * KH * KW), x.dtype)
     for n in image_blocks(x, C * KH * KW * OH * OW):
@@ -153,7 +153,7 @@ def im2col(x, khw, ohw, stride, padding, dilation):
 
     x: (n, C, H, W). ohw: (OH, OW), at most what `output_size` allows. Returns (n, C*KH*KW, OH*OW).
     """
-    (n, C, H, W), (KH, KW), (OH, OW), (PH, PW) = x.shape, khw, ohw, padding
+    (n, C), (KH, KW), (OH, OW), (PH, PW) = x.shape[:2], khw, ohw, padding
     xp, (FH, FW) = array_module(x), frame_size(ohw, khw, stride, dilation)
     frame = xp.zeros((n, C, FH, FW), x.dtype)
     part = x[:, :, :FH - PH, :FW - PW]                                   # rows that no window reaches stay out
