@@ -1,6 +1,24 @@
-"""minifcn: a fully convolutional network, down to every gradient, in NumPy and CuPy."""
+"""minifcn: a fully convolutional network, down to every gradient, in NumPy and CuPy.
 
-import minifcn.functional as functional
+Read the source in this order; every file says what comes before and after it.
+
+    core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
+    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss      the operations
+    nn          init, module, layers                             operations that own weights
+    models      resnet, fcn, weights                             ResNet-18 and FCN-32s, 16s, 8s
+    data        voc, synthetic, loader, download                 Pascal VOC's layout, and batches from it
+    training    optim, metrics, checkpoint, trainer              from weights to better weights
+    inference, plotting                                          images of any size; pictures
+    fast        replacements for array functions, last: the library is whole without them
+
+>>> from minifcn import Tensor, nn
+>>> import minifcn.functional as F
+"""
+
+from minifcn import data, models, nn, training
+from minifcn import functional as functional
+from minifcn.core.gradcheck import check_adjoint, check_vjp
 from minifcn.core.tensor import Tensor, no_grad
 
-__all__ = ["Tensor", "no_grad", "functional"]
+__version__ = "0.1.0"
+__all__ = ["Tensor", "no_grad", "check_vjp", "check_adjoint", "functional", "nn", "models", "data", "training"]

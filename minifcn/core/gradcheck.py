@@ -1,0 +1,83 @@
+"""Is this gradient right? Two public checks for ops, ours and yours.
+
+    check_vjp       <gy, f(x + h d)> differentiated along a random direction d, numerically, against <gx, d>
+    check_adjoint   <f(x), y> = <x, f*(y)> for a linear map f and its transpose f*
+
+The cotangent gy and the direction are random. With gy = 1 a batch norm whose backward returns zeros would pass: its true
+gradient is 0 there. Read after tensor.py; read next functional/basic.py.
+Source: Christianson & Griewank on directional checks; Hairer et al., "Solving ODEs I", II.4 (Richardson extrapolation).
+"""
+
+from collections import namedtuple
+
+import numpy as np
+
+from minifcn.core.backend import array_module
+from minifcn.core.tensor import Tensor, no_grad
+
+Check = namedtuple("Check", "error bound")
+
+STEP = np.finfo(np.float64).eps ** 0.2          # 7e-4: balances the method's h^4 against rounding's eps / h
+VJP_BOUND = 1e-8                                # both are near 1e-12; the rest is room for steep functions
+ADJOINT_BOUND = 1e-12                           # a few thousand roundings of 1e-16
+
+
+def check_vjp(f, *arrays, seed=0):
+    """Compare the gradients of f with a numerical derivative, in float64.
+
+        D = d/dh <gy, f(..., x + h d, ...)> at h = 0, from four evaluations:  (8 (p(h) - p(-h)) - (p(2h) - p(-2h))) / 12 h
+
+    f: function of Tensors that returns one Tensor. arrays: float64 inputs (NumPy or CuPy), one gradient each; keep them
+    away from kinks (ReLU at 0, ties of max). seed: of the cotangent and the directions.
+    Returns Check(error, bound): the largest |D - <gx, d>| of all inputs, relative to the size of the terms in the sums.
+    Raises AssertionError that names the input if the error exceeds the bound, TypeError for other dtypes.
+    Cost: one forward and backward of f, and four forwards for each input.
+
+    >>> check_vjp(lambda x: x * x, np.array([1.0, -2.0])).error < 1e-8
+    True
+    """
+    xp, rng = array_module(*arrays), np.random.default_rng(seed)
+    if any(a.dtype != np.float64 for a in arrays):
+        raise TypeError(f"check_vjp: needs float64 arrays, got {', '.join(str(a.dtype) for a in arrays)}")
+    inputs = [Tensor(a.copy(), requires_grad=True) for a in arrays]
+    y = f(*inputs)
+    gy = xp.asarray(rng.standard_normal(y.shape))
+    terms = float(abs(gy * y.data).sum())
+    y.backward(gy)
+
+    def phi(i, moved):
+        with no_grad():
+            return float((gy * f(*[Tensor(moved if j == i else a) for j, a in enumerate(arrays)]).data).sum())
+
+    worst = 0.0
+    for i, (x, a) in enumerate(zip(inputs, arrays)):
+        d = xp.asarray(rng.standard_normal(a.shape))
+        p = {k: phi(i, a + k * STEP * d) for k in (-2, -1, 1, 2)}
+        numeric = (8 * (p[1] - p[-1]) - (p[2] - p[-2])) / (12 * STEP)
+        gx = xp.zeros_like(a) if x.grad is None else x.grad
+        analytic, size = float((gx * d).sum()), terms + float(abs(gx * d).sum())
+        error = abs(numeric - analytic) / size if size else 0.0
+        if not error <= VJP_BOUND:
+            raise AssertionError(f"check_vjp: input {i} ({'x'.join(map(str, a.shape))}): backward gives {analytic:.10g} "
+                                 f"along a random direction, differences give {numeric:.10g} "
+                                 f"(relative error {error:.1e} > {VJP_BOUND:.0e})")
+        worst = max(worst, error)
+    return Check(worst, VJP_BOUND)
+
+
+def check_adjoint(f, adjoint, x_shape, y_shape, seed=0):
+    """Check that <f(x), y> = <x, adjoint(y)> for random x and y, so that `adjoint` is the transpose of the linear map f.
+
+    f, adjoint: functions of one float64 Tensor. x_shape, y_shape: shapes of their inputs.
+    Returns Check(error, bound); raises AssertionError if the two products differ by more than the bound.
+
+    >>> check_adjoint(lambda x: x * 3.0, lambda y: y * 3.0, (2, 5), (2, 5)).error < 1e-12
+    True
+    """
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal(x_shape), rng.standard_normal(y_shape)
+    forward, back = f(Tensor(x)).numpy() * y, x * adjoint(Tensor(y)).numpy()
+    error = abs(forward.sum() - back.sum()) / max(abs(forward).sum(), abs(back).sum(), np.finfo(float).tiny)
+    if not error <= ADJOINT_BOUND:
+        raise AssertionError(f"check_adjoint: <f(x), y> = {forward.sum():.15g} but <x, f*(y)> = {back.sum():.15g}")
+    return Check(error, ADJOINT_BOUND)

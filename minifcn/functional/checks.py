@@ -1,0 +1,98 @@
+"""The gradient of every op, checked where it runs: what `python -m minifcn check` prints.
+
+Each op is checked twice on small odd-sized inputs. In float64 its backward is compared with a numerical derivative
+(core/gradcheck.py). In float32 its gradients are compared with those of float64, so that a fast path or a device with less
+precision shows itself: the bound is 100 roundings of 2^-24, and TF32's 2^-11 would exceed it.
+"""
+
+from collections import namedtuple
+
+import numpy as np
+
+import minifcn.functional as F
+from minifcn.core.backend import device_of, to_device
+from minifcn.core.gradcheck import check_vjp
+from minifcn.core.tensor import Tensor
+
+Row = namedtuple("Row", "op form error bound dtype device")
+
+FLOAT32_BOUND = 100 * 2.0**-24
+
+
+def gradcheck_table(device="cpu", seed=0):
+    """Check every op on a device; yields one Row per op, form and dtype, with the largest relative error and its bound.
+
+    An error above its bound is reported in the row, not raised; a NaN is above every bound.
+    """
+    for op, form, f, arrays in cases(np.random.default_rng(seed), device):
+        try:
+            error, bound = check_vjp(f, *arrays, seed=seed)
+        except AssertionError:
+            error, bound = np.inf, np.nan
+        yield Row(op, form, error, bound, "float64", device_of(arrays[0]))
+        wide, narrow = (gradients(f, [a.astype(dtype) for a in arrays], seed) for dtype in (np.float64, np.float32))
+        error = max(float(abs(n - w).max() / abs(w).max()) for n, w in zip(narrow, wide))
+        yield Row(op, form, error, FLOAT32_BOUND, "float32", device_of(arrays[0]))
+
+
+def gradients(f, arrays, seed):
+    """The gradients of f at the arrays for a random cotangent drawn from the seed."""
+    inputs = [Tensor(a, requires_grad=True) for a in arrays]
+    y = f(*inputs)
+    gy = np.random.default_rng(seed).standard_normal(y.shape)
+    y.backward(to_device(gy.astype(y.dtype), device_of(y.data)))
+    return [x.grad for x in inputs]
+
+
+def cases(rng, device):
+    """Yield (op, form, function of Tensors, float64 arrays) for every differentiable op; no input lies near a kink."""
+    def real(*shape):
+        return to_device(rng.standard_normal(shape), device)
+
+    def distinct(*shape):                       # a shuffled ladder: no ties for max, and 0 lies half-way between two rungs
+        return to_device(rng.permutation(np.prod(shape)).reshape(shape) - np.prod(shape) // 2 + 0.5, device)
+
+    x, w, b = real(2, 3, 7, 9), real(4, 3, 3, 2), real(4)
+    for form in ("gemm", "loops", "matrix"):
+        yield "conv2d", form, lambda x, w, b, form=form: F.conv2d(x, w, b, (2, 3), (1, 2), (2, 1), form=form), (x, w, b)
+    for form in ("gemm", "loops", "matrix"):
+        yield ("conv_transpose2d", form,
+               lambda x, w, b, form=form: F.conv_transpose2d(x, w, b, (2, 3), (1, 0), (1, 2), form=form),
+               (real(2, 4, 3, 4), w, real(3)))
+    gamma, beta, mean, var = real(3), real(3), real(3), abs(real(3)) + 1
+    for training, form in ((True, "batch"), (False, "running")):
+        yield ("batch_norm", form,
+               lambda x, w, b, training=training: F.batch_norm(x, mean.astype(x.dtype), var.astype(x.dtype), w, b, training),
+               (x, gamma, beta))
+    shortcut = 10 * np.sign(rng.standard_normal(x.shape))                # keeps the sum far from relu's kink
+    yield ("batch_norm_add_relu", "batch",
+           lambda x, w, b, s: F.batch_norm_add_relu(x, None, None, w, b, True, shortcut=s),
+           (x, gamma, beta, to_device(shortcut, device)))
+    yield "relu", "", F.relu, (distinct(2, 3, 5),)
+    yield "max_pool2d", "", lambda x: F.max_pool2d(x, 3, 2, 1), (distinct(2, 3, 7, 9),)
+    yield "avg_pool2d", "", lambda x: F.avg_pool2d(x, (3, 2), 2, 1), (x,)
+    yield "adaptive_avg_pool2d", "", lambda x: F.adaptive_avg_pool2d(x, (3, 4)), (x,)
+    yield "interpolate", "bilinear", lambda x: F.interpolate(x, (11, 5), mode="bilinear"), (x,)
+    labels = rng.integers(0, 3, (2, 7, 9))
+    labels[0, :2] = 255
+    labels = to_device(labels, device)
+    for reduction in ("none", "sum", "mean"):
+        yield ("cross_entropy", reduction,
+               lambda x, r=reduction: F.cross_entropy(x, labels, ignore_index=255, reduction=r), (x,))
+    yield "log_softmax", "", lambda x: F.log_softmax(x, 1), (x,)
+    yield "softmax", "", lambda x: F.softmax(x, 1), (x,)
+    yield "linear", "", F.linear, (real(5, 3), real(4, 3), real(4))
+    yield "matmul", "", F.matmul, (real(2, 5, 3), real(3, 4))
+    for op in ("add", "sub", "mul"):
+        yield op, "broadcast", getattr(F, op), (x, real(3, 1, 9))
+    yield "div", "broadcast", F.div, (x, abs(real(3, 1, 9)) + 1)
+    yield "exp", "", F.exp, (x,)
+    yield "log", "", F.log, (abs(x) + 1,)
+    yield "power", "3", lambda x: x**3, (x,)
+    yield "sum", "", lambda x: F.sum(x, (1, 3)), (x,)
+    yield "mean", "", lambda x: F.mean(x, 2), (x,)
+    yield "max", "dim", lambda x: F.max(x, 1).values, (distinct(2, 3, 5),)
+    yield "pad, crop", "", lambda x: F.crop(F.pad(x, (1, 2, 0, 3)), 1, 2, 6, 8), (x,)
+    yield "concatenate", "", lambda x, y: F.concatenate([x, y, x], 1), (x, real(2, 1, 7, 9))
+    yield "getitem", "repeated", lambda x: x[:, [0, 2, 2], 1:], (x,)
+    yield "permute, reshape", "", lambda x: x.permute(2, 0, 3, 1).reshape(7, -1), (x,)

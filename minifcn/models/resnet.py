@@ -1,0 +1,150 @@
+"""ResNet-18 in its two versions: four stages of two blocks, each block a pair of 3x3 convolutions around a shortcut.
+
+    v1 (torchvision's resnet18)     y = relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))
+    v2 (MXNet's resnet18_v2)        y = conv(relu(bn(conv(relu(bn(x)))))) + shortcut(relu(bn(x)))     "pre-activation"
+
+The stem halves the image twice and stages 2 to 4 once each, so a map of ceil(H/32) x ceil(W/32) comes out: every stride-2
+layer floors (n + 2P - K)/2 + 1, which for K=7 P=3, K=3 P=1 and K=1 P=0 is ceil(n/2). No input size is refused or padded.
+
+A trunk is the network without its classifier. Its names are torchvision's, so that weights trained there fit.
+Read after nn/layers.py; read next fcn.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
+"""
+
+from minifcn import nn
+from minifcn.nn import init
+
+
+def conv(in_channels, out_channels, kernel_size, stride=1):
+    """A convolution without bias (batch norm follows), padded so that stride 1 keeps the size; He's initial weights."""
+    layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+    layer.weight.data[...] = init.he(layer.weight.shape)
+    return layer
+
+
+class BasicBlock(nn.Module):
+    """v1: normalise after each convolution, rectify after the addition."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        self.conv1 = conv(in_channels, out_channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv(out_channels, out_channels, 3)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.bn1.add_relu(self.conv1(x))
+        return self.bn2.add_relu(self.conv2(x), shortcut)
+
+
+class PreActivationBlock(nn.Module):
+    """v2: normalise and rectify before each convolution; the sum is left as it is, so that the shortcut stays linear."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv(in_channels, out_channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv(out_channels, out_channels, 3)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = conv(in_channels, out_channels, 1, stride)
+
+    def forward(self, x):
+        shortcut = x
+        x = self.bn1.add_relu(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(x)
+        return self.conv2(self.bn2.add_relu(self.conv1(x))) + shortcut
+
+
+def stage(block, in_channels, out_channels, stride):
+    """Two blocks; the first changes size and channels."""
+    return nn.Sequential(block(in_channels, out_channels, stride), block(out_channels, out_channels, 1))
+
+
+class ResNetTrunk(nn.Module):
+    """v1 without classifier: (N, 3, H, W) -> (N, 8*width, ceil(H/32), ceil(W/32)). width: channels of the stem."""
+
+    def __init__(self, width=64):
+        self.out_channels = (2 * width, 4 * width, 8 * width)            # of the three maps of `features`
+        self.conv1 = conv(3, width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()                                            # a child, so that children() in order is the trunk
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = stage(BasicBlock, width, width, 1)
+        self.layer2 = stage(BasicBlock, width, 2 * width, 2)
+        self.layer3 = stage(BasicBlock, 2 * width, 4 * width, 2)
+        self.layer4 = stage(BasicBlock, 4 * width, 8 * width, 2)
+
+    def features(self, x):
+        """The maps at 1/8, 1/16 and 1/32 of the image, for the skips of FCN-8s and FCN-16s."""
+        x = self.maxpool(self.bn1.add_relu(self.conv1(x)))               # (N, width, H/4, W/4)
+        x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
+        x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
+        return x8, x16, self.layer4(x16)                                 # (N, 8*width, H/32, W/32)
+
+    def forward(self, x):
+        return self.features(x)[-1]
+
+
+class ResNetV2Trunk(nn.Module):
+    """v2 without classifier; it also normalises the image itself, and once more at the end."""
+
+    def __init__(self, width=64):
+        self.out_channels = (2 * width, 4 * width, 8 * width)
+        self.bn_data = nn.BatchNorm2d(3, affine=False)
+        self.conv1 = conv(3, width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = stage(PreActivationBlock, width, width, 1)
+        self.layer2 = stage(PreActivationBlock, width, 2 * width, 2)
+        self.layer3 = stage(PreActivationBlock, 2 * width, 4 * width, 2)
+        self.layer4 = stage(PreActivationBlock, 4 * width, 8 * width, 2)
+        self.bn2 = nn.BatchNorm2d(8 * width)
+        self.relu2 = nn.ReLU()
+
+    def features(self, x):
+        """The maps at 1/8, 1/16 and 1/32 of the image; the first two are sums that nothing has rectified yet."""
+        x = self.maxpool(self.bn1.add_relu(self.conv1(self.bn_data(x))))                         # (N, width, H/4, W/4)
+        x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
+        x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
+        return x8, x16, self.bn2.add_relu(self.layer4(x16))              # (N, 8*width, H/32, W/32)
+
+    def forward(self, x):
+        return self.features(x)[-1]
+
+
+def _classifier(trunk_class):
+    """The trunk class with global mean, flatten and a fully connected layer appended."""
+
+    class Classifier(trunk_class):
+        def __init__(self, num_classes, width):
+            super().__init__(width)
+            self.avgpool = nn.AdaptiveAvgPool2d(1)
+            self.fc = nn.Linear(8 * width, num_classes)
+
+        def forward(self, x):
+            x = self.avgpool(super().forward(x))                         # (N, 8*width, 1, 1)
+            return self.fc(x.reshape(x.shape[0], -1))                    # (N, num_classes)
+
+    Classifier.__name__ = trunk_class.__name__.removesuffix("Trunk")
+    return Classifier
+
+
+ResNet, ResNetV2 = _classifier(ResNetTrunk), _classifier(ResNetV2Trunk)
+
+
+def resnet18(num_classes=1000, width=64):
+    """ResNet-18 v1, torchvision's names and layers: 11,689,512 parameters. (N, 3, H, W) -> (N, num_classes)."""
+    return ResNet(num_classes, width)
+
+
+def resnet18_v2(num_classes=1000, width=64):
+    """ResNet-18 v2, pre-activation, as MXNet's resnet18_v2. (N, 3, H, W) -> (N, num_classes)."""
+    return ResNetV2(num_classes, width)
+
+
+TRUNKS = {"resnet18": ResNetTrunk, "resnet18_v2": ResNetV2Trunk}

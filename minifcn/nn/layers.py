@@ -1,0 +1,151 @@
+"""The layers of a ResNet and an FCN: each holds its settings and weights and calls one operation.
+
+Arguments, defaults, initial values and printed form are those of torch.nn; what torch has and these lack is a TypeError.
+Read after module.py; read next models/resnet.py.
+"""
+
+from math import prod
+
+import numpy as np
+
+import minifcn.functional as F
+from minifcn.core.shapes import pair
+from minifcn.core.tensor import as_tensor
+from minifcn.nn import init
+from minifcn.nn.module import Module, Parameter
+
+
+class Conv2d(Module):
+    """F.conv2d with weight (out, in, KH, KW) and, unless bias=False, bias (out,)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, *, bias=True):
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = pair(kernel_size, "Conv2d: kernel_size", 1), pair(stride, "Conv2d: stride", 1)
+        self.padding, self.dilation = pair(padding, "Conv2d: padding", 0), pair(dilation, "Conv2d: dilation", 1)
+        fan_in = in_channels * prod(self.kernel_size)
+        self.weight = Parameter(init.default((out_channels, in_channels, *self.kernel_size), fan_in))
+        self.bias = Parameter(init.default(out_channels, fan_in)) if bias else None
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+    def extra_repr(self):
+        return _conv_repr(self)
+
+
+class ConvTranspose2d(Module):
+    """F.conv_transpose2d with weight (in, out, KH, KW) and, unless bias=False, bias (out,)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, output_padding=0, *, bias=True, dilation=1):
+        name = "ConvTranspose2d"
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = pair(kernel_size, f"{name}: kernel_size", 1), pair(stride, f"{name}: stride", 1)
+        self.padding, self.dilation = pair(padding, f"{name}: padding", 0), pair(dilation, f"{name}: dilation", 1)
+        self.output_padding = pair(output_padding, f"{name}: output_padding", 0)
+        fan_in = out_channels * prod(self.kernel_size)                   # torch counts it on the transposed layout
+        self.weight = Parameter(init.default((in_channels, out_channels, *self.kernel_size), fan_in))
+        self.bias = Parameter(init.default(out_channels, fan_in)) if bias else None
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding, self.output_padding,
+                                  dilation=self.dilation)
+
+    def extra_repr(self):
+        return _conv_repr(self)
+
+
+def _conv_repr(layer):
+    text = f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, stride={layer.stride}"
+    for name, usual in (("padding", (0, 0)), ("output_padding", (0, 0)), ("dilation", (1, 1))):
+        if getattr(layer, name, usual) != usual:
+            text += f", {name}={getattr(layer, name)}"
+    return text + (", bias=False" if layer.bias is None else "")
+
+
+class BatchNorm2d(Module):
+    """F.batch_norm with weight 1 and bias 0 (unless affine=False), and running mean 0 and variance 1 as buffers."""
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True):
+        self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
+        self.weight = Parameter(np.ones(num_features, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
+        self.running_mean = np.zeros(num_features, np.float32)
+        self.running_var = np.ones(num_features, np.float32)
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                            self.training, self.momentum, self.eps)
+
+    def add_relu(self, x, shortcut=None):
+        """relu(self(x) + shortcut), fused: see F.batch_norm_add_relu."""
+        return F.batch_norm_add_relu(x, self.running_mean, self.running_var, self.weight, self.bias,
+                                     self.training, self.momentum, self.eps, shortcut=shortcut)
+
+    def extra_repr(self):
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
+
+
+class ReLU(Module):
+    """F.relu."""
+
+    def forward(self, x):
+        return F.relu(x)
+
+
+class _Pool(Module):
+    def __init__(self, kernel_size, stride=None, padding=0):
+        self.kernel_size, self.padding = kernel_size, padding
+        self.stride = kernel_size if stride is None else stride
+
+    def extra_repr(self):
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool2d(_Pool):
+    """F.max_pool2d."""
+
+    def forward(self, x):
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(_Pool):
+    """F.avg_pool2d."""
+
+    def forward(self, x):
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AdaptiveAvgPool2d(Module):
+    """F.adaptive_avg_pool2d."""
+
+    def __init__(self, output_size):
+        self.output_size = output_size
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(x, self.output_size)
+
+    def extra_repr(self):
+        return f"output_size={self.output_size}"
+
+
+class Linear(Module):
+    """F.linear with weight (out, in) and, unless bias=False, bias (out,)."""
+
+    def __init__(self, in_features, out_features, bias=True):
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(init.default((out_features, in_features), in_features))
+        self.bias = Parameter(init.default(out_features, in_features)) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self):
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Flatten(Module):
+    """(N, C, H, W) -> (N, C*H*W)."""
+
+    def forward(self, x):
+        x = as_tensor(x)
+        return x.reshape(x.shape[0], -1)
