@@ -51,8 +51,8 @@ class Loader:
 
     folder: a voc.Folder. batch_size: N. crop: (h, w) in pixels. seed: an integer >= 0.
     flip: mirror an image left to right with probability 1/2.
-    jitter: (lowest, highest) factor by which an image is scaled before it is cropped; it never falls below what the crop
-    needs. void: "ignore" keeps the void index in the labels, "background" makes it class 0, as the chapters do.
+    jitter: (lowest, highest) factor by which an image is scaled before it is cropped, never below what the crop needs.
+    void: "ignore" keeps the void index in the labels, "background" makes it class 0, as the chapters do.
     shuffle: a new order every epoch. drop_last: leave out a last batch that is not full. workers: threads.
     cache_bytes: decoded images and masks are kept in memory up to this; the others are decoded again in every epoch.
     Raises DataError where an image is smaller than the crop, and for what Folder.sizes() finds.

@@ -187,7 +187,7 @@ def _opened(path):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: refused as a decompression bomb, the limit is {MAX_PIXELS} pixels: {error}") from None
     except Image.UnidentifiedImageError:
-        raise DataError(f"{path}: not an image in one of the formats {', '.join(FORMATS)}") from None
+        raise DataError(f"{path}: not a readable image in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:      # Pillow's decoders raise OSError, SyntaxError, struct.error, ...: nobody lists all
         raise DataError(f"{path}: broken image: {error}") from error
 
