@@ -1,10 +1,40 @@
-"""Hypothesis profiles. `xp` and the drawn cases live in cases.py."""
+"""Hypothesis profiles, and `xp`: every test that touches arrays runs on NumPy, on a strict CuPy stand-in, and on CuPy."""
 
 import os
 
+import numpy as np
+import pytest
+import strict_cupy
 from hypothesis import settings
+
+from minifcn.core import backend
 
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(scope="module", params=["numpy", "strict", "cupy"])
+def xp(request):
+    """The array namespace under test: `numpy`; `strict_cupy`, in CuPy's place; `cupy` itself where a device answers.
+
+    Build inputs with `xp.asarray(host array)`, compare on the host with `to_host`.
+    Of module scope, so that Hypothesis may use it.
+    """
+    if request.param == "numpy":
+        yield np
+    elif request.param == "strict":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend, "cupy", strict_cupy)
+            yield strict_cupy
+    elif backend.has_gpu():
+        yield backend.cupy
+    else:
+        pytest.skip("no CUDA device, or CuPy is not installed")
+
+
+@pytest.fixture(scope="module")
+def device(xp):
+    """The name of xp's device, for `.to(device)`."""
+    return "cpu" if xp is np else "gpu"
