@@ -1,0 +1,136 @@
+"""Modules: naming, saving and loading, modes, moving, printing."""
+
+import numpy as np
+import pytest
+
+import minifcn.functional as F
+from minifcn import Tensor, nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        self.conv = nn.Conv2d(3, 4, (3, 2), stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.head(F.adaptive_avg_pool2d(self.bn.add_relu(self.conv(x)), 1))
+
+
+NAMES = ["conv.weight", "conv.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var",
+         "head.1.weight", "head.1.bias"]
+
+
+def test_names_follow_assignment():
+    net = Net()
+    assert list(net.state_dict()) == NAMES
+    assert [n for n, _ in net.named_parameters()] == [n for n in NAMES if "running" not in n]
+    assert [n for n, _ in net.named_buffers()] == ["bn.running_mean", "bn.running_var"]
+    assert [type(m).__name__ for m in net.children()] == ["Conv2d", "BatchNorm2d", "Sequential"]
+    assert len(list(net.modules())) == 6
+
+
+def test_state_dict_is_a_snapshot_and_loads_back():
+    net, other = Net(), Net()
+    state = net.state_dict()
+    state["conv.weight"] += 1
+    assert not np.array_equal(net.conv.weight.data, state["conv.weight"])
+    weight = other.conv.weight.data
+    other.load_state_dict(state)
+    assert other.conv.weight.data is weight                              # copied into place, not rebound
+    for name, a in other.state_dict().items():
+        np.testing.assert_array_equal(a, state[name])
+
+
+def test_load_reports_everything_and_changes_nothing():
+    net = Net()
+    before = net.state_dict()
+    state = {**before, "conv.weight": np.zeros((4, 3, 3, 3)), "extra": np.zeros(1), "bn.weight": np.full(4, 9.0)}
+    del state["head.1.bias"]
+    with pytest.raises(ValueError) as error:
+        net.load_state_dict(state)
+    for words in ("conv.weight: expected shape (4, 3, 3, 2), got (4, 3, 3, 3)", "missing: head.1.bias", "unexpected: extra"):
+        assert words in str(error.value)
+    for name, a in net.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+
+
+def test_load_not_strict_and_foreign_dtypes():
+    net = Net()
+    state = {"conv.weight": np.ones((4, 3, 3, 2), np.float16), "bn.num_batches_tracked": np.int64(7), "x": np.zeros(1)}
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    assert missing == NAMES[1:] and unexpected == ["x"]
+    assert net.conv.weight.dtype == np.float32 and (net.conv.weight.data == 1).all()
+    full = {**net.state_dict(), "bn.num_batches_tracked": np.int64(7)}
+    net.load_state_dict(full)                                            # strict: accepted and ignored
+
+
+def test_train_and_eval_reach_every_module():
+    net = Net()
+    assert net.eval() is net and not any(m.training for m in net.modules())
+    mean = net.bn.running_mean.copy()
+    net(np.random.default_rng(0).standard_normal((2, 3, 5, 6)).astype(np.float32))
+    np.testing.assert_array_equal(net.bn.running_mean, mean)
+    assert net.train() is net and all(m.training for m in net.modules())
+    net(np.random.default_rng(0).standard_normal((2, 3, 5, 6)).astype(np.float32))
+    assert not np.array_equal(net.bn.running_mean, mean)
+
+
+def test_to_float64_takes_weights_and_buffers_and_drops_gradients():
+    net = Net()
+    net(np.zeros((2, 3, 5, 6), np.float32)).sum().backward()
+    assert net.conv.weight.grad is not None
+    assert net.to("float64") is net
+    assert {a.dtype for a in net.state_dict().values()} == {np.dtype(np.float64)}
+    assert net.conv.weight.grad is None
+    assert net(np.zeros((2, 3, 5, 6))).dtype == np.float64
+
+
+def test_zero_grad():
+    net = Net()
+    net(np.zeros((2, 3, 5, 6), np.float32)).sum().backward()
+    net.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_sequential_chains_slices_and_grows():
+    net = nn.Sequential(nn.ReLU(), nn.Flatten())
+    net.add_module("last", nn.Linear(6, 2))
+    assert [name for name, _ in net.named_children()] == ["0", "1", "last"]
+    assert len(net) == 3 and isinstance(net[-1], nn.Linear) and len(net[:2]) == 2
+    x = Tensor(np.arange(-6.0, 6).reshape(2, 1, 2, 3).astype(np.float32))
+    np.testing.assert_allclose(net(x).data, F.linear(F.relu(x).reshape(2, 6), net[2].weight, net[2].bias).data)
+
+
+@pytest.mark.parametrize("layer, text", [
+    (nn.Conv2d(3, 64, 7, 2, 3, bias=False), "Conv2d(3, 64, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3), bias=False)"),
+    (nn.ConvTranspose2d(2, 2, 4, 2, 1, 1), "ConvTranspose2d(2, 2, kernel_size=(4, 4), stride=(2, 2), padding=(1, 1), "
+                                           "output_padding=(1, 1))"),
+    (nn.Conv2d(1, 1, 3, dilation=2), "Conv2d(1, 1, kernel_size=(3, 3), stride=(1, 1), dilation=(2, 2))"),
+    (nn.BatchNorm2d(512), "BatchNorm2d(512, eps=1e-05, momentum=0.1, affine=True)"),
+    (nn.MaxPool2d(3, 2, 1), "MaxPool2d(kernel_size=3, stride=2, padding=1)"),
+    (nn.AdaptiveAvgPool2d((1, 1)), "AdaptiveAvgPool2d(output_size=(1, 1))"),
+    (nn.Linear(512, 1000), "Linear(in_features=512, out_features=1000, bias=True)"),
+    (nn.Sequential(nn.ReLU(), nn.Sequential(nn.Flatten())), "Sequential(\n  (0): ReLU()\n  (1): Sequential(\n    "
+                                                            "(0): Flatten()\n  )\n)"),
+])
+def test_repr(layer, text):
+    assert repr(layer) == text
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.Conv2d(3, 4, 3, groups=3), lambda: nn.Conv2d(3, 4, 3, 1, 0, 1, 1), lambda: nn.BatchNorm2d(3, track_running_stats=False),
+    lambda: nn.MaxPool2d(3, ceil_mode=True), lambda: nn.Conv2d(3, 4, 3, padding="same"), lambda: nn.ConvTranspose2d(3, 3, 2.5),
+])
+def test_what_is_left_out_is_a_type_error(make):
+    with pytest.raises(TypeError):
+        make()
+
+
+def test_layers_compute_their_operation():
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 9)).astype(np.float32)
+    layer = nn.ConvTranspose2d(3, 2, (4, 3), (2, 3), (1, 0), (1, 2), dilation=1)
+    expected = F.conv_transpose2d(x, layer.weight, layer.bias, (2, 3), (1, 0), (1, 2))
+    np.testing.assert_array_equal(layer(x).data, expected.data)
+    np.testing.assert_array_equal(nn.AvgPool2d(2)(x).data, F.avg_pool2d(x, 2).data)
+    np.testing.assert_array_equal(nn.MaxPool2d(2, 1)(x).data, F.max_pool2d(x, 2, 1).data)
