@@ -1,0 +1,278 @@
+"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict and check. It only parses and prints;
+training/trainer.py, inference.py and plotting.py do the work, and are as easily called from Python.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import PIL
+from PIL import Image
+
+from minifcn import plotting
+from minifcn.core import backend
+from minifcn.data.synthetic import write_synthetic
+from minifcn.data.voc import Folder, check_folder, read_image, write_labels
+from minifcn.inference import METHODS, predict
+from minifcn.models.fcn import MODELS
+from minifcn.models.resnet import TRUNKS
+from minifcn.training import trainer
+from minifcn.training.checkpoint import CheckpointError, load_model
+
+SYNTHETIC = Path("runs/data/synthetic")     # where `train` without --data draws its images
+# What differs from Options' defaults, which are VOC's, when the data is synthetic: two minutes on a laptop.
+SYNTHETIC_OPTIONS = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 8, "lr": 0.05, "weight_decay": 1e-4}
+
+EXAMPLES = """\
+examples:
+  minifcn train                                             synthetic data, about two minutes on two cores
+  minifcn train --data VOCdevkit/VOC2012 --pretrained resnet18-f37072fd.pth
+  minifcn train --data VOCdevkit/VOC2012 --resume           go on after an interruption, bit for bit
+  minifcn evaluate runs/VOC2012/checkpoint.npz --data VOCdevkit/VOC2012
+  minifcn predict runs/VOC2012/checkpoint.npz photo.jpg --out predictions
+  minifcn check --data VOCdevkit/VOC2012
+"""
+
+
+def main(argv=None):
+    """Run one command; returns the exit code: 0, 1 when training or a check fails, 2 for a mistake in what was given."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except trainer.Interrupted as stop:
+        print(f"{stop}\ngo on with: python -m minifcn train --resume --out {args.out}", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        print("minifcn: interrupted", file=sys.stderr)
+        return 130
+    except trainer.TrainingError as error:
+        print(f"minifcn: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:          # DataError, CheckpointError and argument checks are ValueErrors
+        print(f"minifcn: {error}", file=sys.stderr)
+        return 2
+
+
+# ---- train ----
+
+def run_train(args):
+    given = {f.name: getattr(args, f.name) for f in fields(trainer.Options) if hasattr(args, f.name)}
+    synthetic = "data" not in given
+    if args.out is None:
+        args.out = Path("runs") / ("synthetic" if synthetic else Path(given["data"]).resolve().name)
+    if not synthetic:
+        given["data"] = str(Path(given["data"]).resolve())
+    if args.resume:
+        metrics = trainer.resume(args.out, **given)
+    else:
+        if synthetic:
+            print(f"drawing synthetic images in {SYNTHETIC}" if not SYNTHETIC.exists() else f"images: {SYNTHETIC}")
+            given = SYNTHETIC_OPTIONS | given | {"data": str(write_synthetic(SYNTHETIC).resolve())}
+        metrics = trainer.train(trainer.Options(**given), args.out, args.overwrite)
+    print_scores(metrics)
+    print(f"training: {metrics['images_per_second']:.1f} images/s end to end, {metrics['training_seconds']:.0f} s in all")
+    print(f"written to {args.out}: checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png")
+    return 0
+
+
+def print_scores(scores):
+    """The table of an evaluation: IoU of each class, then the summary beside always-background's."""
+    width = max(len(name) for name in scores["iou_per_class"])
+    print(f"\n{'class':<{width}}  IoU")
+    for name, iou in scores["iou_per_class"].items():
+        print(f"{name:<{width}}  {'-' if iou is None else f'{iou:.3f}'}")
+    nothing = scores["always_background"]
+    print(f"\n{scores['images']} whole images, void left out, loss {scores['loss']:.3f}     (always background)")
+    print(f"pixel accuracy          {scores['pixel_accuracy']:.3f}     ({nothing['pixel_accuracy']:.3f})")
+    print(f"mean accuracy           {scores['mean_accuracy']:.3f}")
+    print(f"mean IoU                {scores['mean_iou']:.3f}     ({nothing['mean_iou']:.3f})")
+    print(f"frequency-weighted IoU  {scores['frequency_weighted_iou']:.3f}")
+
+
+# ---- evaluate and predict ----
+
+def run_evaluate(args):
+    net, checkpoint = load_model(args.checkpoint)
+    options = checkpoint.info["options"]
+    folder = Folder(args.data or options["data"], args.split, args.scale or options["scale"])
+    if folder.classes != checkpoint.classes:
+        raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
+                              f"{', '.join(checkpoint.classes.names)}")
+    if args.limit:
+        folder = folder.first(args.limit)
+    device = backend.choose_device(args.device)
+    print_scores(trainer.evaluate(net.to(device), folder, device))
+    return 0
+
+
+def run_predict(args):
+    net, checkpoint = load_model(args.checkpoint)
+    classes, device = checkpoint.classes, backend.choose_device(args.device)
+    net.to(device)
+    stems = [Path(path).stem for path in args.images]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ValueError(f"more than one image is called {', '.join(twice)}: their predictions would overwrite each other")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for path, stem in zip(args.images, stems):
+        image = read_image(path, exif=True)                                         # (H, W, 3)
+        labels = predict(net, image, METHODS[args.method], device)                  # (H, W)
+        mask, picture = args.out / f"{stem}.png", args.out / f"{stem}_overlay.png"
+        write_labels(mask, labels, classes)
+        Image.fromarray(plotting.overlay(image, labels, classes)).save(picture)
+        share = np.bincount(labels.ravel(), minlength=len(classes.names)) / labels.size         # (K,)
+        found = ", ".join(f"{classes.names[k]} {share[k]:.0%}" for k in np.argsort(-share) if share[k] >= 0.005)
+        print(f"{path} ({labels.shape[1]} x {labels.shape[0]}): {found} -> {mask}, {picture}")
+    return 0
+
+
+# ---- check ----
+
+def run_check(args):
+    if args.data is not None:
+        problems = check_folder(args.data)
+        for problem in problems:
+            print(problem)
+        print(f"{args.data}: {len(problems)} problem(s) found")
+        return 1 if problems else 0
+    print_environment()
+    print(f"\n{'op':<24} {'gradient':<10} {'error':>9} {'bound':>9}")
+    return 0
+
+
+def print_environment():
+    """Versions, linear algebra, cores, GPU."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    print(f"python      {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    print(f"numpy       {np.__version__}, BLAS {blas['name']} {blas['version']}")
+    print(f"pillow      {PIL.__version__}")
+    print(f"matplotlib  {matplotlib.__version__}")
+    if backend.cupy is None:
+        print("cupy        not installed: everything runs on the CPU (pip install minifcn[gpu])")
+    elif not backend.has_gpu():
+        print(f"cupy        {backend.cupy.__version__}, but it finds no CUDA device: everything runs on the CPU")
+    else:
+        name = backend.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        print(f"cupy        {backend.cupy.__version__} on {name}")
+
+
+# ---- arguments ----
+
+def _parser():
+    parser = argparse.ArgumentParser("minifcn", description="Fully convolutional networks from scratch.", epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    check = commands.add_parser("check", help="check this installation, or a data set",
+                                description="Show versions and back ends and check the gradient of every op; or, with "
+                                            "--data, report everything that is wrong with a data set.")
+    check.add_argument("--data", metavar="DIR", help="VOC-layout folder to check instead")
+    check.set_defaults(run=run_check)
+    return parser
+
+
+def _device(name):
+    try:
+        backend.choose_device(name)
+    except (ValueError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
+
+
+def _add_train(commands):
+    parser = commands.add_parser(
+        "train", help="train a network",
+        description="Train a network and write checkpoint.npz, log.csv, metrics.json, curves.png and predictions.png. "
+                    "Without --data, small synthetic images are drawn first and their own defaults apply. Ctrl-C "
+                    "finishes the step and saves; --resume goes on from there, or from the last checkpoint after a crash.")
+    defaults = {f.name: f.default for f in fields(trainer.Options)}
+
+    def shown(value):
+        return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+    def add(group, name, text, **settings):
+        # SUPPRESS: an option that was not given stays out, so that --resume can tell
+        key = name.removeprefix("--").replace("-", "_")
+        default = f" (default {shown(defaults[key])}" if defaults.get(key) is not None and key != "data" else ""
+        if default:
+            default += f"; synthetic data: {shown(SYNTHETIC_OPTIONS[key])})" if key in SYNTHETIC_OPTIONS else ")"
+        group.add_argument(name, dest=key, help=text + default, default=argparse.SUPPRESS, **settings)
+
+    data = parser.add_argument_group("data")
+    add(data, "--data", "folder in VOC's layout: it holds JPEGImages, SegmentationClass, ImageSets, perhaps classes.json; "
+        "without it, synthetic images are used", metavar="DIR")
+    add(data, "--scale", "work at this fraction of the images' size", type=float)
+    add(data, "--crop", "size of the random crops; smaller images are left out of training", type=int, nargs=2,
+        metavar=("H", "W"))
+    add(data, "--limit", "train on the first N images only, after the size rule", type=int, metavar="N")
+    add(data, "--void", "what void pixels are in training", choices=("ignore", "background"))
+    add(data, "--flip", "mirror images at random", action=argparse.BooleanOptionalAction)
+    add(data, "--jitter", "scale images at random by a factor from this range", type=float, nargs=2, metavar=("LOW", "HIGH"))
+
+    net = parser.add_argument_group("network")
+    add(net, "--model", "architecture", choices=list(MODELS))
+    add(net, "--backbone", "trunk of the network", choices=list(TRUNKS))
+    add(net, "--width", "channels of the trunk's first stage; the last has 8 times as many", type=int)
+    add(net, "--pretrained", "weights for the trunk in torchvision's names (.npz, .pth, .safetensors)", metavar="FILE")
+
+    training = parser.add_argument_group("training")
+    add(training, "--batch-size", "images in a step", type=int, metavar="N")
+    add(training, "--epochs", "passes over the training images", type=int, metavar="N")
+    add(training, "--lr", "learning rate, to be read together with --reduction", type=float)
+    add(training, "--lr-pretrained", "factor on the learning rate of what --pretrained loaded", type=float, metavar="FACTOR")
+    add(training, "--momentum", "momentum of gradient descent", type=float)
+    add(training, "--weight-decay", "weight decay, on all parameters", type=float)
+    add(training, "--schedule", "learning rate over the steps: constant, (1 - t)^0.9, or a tenth after each third",
+        choices=list(trainer.SCHEDULES))
+    add(training, "--reduction", "of the pixel losses: mean over valid pixels; pytorch: sum over the batch of per-image means; "
+        "mxnet: their mean", choices=list(trainer.REDUCTIONS))
+    add(training, "--seed", "everything random follows from it", type=int)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default runs/<name of the data>)")
+    either = run.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true",
+                        help="go on from the checkpoint in --out; its options are used, given ones must agree with them")
+    either.add_argument("--overwrite", action="store_true", help="start over although --out holds a run")
+    add(run, "--save-every", "steps from one checkpoint to the next; also after each epoch", type=int, metavar="STEPS")
+    add(run, "--device", "auto, cpu or gpu", type=_device)
+    add(run, "--workers", "threads that decode images; the results do not depend on it", type=int, metavar="N")
+    parser.set_defaults(run=run_train)
+
+
+def _add_evaluate(commands):
+    parser = commands.add_parser("evaluate", help="score a checkpoint on whole images",
+                                 description="Score a checkpoint on every pixel of whole images of any size; void is left out.")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("--data", metavar="DIR", help="folder in VOC's layout (default: the one it was trained on)")
+    parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation (default %(default)s)")
+    parser.add_argument("--scale", type=float, help="fraction of the images' size (default: the one it was trained at)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu or gpu (default %(default)s)")
+    parser.set_defaults(run=run_evaluate)
+
+
+def _add_predict(commands):
+    parser = commands.add_parser(
+        "predict", help="segment images of any size",
+        description="Write for each image NAME.png, whose pixel values are the class indices (in the classes' colours), "
+                    "and NAME_overlay.png, the image under its prediction. EXIF orientation is applied.")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="(default %(default)s)")
+    parser.add_argument("--method", choices=sorted(METHODS), default="whole",
+                        help="the whole image at once; padded to multiples of 32; in overlapping tiles, for large images "
+                             "(default %(default)s)")
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu or gpu (default %(default)s)")
+    parser.set_defaults(run=run_predict)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Pictures of a run: training curves, rows of image / prediction / truth with a legend, an image under its prediction.
+
+Figures are made without pyplot, so that nothing here touches the reader's own matplotlib state or needs a display.
+Read after minifcn/inference.py; read next minifcn/training/trainer.py, which calls this.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from minifcn.data.voc import VOID_COLOUR, index_to_colour
+
+
+def overlay(image, labels, classes, alpha=0.6):
+    """The image with every class but the first (background) laid over it in its colour.
+
+    image: (H, W, 3) uint8. labels: (H, W) integers, class indices or void. alpha: strength of the colour, 0..1.
+    Returns (H, W, 3) uint8; background pixels are the image's own.
+    """
+    colour = index_to_colour(labels, classes)                                       # (H, W, 3)
+    mixed = ((1 - alpha) * image + alpha * colour + 0.5).astype(np.uint8)           # (H, W, 3)
+    return np.where(labels[:, :, None] == 0, image, mixed)                          # (H, W, 3)
+
+
+def curves(history, baseline=None):
+    """Two panels over the epochs: the loss, and the scores with always-background's as dotted lines.
+
+    history: rows as in log.csv: dicts with epoch, loss, accuracy, and for whole epochs val_loss, val_pixel_accuracy,
+    val_mean_iou. baseline: {"pixel_accuracy", "mean_iou"} of predicting background everywhere, or None.
+    Returns a Figure; figure.savefig(path) writes it.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    ends = [row for row in history if row.get("val_loss") is not None]
+
+    def line(axes, rows, key, label, **style):
+        axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], label=label, **style)
+
+    line(left, history, "loss", "training", color="tab:blue")
+    line(left, ends, "val_loss", "validation", color="tab:orange", marker="o")
+    left.set(xlabel="epoch", ylabel="loss per pixel", ylim=(0, None), title="Loss")
+    line(right, history, "accuracy", "training pixel accuracy", color="tab:blue")
+    line(right, ends, "val_pixel_accuracy", "validation pixel accuracy", color="tab:orange", marker="o")
+    line(right, ends, "val_mean_iou", "validation mean IoU", color="tab:green", marker="s")
+    if baseline:
+        right.axhline(baseline["pixel_accuracy"], color="tab:orange", linestyle=":", label="always background: accuracy")
+        right.axhline(baseline["mean_iou"], color="tab:green", linestyle=":", label="always background: mean IoU")
+    right.set(xlabel="epoch", ylabel="fraction", ylim=(0, 1), title="Scores")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_xlim(0, max(row["epoch"] for row in history))
+    left.legend(frameon=False)
+    right.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def prediction_rows(images, predictions, truths, classes):
+    """Three rows, image / prediction / truth, one column per image, and a legend of the classes that occur.
+
+    images: list of (H, W, 3) uint8, of any sizes. predictions, truths: lists of (H, W) integers (truths may hold void).
+    Returns a Figure.
+    """
+    rows = {
+        "image": images,
+        "prediction": [index_to_colour(labels, classes) for labels in predictions],
+        "truth": [index_to_colour(labels, classes) for labels in truths],
+    }
+    aspect = max(image.shape[0] / image.shape[1] for image in images)               # of the tallest: sets the row height
+    side = 2.2                                                                      # inches per column
+    handles = _legend(np.unique(np.concatenate([x.ravel() for x in (*predictions, *truths)])), classes)
+    width = max(side * len(images) + 0.4, 3)
+    entry = 0.6 + 0.1 * max(len(handle.get_label()) for handle in handles)          # inches: patch, gap, letters
+    columns = max(1, min(len(handles), int(width / entry)))
+    lines = -(-len(handles) // columns)
+    figure = Figure(figsize=(width, 3 * side * aspect + 0.25 * lines + 0.2), layout="constrained")
+    grid = figure.subplots(3, len(images), squeeze=False)
+    for axes_row, (name, pictures) in zip(grid, rows.items()):
+        for axes, picture in zip(axes_row, pictures):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        axes_row[0].set_ylabel(name)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def _legend(indices, classes):
+    """One coloured patch per class index that occurs, void last."""
+    patches = []
+    for index in indices.tolist():
+        void = index == classes.void
+        colour = (VOID_COLOUR if void else classes.palette[index]) / 255
+        patches.append(Patch(facecolor=colour, edgecolor="grey", label="void" if void else classes.names[index]))
+    return patches

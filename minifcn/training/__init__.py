@@ -1,0 +1,11 @@
+"""Training: the optimiser, the scores, checkpoints, and the loop. Read optim, metrics, checkpoint, trainer, in this order."""
+
+from minifcn.training.checkpoint import CheckpointError, load_model
+from minifcn.training.metrics import ConfusionMatrix
+from minifcn.training.optim import SGD, constant, poly, step_decay
+from minifcn.training.trainer import Interrupted, Options, TrainingError, evaluate, resume, train, train_step
+
+__all__ = [
+    "SGD", "CheckpointError", "ConfusionMatrix", "Interrupted", "Options", "TrainingError", "constant", "evaluate",
+    "load_model", "poly", "resume", "step_decay", "train", "train_step",
+]

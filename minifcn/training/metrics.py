@@ -1,0 +1,85 @@
+"""One confusion matrix, and every score of a segmentation read from it.
+
+Counts are exact integers, so that scores do not depend on the order or the grouping of the images.
+Read next minifcn/training/trainer.py (evaluate). Source: Long, Shelhamer, Darrell 2015, section 5 ("Metrics").
+"""
+
+import numpy as np
+
+from minifcn.core.backend import array_module, to_host
+
+
+class ConfusionMatrix:
+    """counts[t, p] = number of pixels of true class t that were predicted as class p.
+
+    With n_tp = counts[t, p], t_c = sum_p n_cp (truth), p_c = sum_t n_tc (prediction), all sums over classes:
+
+        pixel accuracy          sum_c n_cc / sum_c t_c
+        mean accuracy           mean of n_cc / t_c          over the classes present in the truth
+        IoU of class c          n_cc / (t_c + p_c - n_cc)   NaN when c is in neither truth nor prediction
+        mean IoU                mean of the IoUs that are not NaN
+        frequency-weighted IoU  sum_c t_c * IoU_c / sum_c t_c
+
+    All are fractions in 0..1; without a single valid pixel they are 0.
+    num_classes: K. ignore_index: the label of void pixels, which are left out.
+
+    >>> m = ConfusionMatrix(2)
+    >>> m.update(np.array([0, 0, 1, 255]), np.array([0, 1, 1, 0]))
+    >>> m.pixel_accuracy, m.mean_iou                # 2 of 3; (1/2 + 1/2) / 2
+    (0.6666666666666666, 0.5)
+    """
+
+    def __init__(self, num_classes, ignore_index=255):
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts = np.zeros((num_classes, num_classes), dtype=np.int64)         # (K, K)
+
+    def update(self, labels, prediction):
+        """Count one image or batch.
+
+        labels, prediction: integer arrays of one shape on one device; labels 0..K-1 or ignore_index, prediction 0..K-1.
+        Raises ValueError for two shapes or a value outside these ranges.
+        """
+        if labels.shape != prediction.shape:
+            raise ValueError(f"confusion matrix: labels {labels.shape} and prediction {prediction.shape} differ in shape")
+        xp, K = array_module(labels), self.num_classes
+        valid = labels != self.ignore_index
+        truth, guess = labels[valid].astype(np.int64), prediction[valid].astype(np.int64)     # (pixels,)
+        for name, values in (("label", truth), ("prediction", guess)):
+            if values.size and not 0 <= int(values.min()) <= int(values.max()) < K:
+                raise ValueError(f"confusion matrix: a {name} is outside 0..{K - 1}: {values.min()}..{values.max()}")
+        self.counts += to_host(xp.bincount(K * truth + guess, minlength=K * K).reshape(K, K))
+
+    def always(self, index):
+        """The matrix that predicting class `index` everywhere would have given on the same images."""
+        other = ConfusionMatrix(self.num_classes, self.ignore_index)
+        other.counts[:, index] = self.counts.sum(axis=1)
+        return other
+
+    @property
+    def pixel_accuracy(self):
+        return float(np.trace(self.counts) / max(self.counts.sum(), 1))
+
+    @property
+    def mean_accuracy(self):
+        truth = self.counts.sum(axis=1)                                            # (K,)
+        present = truth > 0
+        return float(np.mean(np.diag(self.counts)[present] / truth[present])) if present.any() else 0.0
+
+    @property
+    def iou_per_class(self):
+        """(K,) float64, NaN for classes in neither truth nor prediction."""
+        hits = np.diag(self.counts)                                                # (K,)
+        union = self.counts.sum(axis=1) + self.counts.sum(axis=0) - hits           # (K,)
+        return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+
+    @property
+    def mean_iou(self):
+        iou = self.iou_per_class
+        present = ~np.isnan(iou)
+        return float(iou[present].mean()) if present.any() else 0.0
+
+    @property
+    def frequency_weighted_iou(self):
+        truth = self.counts.sum(axis=1)                                            # (K,); IoU is NaN only where it is 0
+        return float(np.sum(truth * np.nan_to_num(self.iou_per_class)) / max(truth.sum(), 1))

@@ -1,0 +1,119 @@
+"""Stochastic gradient descent with momentum, exactly torch's rule, and two learning-rate schedules.
+
+Everything that an exact resume needs is the velocities: a schedule is a function of the step number and has no state.
+Read after minifcn/nn/module.py; read next minifcn/training/trainer.py.
+Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
+"""
+
+from minifcn.core.backend import array_module, to_host
+
+
+class SGD:
+    """Gradient descent with momentum and weight decay over groups of parameters, each with its own settings.
+
+    With gradient g, parameter p and velocity v (zero at first):
+
+        v = momentum * v + g + weight_decay * p
+        p = p - lr * v
+
+    params: Parameters, or a list of dicts {"params": Parameters, "lr": ..., "momentum": ..., "weight_decay": ...}
+        whose missing settings are taken from the arguments.
+    lr: step length, > 0 or 0. momentum, weight_decay: >= 0; decay applies to every parameter, as in torch.
+    Raises ValueError for a negative setting, an unknown one, no parameters, or a parameter given twice.
+    Cost: one array as large as the parameters is kept (none without momentum), one more is made for a moment.
+
+    >>> optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
+    >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
+    """
+
+    def __init__(self, params, lr, momentum=0, weight_decay=0):
+        params = list(params)
+        if not params or not isinstance(params[0], dict):
+            params = [{"params": params}]
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self.groups = []
+        for group in params:
+            unknown = group.keys() - defaults.keys() - {"params"}
+            if unknown:
+                raise ValueError(f"SGD: unknown setting {', '.join(sorted(unknown))} in a parameter group")
+            group = defaults | group | {"params": list(group["params"])}
+            for name in defaults:
+                if not group[name] >= 0:
+                    raise ValueError(f"SGD: {name} is {group[name]}, must be at least 0")
+            self.groups.append(group)
+        everything = [p for group in self.groups for p in group["params"]]
+        if not everything:
+            raise ValueError("SGD: there are no parameters to train")
+        if len({id(p) for p in everything}) < len(everything):
+            raise ValueError("SGD: a parameter appears more than once")
+        self.velocities = [
+            [array_module(p.data).zeros_like(p.data) if group["momentum"] else None for p in group["params"]]
+            for group in self.groups
+        ]
+
+    def step(self, factor=1.0):
+        """Move every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr."""
+        for group, velocities in zip(self.groups, self.velocities):
+            lr, momentum, weight_decay = factor * group["lr"], group["momentum"], group["weight_decay"]
+            for p, v in zip(group["params"], velocities):
+                if p.grad is None:
+                    continue
+                w, g = p.data, p.grad
+                if weight_decay:
+                    g = g + weight_decay * w
+                if v is not None:
+                    v *= momentum
+                    v += g
+                    g = v
+                w -= lr * g
+
+    def zero_grad(self):
+        """Forget all gradients (sets them to None, so that the next backward() need not add)."""
+        for group in self.groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def state_dict(self):
+        """The velocities as NumPy copies: {"0": array, "1": ...}, in the order of the parameters."""
+        return {name: to_host(v).copy() for name, v in self._named_velocities()}
+
+    def load_state_dict(self, state):
+        """Take over velocities that state_dict() gave. Raises ValueError naming what is missing, left over or misshaped."""
+        mine = dict(self._named_velocities())
+        if mine.keys() != state.keys():
+            odd = sorted(mine.keys() ^ state.keys(), key=int)
+            raise ValueError(f"SGD: the state holds {len(state)} velocities, {len(mine)} are wanted (differ: {odd[:5]})")
+        for name, v in mine.items():
+            if v.shape != state[name].shape:
+                raise ValueError(f"SGD: velocity {name} is {state[name].shape} in the state, {v.shape} is wanted")
+            v[...] = array_module(v).asarray(state[name])
+
+    def _named_velocities(self):
+        flat = [v for velocities in self.velocities for v in velocities]
+        return [(str(i), v) for i, v in enumerate(flat) if v is not None]
+
+
+def constant(step, steps):
+    """The factor 1 at every step."""
+    return 1.0
+
+
+def poly(step, steps, power=0.9):
+    """The factor (1 - step / steps) ** power: from 1 at step 0 to 0 after the last of `steps` steps.
+
+    >>> poly(0, 100), round(poly(50, 100), 3)
+    (1.0, 0.536)
+    """
+    return (1 - step / steps) ** power
+
+
+def step_decay(step, steps, pieces=3, gamma=0.1):
+    """The factor gamma ** (number of whole `pieces`-ths of the run that are over).
+
+    >>> [round(step_decay(s, 90), 6) for s in (0, 29, 30, 60)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+    return gamma ** (pieces * step // steps)
+
+
+SCHEDULES = {"constant": constant, "poly": poly, "step": step_decay}

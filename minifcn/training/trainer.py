@@ -1,0 +1,492 @@
+"""The training loop: what a step does, what is measured, what is kept, and how an interrupted run goes on.
+
+A run is a function of its Options and its data alone. Its position (State) is saved with weights and velocities every few
+steps, so that a run killed at any moment and resumed ends with the same bits as one that was left alone.
+Read after optim.py, metrics.py, checkpoint.py; read next minifcn/__main__.py, which only parses arguments and calls this.
+Sources: pytorch/vision references/segmentation; Dive into Deep Learning, FCN chapter (the reductions' names).
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import math
+import signal
+import threading
+import time
+import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import minifcn.functional as F
+from minifcn import nn, plotting
+from minifcn.core.backend import array_module, choose_device, to_device, to_host
+from minifcn.core.tensor import Tensor
+from minifcn.data.loader import Loader, normalize
+from minifcn.data.voc import Folder
+from minifcn.inference import predict, whole
+from minifcn.models.fcn import MODELS
+from minifcn.models.weights import load_state
+from minifcn.training import checkpoint as checkpoints
+from minifcn.training.metrics import ConfusionMatrix
+from minifcn.training.optim import SCHEDULES, SGD
+
+READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
+PICTURES = 6                # columns of predictions.png
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (the loss or a weight is not finite); the last checkpoint is still good."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a whole step, and everything is saved. `signal` is its number."""
+
+    def __init__(self, number, step, path):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; everything is in {path}")
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that determines a run. Defaults are VOC's; `minifcn train --help` explains each. Raises ValueError.
+
+    crop: (height, width) in pixels, after `scale`. jitter: (lowest, highest) random scale. limit: train on the first
+    that many images after the size rule, None for all. pretrained: path of a weights file for the trunk, or None.
+    """
+
+    data: str
+    model: str = "fcn32s"
+    backbone: str = "resnet18"
+    width: int = 64
+    crop: tuple = (320, 480)
+    scale: float = 1.0
+    batch_size: int = 32
+    epochs: int = 30
+    lr: float = 0.02
+    lr_pretrained: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "poly"
+    reduction: str = "mean"
+    void: str = "ignore"
+    pretrained: str | None = None
+    flip: bool = True
+    jitter: tuple = (1.0, 1.0)
+    seed: int = 0
+    limit: int | None = None
+    save_every: int = 100
+    device: str = "auto"
+    workers: int = 2
+
+    ELSEWHERE = ("data", "save_every", "device", "workers")     # where and how, not what: free to change on resume
+
+    def __post_init__(self):
+        for name in ("crop", "jitter"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))              # JSON makes lists of them
+        for name in ("width", "batch_size", "epochs", "save_every", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name, known in (("model", MODELS), ("schedule", SCHEDULES), ("reduction", REDUCTIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(known)}")
+
+
+@dataclass
+class State:
+    """Where a run stands, beside its arrays; saved with them."""
+
+    epoch: int = 0              # current epoch, from 0
+    batch: int = 0              # batches of it that are done
+    step: int = 0               # steps of the run that are done
+    loss: float = 0.0           # sums over this epoch: loss of the valid pixels,
+    correct: int = 0            # those predicted right,
+    pixels: int = 0             # their number
+    images: int = 0             # sums over the run: images trained on,
+    seconds: float = 0.0        # wall time of training, evaluation left out,
+    waited: float = 0.0         # part of it spent waiting for data
+    history: list = field(default_factory=list)     # rows of log.csv
+    scores: dict | None = None                      # what evaluate() gave last
+
+
+# Both chapters and the mean over pixels are the same sum of pixel losses, divided by something else. The learning rate has
+# to be read with it: "pytorch" grows with the batch. Void pixels add 0 to the sum; only "mean" does not count them.
+REDUCTIONS = {
+    "mean": lambda N, H, W, valid: max(valid, 1),       # mean over the valid pixels of the batch
+    "pytorch": lambda N, H, W, valid: H * W,            # sum over the batch of per-image means
+    "mxnet": lambda N, H, W, valid: N * H * W,          # mean over the batch of per-image means
+}
+
+
+def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, device="cpu"):
+    """One step of gradient descent.
+
+    net: in train mode on `device`. batch: data.loader.Batch, uint8 on the host. void: label to ignore. reduction: one of
+    REDUCTIONS. factor: multiplies the learning rates.
+    Returns (sum of the pixel losses, number of right pixels, number of valid pixels); the first two stay on the device.
+    """
+    valid = int(np.count_nonzero(batch.labels != void))
+    labels = to_device(batch.labels, device)                                        # (N, H, W)
+    logits = net(Tensor(normalize(to_device(batch.images, device))))                # (N, K, H, W)
+    total = F.cross_entropy(logits, labels, ignore_index=void, reduction="none").sum()
+    loss = total / REDUCTIONS[reduction](*labels.shape, valid)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step(factor)
+    return total.data, (logits.data.argmax(axis=1) == labels).sum(), valid
+
+
+def evaluate(net, folder, device="cpu", stopped=lambda: False):
+    """Scores over every pixel of every image of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
+
+    stopped: asked before each image; when it returns True the evaluation is given up and None returned.
+    Returns a dict: pixel_accuracy, mean_accuracy, mean_iou, frequency_weighted_iou (fractions), loss (mean over pixels),
+    images (count), iou_per_class (name -> fraction, None where the class does not occur), always_background
+    (pixel_accuracy and mean_iou of predicting class 0 everywhere).
+    """
+    classes, loss = folder.classes, 0.0
+    matrix = ConfusionMatrix(len(classes.names), classes.void)
+    net.eval()
+    for image, labels in tqdm(_read_ahead(folder), "evaluate", len(folder), leave=False, disable=None):
+        if stopped():
+            return None
+        labels = to_device(labels[None], device)                                    # (1, H, W)
+        x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device))      # (1, 3, H, W)
+        logits = whole(net, x)                                                      # (1, K, H, W)
+        loss += F.cross_entropy(logits, labels, ignore_index=classes.void, reduction="sum").item()
+        matrix.update(labels, logits.argmax(axis=1))
+    nothing = matrix.always(0)
+    return {
+        "pixel_accuracy": matrix.pixel_accuracy,
+        "mean_accuracy": matrix.mean_accuracy,
+        "mean_iou": matrix.mean_iou,
+        "frequency_weighted_iou": matrix.frequency_weighted_iou,
+        "loss": loss / max(int(matrix.counts.sum()), 1),
+        "images": len(folder),
+        "iou_per_class": {n: None if math.isnan(v) else float(v) for n, v in zip(classes.names, matrix.iou_per_class)},
+        "always_background": {"pixel_accuracy": nothing.pixel_accuracy, "mean_iou": nothing.mean_iou},
+    }
+
+
+def _read_ahead(folder, workers=2, ahead=4):
+    """The (image, labels) of a Folder in order, decoded by threads up to `ahead` images early."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        for i in range(len(folder)):
+            waiting.append(pool.submit(folder.read, i))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def load_pretrained(net, path):
+    """Load what a file in torchvision's names (conv1.weight, layer1.0.bn1.bias, ...) offers into `trunk.*` of an FCN.
+
+    Half precision is widened; what the trunk does not know (fc.*) is left out. Prints what the file lacks.
+    Returns the set of full names that were loaded. Raises ValueError for a file with none of them or with other shapes.
+    """
+    offered, state = load_state(path), net.state_dict()
+    wanted = [name for name in state if name.startswith("trunk.")]
+    loaded = {name: offered[short] for name in wanted if (short := name.removeprefix("trunk.")) in offered}
+    if not loaded:
+        raise ValueError(f"{path}: holds none of the trunk's arrays, such as {wanted[0].removeprefix('trunk.')}")
+    for name, array in loaded.items():
+        if array.shape != state[name].shape:
+            raise ValueError(f"{path}: {name.removeprefix('trunk.')} is {array.shape}, the net wants {state[name].shape}; "
+                             "choose the --backbone and --width that the file was made with")
+    net.load_state_dict(state | {name: array.astype(state[name].dtype) for name, array in loaded.items()})
+    lacking = [name.removeprefix("trunk.") for name in wanted if name not in loaded]
+    print(f"pretrained: {len(loaded)} of the trunk's {len(wanted)} arrays from {path}"
+          + (f"; it lacks {', '.join(lacking)}" if lacking else ""))
+    return set(loaded)
+
+
+def train(options, out, overwrite=False):
+    """Train from the start and write everything into the folder `out`; returns what metrics.json holds.
+
+    out gets checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png. Raises ValueError when it holds a run
+    already (unless overwrite) or another process is training into it; DataError; CheckpointError; TrainingError;
+    Interrupted after SIGINT or SIGTERM.
+    """
+    with _claimed(out):
+        if (Path(out) / "checkpoint.npz").exists() and not overwrite:
+            raise ValueError(f"{out} holds a run already: go on with it (--resume), start over (--overwrite), "
+                             "or choose another --out")
+        return _Run(options, out).finish()
+
+
+def resume(out, **given):
+    """Go on with the run in the folder `out` where its checkpoint stands; returns what metrics.json holds.
+
+    given: options to compare with the stored ones; data, save_every, device and workers may differ and are taken over.
+    Raises ValueError naming every other option that differs, and what train() raises.
+    """
+    path = Path(out) / "checkpoint.npz"
+    if not path.exists():
+        raise ValueError(f"{out} holds no checkpoint.npz to resume from; start without --resume")
+    with _claimed(out):
+        saved = checkpoints.load(path)
+        try:
+            stored = Options(**saved.info["options"])
+            options = replace(stored, **given)
+        except (TypeError, KeyError) as error:
+            raise checkpoints.CheckpointError(f"{path}: its options do not fit this version: {error}") from error
+        conflicts = [
+            f"{f.name}: {getattr(stored, f.name)} stored, {getattr(options, f.name)} given"
+            for f in fields(Options)
+            if f.name not in Options.ELSEWHERE and getattr(stored, f.name) != getattr(options, f.name)
+        ]
+        if conflicts:
+            raise ValueError(f"{path} was made with other options ({'; '.join(conflicts)}); leave them out to resume")
+        return _Run(options, out, saved).finish()
+
+
+@contextlib.contextmanager
+def _claimed(out):
+    """Make the folder and hold its lock, which ends with the process however that ends."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with open(Path(out) / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another process is training into this folder") from None
+        yield
+
+
+class _Signals:
+    """Inside this context the first SIGINT or SIGTERM is only noted in `number`; a second one acts as it did before."""
+
+    def __enter__(self):
+        self.number, self.before = None, {}
+        if threading.current_thread() is threading.main_thread():                   # Python allows it nowhere else
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        self.number = number
+        self.__exit__()
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class _Pending(NamedTuple):
+    """A step whose loss has not been read from the device yet."""
+
+    step: int
+    ids: list
+    loss: object                # 0-d array on the device
+    correct: object
+
+
+class _Run:
+    """One run: net, optimiser, data and State, from Options or from a Checkpoint."""
+
+    def __init__(self, options, out, saved=None):
+        self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
+        self.device = choose_device(options.device)
+        folder = Folder(options.data, "train", options.scale).at_least(options.crop)
+        self.folder = folder.first(options.limit) if options.limit else folder
+        self.loader = Loader(self.folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
+                             options.void, workers=options.workers)
+        self.steps = options.epochs * len(self.loader)
+        self.val = Folder(options.data, "val", options.scale)
+        self.val.sizes()                                                            # finds faults before training starts
+        self.classes = self.folder.classes
+        self.images = zlib.crc32("\n".join(self.folder.ids).encode())              # which images, in which order
+        self.architecture = {"name": options.model, "backbone": options.backbone, "width": options.width}
+        nn.init.seed(options.seed)
+        self.net = checkpoints.build(self.architecture, len(self.classes.names))
+        if saved is None:
+            self.state = State()
+            self.pretrained = load_pretrained(self.net, options.pretrained) if options.pretrained else set()
+        else:
+            if saved.classes != self.classes or saved.info["images"] != self.images:
+                raise ValueError(f"{options.data}: not the classes and training images that {self.path} was trained on")
+            self.state = State(**saved.info["state"])
+            self.pretrained = set(saved.info["pretrained"])
+            self.net.load_state_dict(saved.model)
+        self.net.to(self.device)
+        self.optimizer = self._optimizer()
+        if saved is not None:
+            self.optimizer.load_state_dict(saved.optimizer)
+        self.pending = []
+        self.last_read = 0.0
+
+    def _optimizer(self):
+        """SGD with the pretrained parameters in a group of their own, at --lr-pretrained times the learning rate."""
+        named = list(self.net.named_parameters())
+        new = [p for name, p in named if name not in self.pretrained]
+        old = [p for name, p in named if name in self.pretrained]
+        options = self.options
+        groups = [{"params": new}, {"params": old, "lr": options.lr * options.lr_pretrained}]
+        return SGD(groups, options.lr, options.momentum, options.weight_decay)
+
+    @property
+    def factor(self):
+        return SCHEDULES[self.options.schedule](self.state.step, self.steps)
+
+    def finish(self):
+        """Train to the end, evaluate after each epoch, write everything. Returns the metrics."""
+        state, options = self.state, self.options
+        if state.step == 0:
+            self.save()                             # finds a full disk or a read-only folder before hours of training
+        with _Signals() as signals, self._progress() as bar:
+            while state.epoch < options.epochs:
+                self._train_epoch(signals, bar)
+                state.scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None)
+                self._leave_if(signals)
+                if not math.isfinite(state.scores["loss"]):
+                    raise TrainingError(f"the validation loss is {state.scores['loss']} after step {state.step}; "
+                                        + self._advice())
+                self._end_epoch(bar)
+        self._tables()                              # again: a run killed just before it wrote them is complete after this
+        self._pictures()
+        return self.metrics()
+
+    def _progress(self):
+        # smoothing=0: the time left is judged from the average speed, evaluations included
+        return tqdm(total=self.steps, initial=self.state.step, unit="step", smoothing=0, dynamic_ncols=True, disable=None)
+
+    def _train_epoch(self, signals, bar):
+        """The rest of the current epoch."""
+        state, n = self.state, len(self.loader)
+        self.net.train()
+        with contextlib.closing(self.loader.epoch(state.epoch, state.batch)) as batches:
+            clock = idle = time.perf_counter()
+            for batch in batches:
+                state.waited += time.perf_counter() - idle
+                self._step(batch)
+                fifth = 5 * state.batch // n > 5 * (state.batch - 1) // n           # a fifth of the epoch is over
+                if fifth or time.perf_counter() - self.last_read > READ_SECONDS:
+                    self._read(bar)
+                now = time.perf_counter()
+                state.seconds, clock = state.seconds + now - clock, now
+                if fifth:
+                    self._log()
+                bar.update()
+                self._leave_if(signals)
+                if state.step % self.options.save_every == 0:
+                    self.save()
+                idle = time.perf_counter()
+
+    def _step(self, batch):
+        state, options = self.state, self.options
+        loss, correct, valid = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction,
+                                          self.factor, self.device)
+        state.step, state.batch = state.step + 1, state.batch + 1
+        state.pixels, state.images = state.pixels + valid, state.images + len(batch.ids)
+        self.pending.append(_Pending(state.step, batch.ids, loss, correct))
+
+    def _read(self, bar=None):
+        """Bring the pending losses from the device into the sums. Raises TrainingError for one that is not finite."""
+        if self.pending:
+            xp, state = array_module(self.pending[0].loss), self.state
+            losses = to_host(xp.stack([p.loss for p in self.pending])).tolist()
+            correct = to_host(xp.stack([p.correct for p in self.pending])).tolist()
+            for pending, loss in zip(self.pending, losses):
+                if not math.isfinite(loss):
+                    raise TrainingError(f"the loss is {loss} at step {pending.step}, with the images "
+                                        f"{', '.join(pending.ids)}; {self._advice()}")
+                state.loss += loss
+            state.correct += sum(correct)
+            self.pending.clear()
+            if bar is not None:
+                bar.set_postfix_str(f"epoch {state.epoch + 1}/{self.options.epochs}, {self._summary()}")
+        self.last_read = time.perf_counter()
+
+    def _advice(self):
+        return (f"nothing of it was saved. Lower --lr (it is {self.options.lr}), or look for broken images: "
+                f"minifcn check --data {self.options.data}")
+
+    def _summary(self):
+        state = self.state
+        return (f"loss {state.loss / max(state.pixels, 1):.3f}, accuracy {state.correct / max(state.pixels, 1):.3f}, "
+                f"{state.images / state.seconds if state.seconds else 0:.1f} images/s, "
+                f"{state.waited / state.seconds if state.seconds else 0:.0%} waiting for data")
+
+    def _log(self):
+        """Note a row of log.csv: the means over the epoch so far."""
+        state = self.state
+        state.history.append({
+            "epoch": state.epoch + state.batch / len(self.loader),
+            "step": state.step,
+            "lr": self.options.lr * SCHEDULES[self.options.schedule](state.step - 1, self.steps),
+            "loss": state.loss / max(state.pixels, 1),
+            "accuracy": state.correct / max(state.pixels, 1),
+            "images_per_second": state.images / state.seconds,
+            "waiting": state.waited / state.seconds,
+            "val_loss": None,
+            "val_pixel_accuracy": None,
+            "val_mean_iou": None,
+        })
+
+    def _end_epoch(self, bar):
+        """Log the evaluation, move to the next epoch, and save."""
+        state, scores = self.state, self.state.scores
+        state.history[-1] |= {f"val_{name}": scores[name] for name in ("loss", "pixel_accuracy", "mean_iou")}
+        bar.write(f"epoch {state.epoch + 1}/{self.options.epochs}: {self._summary()} | validation: loss {scores['loss']:.3f}, "
+                  f"accuracy {scores['pixel_accuracy']:.3f}, mean IoU {scores['mean_iou']:.3f}")
+        state.epoch, state.batch, state.loss, state.correct, state.pixels = state.epoch + 1, 0, 0.0, 0, 0
+        self.save()
+        self._tables()
+
+    def _tables(self):
+        """log.csv and metrics.json."""
+        state, text = self.state, io.StringIO()
+        table = csv.DictWriter(text, state.history[0])
+        table.writeheader()
+        table.writerows(state.history)
+        self._write("log.csv", text.getvalue())
+        self._write("metrics.json", json.dumps(self.metrics(), indent=2) + "\n")
+
+    def metrics(self):
+        """The last evaluation, and the speed of training end to end: data and checkpoints included, evaluation not."""
+        state = self.state
+        return state.scores | {"images_per_second": state.images / state.seconds, "epochs": state.epoch,
+                               "steps": state.step, "training_seconds": state.seconds}
+
+    def _leave_if(self, signals):
+        if signals.number is not None:
+            self.save()
+            raise Interrupted(signals.number, self.state.step, self.path)
+
+    def save(self):
+        """Write the checkpoint. Raises TrainingError, and leaves the last one alone, when a number in it is not finite."""
+        self._read()
+        model = self.net.state_dict()
+        for name, array in model.items():
+            if not np.isfinite(array).all():
+                raise TrainingError(f"{name} holds numbers that are not finite after step {self.state.step}; {self._advice()}")
+        info = {"options": asdict(self.options), "state": asdict(self.state), "images": self.images,
+                "pretrained": sorted(self.pretrained)}
+        checkpoints.save(self.path, checkpoints.Checkpoint(self.architecture, self.classes, model,
+                                                           self.optimizer.state_dict(), info))
+
+    def _pictures(self):
+        """curves.png, and predictions.png of the first validation images."""
+        baseline = self.state.scores["always_background"]
+        self._write("curves.png", _png(plotting.curves(self.state.history, baseline)))
+        self.net.eval()
+        images, truths = zip(*[self.val.read(i) for i in range(min(PICTURES, len(self.val)))])
+        predictions = [predict(self.net, image, device=self.device) for image in images]
+        self._write("predictions.png", _png(plotting.prediction_rows(images, predictions, truths, self.classes)))
+
+    def _write(self, name, content):
+        with checkpoints.atomic(self.out / name) as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+
+
+def _png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

@@ -1,0 +1,105 @@
+"""Whole images, padding and tiles: exact where theory says so, on every size; predictions and their files."""
+
+import numpy as np
+import pytest
+from cases import xp  # noqa: F401
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import minifcn.functional as F
+from minifcn import models, nn
+from minifcn.core.backend import to_host
+from minifcn.core.tensor import Tensor
+from minifcn.inference import pad_and_crop, predict, starts, tile_and_average, whole
+
+
+def pixelwise(K=3, seed=0, xp=np):  # noqa: F811
+    """A net whose logits depend on their own pixel only: tiling and padding must not change them."""
+    w = xp.asarray(np.random.default_rng(seed).standard_normal((K, 3, 1, 1)))
+    return lambda x: F.conv2d(x, Tensor(w))
+
+
+def noise(H, W, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal((1, 3, H, W)).astype(dtype)
+
+
+def small_fcn():
+    nn.init.seed(0)
+    net = models.fcn32s(num_classes=4, width=2).eval()
+    return net
+
+
+@given(length=st.integers(1, 300), tile=st.integers(1, 100), stride=st.integers(1, 100))
+@example(length=100, tile=100, stride=50)
+@example(length=101, tile=100, stride=100)
+def test_starts_cover_and_end_flush(length, tile, stride):
+    length, stride = max(length, tile), min(stride, tile)
+    s = starts(length, tile, stride)
+    assert s[0] == 0 and s[-1] == length - tile
+    assert all(0 < b - a <= stride for a, b in zip(s, s[1:]))          # no position twice, no gap
+
+
+@given(H=st.integers(1, 140), W=st.integers(1, 140), th=st.sampled_from([32, 64]), tw=st.sampled_from([32, 96]), seed=st.integers(0, 99))
+@example(H=1, W=1, th=32, tw=32, seed=0)
+@example(H=64, W=96, th=64, tw=96, seed=0)
+def test_tiles_equal_whole_for_a_pixelwise_net(H, W, th, tw, seed):
+    rng = np.random.default_rng(seed)
+    net, x = pixelwise(), noise(H, W, seed)
+    stride = (int(rng.integers(8, th + 1)), int(rng.integers(8, tw + 1)))
+    expected = whole(net, x)
+    # the same 3 products each time; summing n <= 5 * 13 equal numbers and dividing by n costs at most n roundings
+    bound = 70 * 2**-53 * np.abs(expected).max()
+    np.testing.assert_allclose(tile_and_average(net, x, (th, tw), stride), expected, rtol=0, atol=bound)
+    np.testing.assert_allclose(pad_and_crop(net, x), expected, rtol=0, atol=bound)
+
+
+def test_average_by_hand(xp):  # noqa: F811
+    """A net that answers 1, 2, 3, ... at its n-th call: the result shows which tiles saw a pixel."""
+    calls = iter(range(1, 10))
+
+    def net(x):
+        return Tensor(xp.full((1, 1, *x.shape[2:]), next(calls), dtype=xp.float64))
+
+    y = to_host(tile_and_average(net, xp.asarray(noise(32, 80)), tile=(32, 32), stride=(32, 24)))
+    # tiles start at columns 0, 24, 48: overlaps 24..31 and 48..55
+    assert y.shape == (1, 1, 32, 80)
+    assert y[0, 0, 5].tolist() == [1] * 24 + [1.5] * 8 + [2] * 16 + [2.5] * 8 + [3] * 24
+
+
+def test_fcn_of_any_size():
+    net = small_fcn()
+    for H, W in [(1, 1), (33, 64), (64, 31), (70, 101)]:
+        x = noise(H, W, dtype=np.float32)
+        expected = whole(net, x)
+        assert expected.shape == (1, 4, H, W)
+        padded = np.pad(x, ((0, 0), (0, 0), (0, -H % 32), (0, -W % 32)))
+        assert np.array_equal(pad_and_crop(net, x), whole(net, padded)[:, :, :H, :W])
+        assert tile_and_average(net, x, (32, 64)).shape == (1, 4, H, W)
+    x = noise(64, 96, dtype=np.float32)                                # nothing to pad, one tile: the same pass
+    assert np.array_equal(pad_and_crop(net, x), whole(net, x))
+    assert np.array_equal(tile_and_average(net, x, (64, 96)), whole(net, x))
+
+
+def test_keeps_no_graph_and_no_training_state():
+    net = small_fcn()
+    before = net.state_dict()
+    whole(net, noise(40, 50, dtype=np.float32))
+    assert all(p.grad is None for p in net.parameters())
+    assert all(np.array_equal(before[name], array) for name, array in net.state_dict().items())
+
+
+def test_tile_refuses():
+    net = pixelwise()
+    with pytest.raises(ValueError, match=r"tile \(40, 32\) must be multiples of 32"):
+        tile_and_average(net, noise(64, 64), (40, 32))
+    with pytest.raises(ValueError, match=r"stride \(33, 32\) must be between 1 and the tile \(32, 32\)"):
+        tile_and_average(net, noise(64, 64), (32, 32), (33, 32))
+
+
+def test_predict_takes_the_largest_logit():
+    image = np.random.default_rng(0).integers(0, 256, (45, 61, 3), dtype=np.uint8)      # (H, W, 3)
+    w = np.eye(3, dtype=np.float32)[:, :, None, None]                                   # class c = channel c is largest
+    labels = predict(lambda x: F.conv2d(x, Tensor(w)), image)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    assert labels.dtype == np.uint8 and labels.shape == (45, 61)
+    assert (labels == ((image / 255 - mean) / std).argmax(axis=2)).mean() > 0.999       # float32 may break near-ties

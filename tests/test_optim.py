@@ -1,0 +1,136 @@
+"""SGD against hand-worked steps and torch's own; the schedules' values; exact resume."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minifcn.core.tensor import Tensor
+from minifcn.training.optim import SGD, constant, poly, step_decay
+
+
+def parameters(rng, shapes=((3,), (2, 3)), dtype=np.float64):
+    return [Tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True) for shape in shapes]
+
+
+def set_gradients(params, rng):
+    for p in params:
+        p.grad = rng.standard_normal(p.shape).astype(p.dtype)
+
+
+def test_two_steps_by_hand():
+    p = Tensor(np.array([1.0]), requires_grad=True)
+    optimizer = SGD([p], lr=0.5, momentum=0.5, weight_decay=0.25)
+    p.grad = np.array([2.0])
+    optimizer.step()                            # v = 2 + 0.25 = 2.25; p = 1 - 1.125
+    assert p.data.tolist() == [-0.125]
+    p.grad = np.array([1.0])
+    optimizer.step()                            # v = 1.125 + 1 - 0.03125 = 2.09375; p = -0.125 - 1.046875
+    assert p.data.tolist() == [-1.171875]
+
+
+@given(momentum=st.sampled_from([0, 0.9]), weight_decay=st.sampled_from([0, 1e-2]), lr2=st.sampled_from([0, 0.3]), seed=st.integers(0, 9))
+def test_equals_torch(momentum, weight_decay, lr2, seed):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(seed)
+    ours = parameters(rng)
+    theirs = [torch.tensor(p.data, requires_grad=True) for p in ours]
+    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay}
+    mine = SGD([{"params": ours[:1]}, {"params": ours[1:], "lr": lr2}], **settings)
+    reference = torch.optim.SGD([{"params": theirs[:1]}, {"params": theirs[1:], "lr": lr2}], **settings)
+    for _ in range(5):
+        set_gradients(ours, rng)
+        for p, q in zip(ours, theirs):
+            q.grad = torch.from_numpy(p.grad.copy())
+        mine.step()
+        reference.step()
+    for p, q in zip(ours, theirs):
+        # 5 steps of fewer than 8 roundings each, which torch may fuse: 40 u of the largest number
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=0, atol=40 * 2**-53 * 4)
+
+
+def test_moves_in_place_and_leaves_gradients_alone():
+    rng = np.random.default_rng(0)
+    params = parameters(rng, dtype=np.float32)
+    arrays = [p.data for p in params]
+    set_gradients(params, rng)
+    before = [p.grad.copy() for p in params]
+    SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1).step(factor=0.5)
+    for p, array, gradient in zip(params, arrays, before):
+        assert p.data is array and p.dtype == np.float32
+        assert np.array_equal(p.grad, gradient)
+
+
+def test_parameters_without_gradient_stay_and_zero_grad_forgets():
+    params = parameters(np.random.default_rng(0))
+    optimizer = SGD(params, lr=0.1, weight_decay=1)
+    before = params[1].data.copy()
+    params[0].grad = np.ones(3)
+    optimizer.step()
+    assert np.array_equal(params[1].data, before)
+    optimizer.zero_grad()
+    assert params[0].grad is None
+
+
+def test_factor_scales_every_group():
+    a, b = (Tensor(np.zeros(1), requires_grad=True) for _ in range(2))
+    a.grad = b.grad = np.ones(1)
+    SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=1.0).step(factor=0.25)
+    assert (a.data[0], b.data[0]) == (-0.25, -0.125)
+
+
+def test_resumes_exactly():
+    whole, first = (parameters(np.random.default_rng(1), dtype=np.float32) for _ in range(2))
+    a, b = SGD(whole, 0.1, 0.9, 1e-4), SGD(first, 0.1, 0.9, 1e-4)
+    gradients = np.random.default_rng(2)
+    for step in range(6):
+        set_gradients(whole, gradients)
+        for p, q in zip(whole, first):
+            q.grad = p.grad.copy()
+        a.step()
+        b.step()
+        if step == 2:
+            state = b.state_dict()
+            b = SGD(first, 0.1, 0.9, 1e-4)
+            b.load_state_dict(state)
+            state["0"][...] = 99                # a copy: changing it afterwards changes nothing
+    assert all(np.array_equal(p.data, q.data) for p, q in zip(whole, first))
+
+
+def test_wrong_state_is_named():
+    optimizer = SGD(parameters(np.random.default_rng(0)), 0.1, momentum=0.9)
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match="1 velocities, 2 are wanted"):
+        optimizer.load_state_dict({"0": state["0"]})
+    with pytest.raises(ValueError, match=r"velocity 1 is \(3, 2\) in the state, \(2, 3\) is wanted"):
+        optimizer.load_state_dict({"0": state["0"], "1": state["1"].T})
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"lr": -1}, "lr is -1"),
+    ({"lr": float("nan")}, "lr is nan"),
+    ({"lr": 1, "momentum": -0.1}, "momentum is -0.1"),
+    ({"lr": 1, "weight_decay": -1}, "weight_decay is -1"),
+])
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SGD(parameters(np.random.default_rng(0)), **settings)
+
+
+def test_bad_parameters():
+    p = Tensor(np.zeros(1), requires_grad=True)
+    with pytest.raises(ValueError, match="no parameters"):
+        SGD([], lr=1)
+    with pytest.raises(ValueError, match="more than once"):
+        SGD([{"params": [p]}, {"params": [p]}], lr=1)
+    with pytest.raises(ValueError, match="unknown setting nesterov"):
+        SGD([{"params": [p], "nesterov": True}], lr=1)
+
+
+def test_schedules():
+    assert [constant(s, 10) for s in (0, 9)] == [1, 1]
+    assert poly(0, 100) == 1 and poly(100, 100) == 0
+    assert poly(75, 100, power=0.5) == 0.5
+    assert all(poly(s, 100) > poly(s + 1, 100) for s in range(100))
+    assert [round(step_decay(s, 90), 12) for s in (0, 29, 30, 59, 60, 89)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert [step_decay(s, 8, pieces=2, gamma=0.5) for s in range(8)] == [1] * 4 + [0.5] * 4
