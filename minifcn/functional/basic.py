@@ -7,6 +7,8 @@ Read after core/tensor.py; read next linear.py.
 
 from collections import namedtuple
 
+import numpy as np
+
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
 from minifcn.core.shapes import check_dtypes, dims
@@ -26,7 +28,7 @@ def _operands(op, a, b):
     b = as_tensor(b, like=a)
     check_dtypes(op, a=a, b=b)
     try:
-        array_module(a.data).broadcast_shapes(a.shape, b.shape)
+        np.broadcast_shapes(a.shape, b.shape)
     except ValueError:
         raise ValueError(f"{op}: shapes {dims(a)} and {dims(b)} do not broadcast") from None
     return a, b
