@@ -149,8 +149,8 @@ def _read_zip(file, file_size):
             return _read_pth(archive, entries, roots[0], file_size)
         if entries and all(name.endswith(".npy") for name in entries):
             return _read_npz(archive, entries, file_size)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"damaged zip archive: {error}") from error  # RuntimeError: encrypted, OSError: a wild seek
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, UnicodeDecodeError, EOFError, OSError) as error:
+        raise WeightsError(f"damaged zip archive: {show(error)}") from None     # RuntimeError: encrypted; OSError: wild seek
     raise WeightsError("the zip archive holds neither one data.pkl (.pth) nor only .npy files (.npz)")
 
 
