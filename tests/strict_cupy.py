@@ -180,6 +180,10 @@ def put_along_axis(a, indices, values, axis):
     np.put_along_axis(a._host, indices._host % a.shape[axis], _unwrap(values), axis)
 
 
+def may_share_memory(a, b):
+    return np.may_share_memory(a._host, b._host)
+
+
 def shares_memory(a, b):
     return np.shares_memory(a._host, b._host)
 

@@ -137,7 +137,8 @@ def test_every_name_exists_in_cupy():
         assert [n for n in names(kind) if not hasattr(cupy, n)] == []
     for kind in ("methods", "attributes"):
         assert [n for n in names(kind) if not hasattr(cupy.ndarray, n)] == []
-    for n in ("asarray", "array", "asnumpy", "take", "take_along_axis", "put_along_axis", "shares_memory"):
+    for n in ("asarray", "array", "asnumpy", "take", "take_along_axis", "put_along_axis", "shares_memory",
+              "may_share_memory"):
         assert hasattr(cupy, n)
     assert hasattr(cupy.ndarray, "get") and hasattr(cupy.ndarray, "item") and hasattr(cupy.ufunc, "at")
     assert not hasattr(cupy.ndarray, "__index__")
