@@ -18,6 +18,7 @@ from minifcn import plotting
 from minifcn.core import backend
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder, check_folder, read_image, write_labels
+from minifcn.functional.checks import gradcheck_table
 from minifcn.inference import METHODS, predict
 from minifcn.models.fcn import MODELS
 from minifcn.models.resnet import TRUNKS
@@ -103,7 +104,7 @@ def run_evaluate(args):
     if folder.classes != checkpoint.classes:
         raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
                               f"{', '.join(checkpoint.classes.names)}")
-    if args.limit:
+    if args.limit is not None:
         folder = folder.first(args.limit)
     device = backend.choose_device(args.device)
     print_scores(trainer.evaluate(net.to(device), folder, device))
@@ -136,13 +137,19 @@ def run_predict(args):
 def run_check(args):
     if args.data is not None:
         problems = check_folder(args.data)
-        for problem in problems:
-            print(problem)
-        print(f"{args.data}: {len(problems)} problem(s) found")
+        print(*problems, f"{args.data}: {len(problems) or 'no'} problems", sep="\n")
         return 1 if problems else 0
     print_environment()
-    print(f"\n{'op':<24} {'gradient':<10} {'error':>9} {'bound':>9}")
-    return 0
+    print(f"\n{'op':<24} {'form':<8} {'device':<7} {'dtype':<8} {'error':>8} {'bound':>8}")
+    failed = 0
+    for device in ("cpu", "gpu") if backend.has_gpu() else ("cpu",):
+        for row in gradcheck_table(device):
+            good = row.error <= row.bound                                           # False for NaN
+            failed += not good
+            print(f"{row.op:<24} {row.form:<8} {row.device:<7} {row.dtype:<8} {row.error:8.1e} {row.bound:8.1e}"
+                  + ("" if good else "  FAILED"))
+    print(f"\n{failed or 'no'} gradients are wrong")
+    return 1 if failed else 0
 
 
 def print_environment():

@@ -7,6 +7,7 @@ Read after minifcn/inference.py; read next minifcn/training/trainer.py, which ca
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from minifcn.data.voc import VOID_COLOUR, index_to_colour
 
@@ -49,6 +50,7 @@ def curves(history, baseline=None):
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.set_xlim(0, max(row["epoch"] for row in history))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(frameon=False)
     right.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -52,8 +52,8 @@ def test_is_a_plain_npz_without_pickles(tmp_path):
     save(tmp_path / "c.npz", example())
     with np.load(tmp_path / "c.npz", allow_pickle=False) as archive:
         assert set(archive.files) == {"model/trunk.conv1.weight", "model/trunk.bn1.running_mean", "optimizer/0", "meta"}
-        assert json.loads(archive["meta"].tobytes())["classes"] == {"names": ["nothing", "thing"], "palette": [[0, 0, 0], [9, 8, 7]],
-                                                                    "void": 200}
+        classes = json.loads(archive["meta"].tobytes())["classes"]
+    assert classes == {"names": ["nothing", "thing"], "palette": [[0, 0, 0], [9, 8, 7]], "void": 200}
 
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path, written):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from cases import xp  # noqa: F401
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -13,7 +12,7 @@ from minifcn.core.tensor import Tensor
 from minifcn.inference import pad_and_crop, predict, starts, tile_and_average, whole
 
 
-def pixelwise(K=3, seed=0, xp=np):  # noqa: F811
+def pixelwise(K=3, seed=0, xp=np):
     """A net whose logits depend on their own pixel only: tiling and padding must not change them."""
     w = xp.asarray(np.random.default_rng(seed).standard_normal((K, 3, 1, 1)))
     return lambda x: F.conv2d(x, Tensor(w))
@@ -39,7 +38,8 @@ def test_starts_cover_and_end_flush(length, tile, stride):
     assert all(0 < b - a <= stride for a, b in zip(s, s[1:]))          # no position twice, no gap
 
 
-@given(H=st.integers(1, 140), W=st.integers(1, 140), th=st.sampled_from([32, 64]), tw=st.sampled_from([32, 96]), seed=st.integers(0, 99))
+@given(H=st.integers(1, 140), W=st.integers(1, 140), th=st.sampled_from([32, 64]), tw=st.sampled_from([32, 96]),
+       seed=st.integers(0, 99))
 @example(H=1, W=1, th=32, tw=32, seed=0)
 @example(H=64, W=96, th=64, tw=96, seed=0)
 def test_tiles_equal_whole_for_a_pixelwise_net(H, W, th, tw, seed):
@@ -53,7 +53,7 @@ def test_tiles_equal_whole_for_a_pixelwise_net(H, W, th, tw, seed):
     np.testing.assert_allclose(pad_and_crop(net, x), expected, rtol=0, atol=bound)
 
 
-def test_average_by_hand(xp):  # noqa: F811
+def test_average_by_hand(xp):
     """A net that answers 1, 2, 3, ... at its n-th call: the result shows which tiles saw a pixel."""
     calls = iter(range(1, 10))
 

@@ -29,7 +29,8 @@ def test_two_steps_by_hand():
     assert p.data.tolist() == [-1.171875]
 
 
-@given(momentum=st.sampled_from([0, 0.9]), weight_decay=st.sampled_from([0, 1e-2]), lr2=st.sampled_from([0, 0.3]), seed=st.integers(0, 9))
+@given(momentum=st.sampled_from([0, 0.9]), weight_decay=st.sampled_from([0, 1e-2]), lr2=st.sampled_from([0, 0.3]),
+       seed=st.integers(0, 9))
 def test_equals_torch(momentum, weight_decay, lr2, seed):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)

@@ -13,7 +13,8 @@ from minifcn.plotting import curves, overlay, prediction_rows
 def rows(epochs=3):
     history = []
     for i in range(1, 5 * epochs + 1):
-        row = {"epoch": i / 5, "loss": 1 / i, "accuracy": 1 - 0.5 / i, "val_loss": None, "val_pixel_accuracy": None, "val_mean_iou": None}
+        row = {"epoch": i / 5, "loss": 1 / i, "accuracy": 1 - 0.5 / i,
+               "val_loss": None, "val_pixel_accuracy": None, "val_mean_iou": None}
         if i % 5 == 0:
             row |= {"val_loss": 1.1 / i, "val_pixel_accuracy": 0.8, "val_mean_iou": 0.5}
         history.append(row)

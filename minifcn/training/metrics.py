@@ -45,10 +45,12 @@ class ConfusionMatrix:
         xp, K = array_module(labels), self.num_classes
         valid = labels != self.ignore_index
         truth, guess = labels[valid].astype(np.int64), prediction[valid].astype(np.int64)     # (pixels,)
-        for name, values in (("label", truth), ("prediction", guess)):
-            if values.size and not 0 <= int(values.min()) <= int(values.max()) < K:
-                raise ValueError(f"confusion matrix: a {name} is outside 0..{K - 1}: {values.min()}..{values.max()}")
-        self.counts += to_host(xp.bincount(K * truth + guess, minlength=K * K).reshape(K, K))
+        known = (truth >= 0) & (truth < K) & (guess >= 0) & (guess < K)                       # (pixels,)
+        pairs = xp.where(known, K * truth + guess, K * K)                                     # (pixels,), K * K: errors
+        counts = to_host(xp.bincount(pairs, minlength=K * K + 1))                             # (K * K + 1,)
+        if counts[-1]:
+            raise ValueError(f"confusion matrix: {counts[-1]} pixels have a label or prediction outside 0..{K - 1}")
+        self.counts += counts[:-1].reshape(K, K)
 
     def always(self, index):
         """The matrix that predicting class `index` everywhere would have given on the same images."""

@@ -106,7 +106,7 @@ class State:
     epoch: int = 0              # current epoch, from 0
     batch: int = 0              # batches of it that are done
     step: int = 0               # steps of the run that are done
-    loss: float = 0.0           # sums over this epoch: loss of the valid pixels,
+    loss: float = 0.0           # sums since the last row of log.csv: loss of the valid pixels,
     correct: int = 0            # those predicted right,
     pixels: int = 0             # their number
     images: int = 0             # sums over the run: images trained on,
@@ -295,7 +295,7 @@ class _Run:
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
         self.device = choose_device(options.device)
         folder = Folder(options.data, "train", options.scale).at_least(options.crop)
-        self.folder = folder.first(options.limit) if options.limit else folder
+        self.folder = folder if options.limit is None else folder.first(options.limit)
         self.loader = Loader(self.folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
                              options.void, workers=options.workers)
         self.steps = options.epochs * len(self.loader)
@@ -338,9 +338,9 @@ class _Run:
     def finish(self):
         """Train to the end, evaluate after each epoch, write everything. Returns the metrics."""
         state, options = self.state, self.options
-        if state.step == 0:
-            self.save()                             # finds a full disk or a read-only folder before hours of training
         with _Signals() as signals, self._progress() as bar:
+            if state.step == 0:
+                self.save()                         # finds a full disk or a read-only folder before hours of training
             while state.epoch < options.epochs:
                 self._train_epoch(signals, bar)
                 state.scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None)
@@ -401,21 +401,21 @@ class _Run:
             state.correct += sum(correct)
             self.pending.clear()
             if bar is not None:
-                bar.set_postfix_str(f"epoch {state.epoch + 1}/{self.options.epochs}, {self._summary()}")
+                mean = 1 / max(state.pixels, 1)
+                bar.set_postfix_str(f"epoch {state.epoch + 1}/{self.options.epochs}, loss {mean * state.loss:.3f}, accuracy "
+                                    f"{mean * state.correct:.3f}, {self._speed()}", refresh=False)
         self.last_read = time.perf_counter()
+
+    def _speed(self):
+        seconds = max(self.state.seconds, 1e-9)                                     # 0 before the first step is over
+        return f"{self.state.images / seconds:.1f} images/s, {self.state.waited / seconds:.0%} waiting for data"
 
     def _advice(self):
         return (f"nothing of it was saved. Lower --lr (it is {self.options.lr}), or look for broken images: "
                 f"minifcn check --data {self.options.data}")
 
-    def _summary(self):
-        state = self.state
-        return (f"loss {state.loss / max(state.pixels, 1):.3f}, accuracy {state.correct / max(state.pixels, 1):.3f}, "
-                f"{state.images / state.seconds if state.seconds else 0:.1f} images/s, "
-                f"{state.waited / state.seconds if state.seconds else 0:.0%} waiting for data")
-
     def _log(self):
-        """Note a row of log.csv: the means over the epoch so far."""
+        """Note a row of log.csv: loss and accuracy since the row before, speed since the run began."""
         state = self.state
         state.history.append({
             "epoch": state.epoch + state.batch / len(self.loader),
@@ -429,14 +429,17 @@ class _Run:
             "val_pixel_accuracy": None,
             "val_mean_iou": None,
         })
+        state.loss, state.correct, state.pixels = 0.0, 0, 0
 
     def _end_epoch(self, bar):
         """Log the evaluation, move to the next epoch, and save."""
         state, scores = self.state, self.state.scores
         state.history[-1] |= {f"val_{name}": scores[name] for name in ("loss", "pixel_accuracy", "mean_iou")}
-        bar.write(f"epoch {state.epoch + 1}/{self.options.epochs}: {self._summary()} | validation: loss {scores['loss']:.3f}, "
-                  f"accuracy {scores['pixel_accuracy']:.3f}, mean IoU {scores['mean_iou']:.3f}")
-        state.epoch, state.batch, state.loss, state.correct, state.pixels = state.epoch + 1, 0, 0.0, 0, 0
+        row = state.history[-1]
+        bar.write(f"epoch {state.epoch + 1}/{self.options.epochs}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f} | "
+                  f"validation: loss {scores['loss']:.3f}, accuracy {scores['pixel_accuracy']:.3f}, "
+                  f"mean IoU {scores['mean_iou']:.3f} | {self._speed()}")
+        state.epoch, state.batch = state.epoch + 1, 0
         self.save()
         self._tables()
 

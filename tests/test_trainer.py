@@ -1,0 +1,394 @@
+"""Training: what a step computes, what a run writes, and that interruptions and faults cost nothing."""
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import time
+
+import kill_resume
+import numpy as np
+import pytest
+from PIL import Image
+
+import minifcn.functional as F
+from minifcn import models, nn
+from minifcn.core.backend import to_host
+from minifcn.core.tensor import Tensor
+from minifcn.data.loader import Batch, normalize
+from minifcn.data.synthetic import write_synthetic
+from minifcn.data.voc import DataError, Folder
+from minifcn.inference import whole
+from minifcn.training import SGD, checkpoint, trainer
+from minifcn.training.metrics import ConfusionMatrix
+from minifcn.training.trainer import Interrupted, Options, TrainingError, evaluate, resume, train, train_step
+
+FILES = ("log.csv", "metrics.json", "curves.png", "predictions.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_synthetic(tmp_path_factory.mktemp("data") / "shapes", train=10, val=3, size=(64, 96))
+
+
+@pytest.fixture(scope="module")
+def options(data):
+    """5 steps an epoch, 10 in all."""
+    return Options(str(data), width=2, crop=(64, 64), batch_size=2, epochs=2, lr=0.02, device="cpu", jitter=(0.9, 1.2))
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
+    """A finished run: (folder, what train() returned)."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return out, train(options, out)
+
+
+def changed(options, **changes):
+    return Options(**(trainer.asdict(options) | changes))
+
+
+def arrays(out):
+    saved = checkpoint.load(out / "checkpoint.npz")
+    return {f"{part}/{k}": v for part in ("model", "optimizer") for k, v in getattr(saved, part).items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+# ---- a step ----
+
+def batch_of(rng, N=3, H=8, W=6, K=4):
+    labels = rng.integers(K, size=(N, H, W)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.3] = 255
+    labels[0, 1:] = 255                                                 # one image with few valid pixels
+    return Batch(rng.integers(0, 256, (N, 3, H, W), dtype=np.uint8), labels, [f"id{i}" for i in range(N)])
+
+
+def pixelwise(K=4):
+    nn.init.seed(5)
+    return nn.Conv2d(3, K, 1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "pytorch", "mxnet"])
+def test_step_follows_the_reduction(reduction, device):
+    """The move of one step, lr 1 and no momentum, is the gradient of the loss as the chapters write it."""
+    batch = batch_of(np.random.default_rng(0))
+    net = pixelwise().to("cpu")
+    x = Tensor(normalize(batch.images))
+    losses = F.cross_entropy(net(x), batch.labels, ignore_index=255, reduction="none")             # (N, H, W)
+    loss = {
+        "mean": losses.sum() / float((batch.labels != 255).sum()),
+        "pytorch": losses.mean(1).mean(1).sum(),                        # F.cross_entropy(...).mean(1).mean(1), then l.sum()
+        "mxnet": losses.mean((1, 2)).mean(),                            # the loss of each image, then a step over their number
+    }[reduction]
+    loss.backward()
+    expected = net.weight.data - net.weight.grad
+    moved = pixelwise().to(device)
+    train_step(moved, SGD(moved.parameters(), lr=1.0), batch, 255, reduction, device=device)
+    # the same 144 terms, scaled before or after they are summed: a few roundings each
+    bound = 200 * 2**-24 * np.abs(net.weight.grad).max()
+    np.testing.assert_allclose(to_host(moved.weight.data), expected, rtol=0, atol=bound)
+
+
+def test_step_counts(device):
+    batch = batch_of(np.random.default_rng(1))
+    net = pixelwise().to(device)
+    logits = to_host(pixelwise()(Tensor(normalize(batch.images))).data)                             # (N, K, H, W)
+    total, correct, valid = train_step(net, SGD(net.parameters(), lr=0.1), batch, device=device)
+    p = np.exp(logits.astype(float))
+    p /= p.sum(axis=1, keepdims=True)
+    chosen = np.take_along_axis(p, np.minimum(batch.labels, 3)[:, None].astype(int), axis=1)[:, 0]
+    mask = batch.labels != 255
+    assert valid == mask.sum() and int(to_host(correct)) == (logits.argmax(1) == batch.labels)[mask].sum()
+    assert float(to_host(total)) == pytest.approx(-np.log(chosen[mask]).sum(), rel=200 * 2**-24)
+
+
+def test_step_without_a_valid_pixel_moves_nothing():
+    batch = batch_of(np.random.default_rng(2))._replace(labels=np.full((3, 8, 6), 255, np.uint8))
+    net = pixelwise()
+    before = net.state_dict()
+    total, correct, valid = train_step(net, SGD(net.parameters(), lr=1.0), batch)
+    assert (float(total), int(correct), valid) == (0, 0, 0) and same(before, net.state_dict())
+
+
+# ---- evaluation ----
+
+def test_evaluate_equals_a_loop_over_images(tmp_path, device):
+    """Images of three sizes, void among the labels."""
+    rng = np.random.default_rng(0)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / name).mkdir(parents=True)
+    for i, hw in enumerate([(33, 50), (64, 31), (7, 5)]):
+        Image.fromarray(rng.integers(0, 256, (*hw, 3), dtype=np.uint8)).save(tmp_path / f"JPEGImages/{i}.jpg")
+        Image.fromarray(rng.choice([0, 3, 20, 255], hw).astype(np.uint8)).save(tmp_path / f"SegmentationClass/{i}.png")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("0\n1\n2\n")
+    folder = Folder(tmp_path, "val")
+    nn.init.seed(1)
+    net = models.fcn32s(width=2).eval()
+    matrix, losses = ConfusionMatrix(21), []
+    for i in range(3):
+        image, labels = folder.read(i)
+        logits = whole(net, normalize(image.transpose(2, 0, 1)[None]))[0]                           # (K, H, W)
+        matrix.update(labels, logits.argmax(0))
+        for y, x in np.argwhere(labels != 255):
+            z = logits[:, y, x].astype(float)
+            losses.append(np.log(np.exp(z - z.max()).sum()) + z.max() - z[labels[y, x]])
+    scores = evaluate(net.train().to(device), folder, device)
+    assert not net.training
+    assert scores["pixel_accuracy"] == matrix.pixel_accuracy and scores["mean_iou"] == matrix.mean_iou
+    assert scores["frequency_weighted_iou"] == matrix.frequency_weighted_iou and scores["images"] == 3
+    assert scores["loss"] == pytest.approx(np.mean(losses), rel=1e-5)   # float32 sums of up to 2,000 losses
+    assert scores["iou_per_class"]["background"] == matrix.iou_per_class[0]
+    nothing = matrix.counts[0].sum() / matrix.counts.sum()
+    assert scores["always_background"] == {"pixel_accuracy": nothing, "mean_iou": pytest.approx(nothing / 3)}
+    assert evaluate(net, folder, device, stopped=lambda: True) is None
+
+
+# ---- a run ----
+
+def test_a_run_writes_what_it_found(finished, options, data):
+    out, metrics = finished
+    assert {p.name for p in out.iterdir()} == {".lock", "checkpoint.npz", *FILES}
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert metrics["steps"] == 10 and metrics["epochs"] == 2 and metrics["images_per_second"] > 0
+    with open(out / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    assert [float(row["epoch"]) for row in rows] == pytest.approx([i / 5 for i in range(1, 11)])
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.02 * (1 - i / 10) ** 0.9 for i in range(10)])
+    assert [bool(row["val_loss"]) for row in rows] == ([False] * 4 + [True]) * 2
+    assert float(rows[-1]["val_mean_iou"]) == metrics["mean_iou"] and float(rows[-1]["val_loss"]) == metrics["loss"]
+    for name in ("curves.png", "predictions.png"):
+        assert Image.open(out / name).size > (500, 300)
+    net, saved = checkpoint.load_model(out / "checkpoint.npz")
+    assert saved.classes == Folder(data, "val").classes and saved.architecture["width"] == 2
+    again = evaluate(net, Folder(data, "val"))
+    assert {name: metrics[name] for name in again} == again             # the file holds the net that was scored
+
+
+def test_training_lowers_the_loss(data, tmp_path):
+    options = Options(str(data), width=4, crop=(64, 96), batch_size=5, epochs=15, lr=0.05, flip=False, device="cpu")
+    train(options, tmp_path / "run")
+    history = checkpoint.load(tmp_path / "run" / "checkpoint.npz").info["state"]["history"]
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]               # ten images learned by heart
+
+
+def test_on_a_device(options, tmp_path, xp):
+    """The whole run, with nothing that mixes host and device; in the strict stand-in it gives the CPU's numbers."""
+    if xp is np:
+        pytest.skip("the other tests train on NumPy")
+    metrics = train(changed(options, device="gpu", epochs=1), tmp_path / "gpu")
+    assert metrics["steps"] == 5
+    assert all(isinstance(a, np.ndarray) for a in arrays(tmp_path / "gpu").values())
+
+
+def test_one_seed_determines_everything(finished, options, tmp_path):
+    train(changed(options, workers=3, save_every=1), tmp_path / "again")
+    assert same(arrays(finished[0]), arrays(tmp_path / "again"))
+    train(changed(options, seed=1), tmp_path / "other")
+    assert not same(arrays(finished[0]), arrays(tmp_path / "other"))
+
+
+def test_limit_takes_the_first_images(options, tmp_path):
+    metrics = train(changed(options, limit=3, epochs=1), tmp_path)
+    assert metrics["steps"] == 2                                        # 2 + 1 images
+
+
+# ---- interruptions ----
+
+def test_kills_lose_nothing(tmp_path):
+    """SIGKILL once at any time and twice inside an epoch, once of these while a checkpoint is written."""
+    moments = [(0, 0.02, False), (3, 0, True), (1, 0, False)]           # the start writes one, then each of 6 steps an epoch
+    positions, _, differences = kill_resume.kill_and_resume(tmp_path, moments)
+    assert sum(0 < position[1] < kill_resume.BATCHES for position in positions if position) >= 2
+    assert differences == []
+
+
+def test_differences_are_seen(finished, tmp_path):
+    """The comparison that the test above rests on."""
+    saved = checkpoint.load(finished[0] / "checkpoint.npz")
+    weight = saved.model["trunk.conv1.weight"].copy()
+    weight.flat[0] = np.nextafter(weight.flat[0], np.float32(9))
+    checkpoint.save(tmp_path / "c.npz", saved._replace(model=saved.model | {"trunk.conv1.weight": weight}))
+    assert kill_resume.differences(tmp_path / "c.npz", finished[0] / "checkpoint.npz") == ["model/trunk.conv1.weight"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_the_step_and_saves(number, tmp_path):
+    data, out = kill_resume.draw_data(tmp_path / "data"), tmp_path / "run"
+    command = kill_resume.arguments(data, out)
+    process = kill_resume.start(command)
+    while not (out / "checkpoint.npz").exists():
+        time.sleep(0.001)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 128 + number
+    kill_resume.run([*command, "--resume"])
+    kill_resume.run(kill_resume.arguments(data, tmp_path / "reference"))
+    assert kill_resume.differences(out / "checkpoint.npz", tmp_path / "reference" / "checkpoint.npz") == []
+
+
+def test_signal_during_an_evaluation(finished, options, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*arguments)
+
+    message = r"SIGTERM after step 5; everything is in .*checkpoint\.npz"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=message):
+        patch.setattr(trainer, "evaluate", interrupted)
+        train(options, tmp_path)
+    state = checkpoint.load(tmp_path / "checkpoint.npz").info["state"]
+    assert (state["epoch"], state["batch"]) == (0, 5)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL           # the handlers are as they were
+    resume(tmp_path)
+    assert same(arrays(finished[0]), arrays(tmp_path))
+
+
+def test_resuming_a_finished_run_writes_its_files_again(finished):
+    out, metrics = finished
+    weights = (out / "checkpoint.npz").read_bytes()
+    for name in FILES:
+        (out / name).unlink()
+    assert resume(out) == metrics
+    assert (out / "checkpoint.npz").read_bytes() == weights
+    assert all((out / name).exists() for name in FILES)
+
+
+def test_resume_refuses_other_options(finished):
+    out, metrics = finished
+    with pytest.raises(ValueError, match=r"checkpoint\.npz was made with other options "
+                                         r"\(crop: \(64, 64\) stored, \(32, 64\) given; lr: 0\.02 stored, 0\.5 given\)"):
+        resume(out, lr=0.5, crop=[32, 64], epochs=2)
+    assert resume(out, workers=1, save_every=7, epochs=2) == metrics
+
+
+def test_resume_refuses_other_images(finished, tmp_path):
+    other = write_synthetic(tmp_path / "other", train=9, val=3, size=(64, 96))
+    with pytest.raises(ValueError, match="not the classes and training images"):
+        resume(finished[0], data=str(other))
+
+
+def test_resume_needs_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no checkpoint\.npz"):
+        resume(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_existing_run_is_not_overwritten_by_accident(options, tmp_path):
+    train(changed(options, epochs=1), tmp_path)
+    before = arrays(tmp_path)
+    with pytest.raises(ValueError, match="holds a run already: go on with it"):
+        train(changed(options, seed=1), tmp_path)
+    assert same(before, arrays(tmp_path))
+    train(changed(options, epochs=1, seed=1), tmp_path, overwrite=True)
+    assert not same(before, arrays(tmp_path))
+
+
+def test_two_trainers_in_one_folder(options, tmp_path):
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process is training into this folder"):
+            train(options, tmp_path)
+    train(changed(options, epochs=1), tmp_path)                         # the lock goes with its holder, the file may stay
+
+
+# ---- faults ----
+
+def test_nan_stops_before_it_is_saved(options, tmp_path):
+    ids = Folder(options.data, "train").ids
+    message = r"the loss is (nan|inf) at step \d+, with the images"
+    with pytest.warns(RuntimeWarning), pytest.raises(TrainingError, match=message) as error:
+        train(changed(options, lr=1e20, save_every=1), tmp_path)
+    assert sum(name in str(error.value) for name in ids) == 2           # the two of the batch
+    assert "Lower --lr (it is 1e+20)" in str(error.value)
+    assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
+
+
+def test_infinite_weights_are_not_saved(options, tmp_path):
+    """The loss of the last step was finite, its update was not."""
+    with pytest.warns(RuntimeWarning), pytest.raises(TrainingError, match=r"(not finite after step 1|at step 2)"):
+        train(changed(options, lr=1e39, momentum=0, save_every=1), tmp_path)
+    assert checkpoint.load(tmp_path / "checkpoint.npz").info["state"]["step"] == 0
+
+
+def test_damaged_checkpoint_is_refused_and_kept(finished, tmp_path):
+    content = (finished[0] / "checkpoint.npz").read_bytes()
+    for damaged in (content[:-100], content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]):
+        (tmp_path / "checkpoint.npz").write_bytes(damaged)
+        with pytest.raises(checkpoint.CheckpointError, match=r"checkpoint\.npz"):
+            resume(tmp_path)
+        assert (tmp_path / "checkpoint.npz").read_bytes() == damaged
+
+
+def test_faults_of_the_data_come_before_training(options, tmp_path):
+    with pytest.raises(DataError, match="no folder JPEGImages"):
+        train(changed(options, data=str(tmp_path)), tmp_path / "out")
+    with pytest.raises(DataError, match="at least 65 high"):
+        train(changed(options, crop=(65, 64)), tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoint.npz").exists()
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("epochs", 0, "epochs is 0, must be at least 1"),
+    ("model", "unet", "model is 'unet', must be one of fcn32s"),
+    ("schedule", "cosine", "schedule is 'cosine', must be one of constant, poly, step"),
+    ("reduction", "sum", "reduction is 'sum', must be one of mean, pytorch, mxnet"),
+])
+def test_options_refuse(options, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        changed(options, **{name: value})
+
+
+# ---- pretrained trunks ----
+
+@pytest.fixture(scope="module")
+def trunk_file(tmp_path_factory):
+    """A file in torchvision's names, half precision, without layer4.1 but with a classifier."""
+    nn.init.seed(11)
+    state = models.resnet18(num_classes=5, width=2).state_dict()
+    path = tmp_path_factory.mktemp("weights") / "trunk.npz"
+    np.savez(path, **{k: v.astype(np.float16) for k, v in state.items() if not k.startswith("layer4.1.")})
+    return path
+
+
+def test_pretrained_is_loaded_and_the_lack_is_listed(trunk_file, capsys):
+    nn.init.seed(0)
+    net = models.fcn32s(num_classes=5, width=2)
+    before = net.state_dict()
+    loaded = trainer.load_pretrained(net, trunk_file)
+    after = net.state_dict()
+    with np.load(trunk_file) as offered:
+        for name in after:
+            short = name.removeprefix("trunk.")
+            if name in loaded:
+                assert np.array_equal(after[name], offered[short].astype(np.float32)) and after[name].dtype == np.float32
+            else:
+                assert np.array_equal(after[name], before[name])
+        assert loaded == {f"trunk.{name}" for name in offered.files if not name.startswith("fc.")}
+    printed = capsys.readouterr().out
+    assert "it lacks layer4.1.conv1.weight, layer4.1.bn1.weight" in printed and "layer1" not in printed and "fc" not in printed
+
+
+def test_pretrained_part_learns_at_its_own_rate(options, trunk_file, tmp_path):
+    """At factor 0 and without decay what was loaded stays as it is, and everything else moves; also after a resume."""
+    settings = dict(pretrained=str(trunk_file), lr_pretrained=0.0, weight_decay=0.0)
+    train(changed(options, **settings), tmp_path)
+    resume(tmp_path)
+    model = checkpoint.load(tmp_path / "checkpoint.npz").model
+    with np.load(trunk_file) as offered:
+        kept = {name for name in model if name.startswith("trunk.") and "running" not in name
+                and name.removeprefix("trunk.") in offered.files
+                and np.array_equal(model[name], offered[name.removeprefix("trunk.")].astype(np.float32))}
+        assert kept == {f"trunk.{name}" for name in offered.files if not name.startswith("fc.") and "running" not in name}
+    assert not np.array_equal(model["trunk.bn1.running_mean"], np.zeros(2))
+
+
+def test_pretrained_refuses(trunk_file, tmp_path):
+    with pytest.raises(ValueError, match=r"trunk\.npz: conv1\.weight is \(2, 3, 7, 7\), the net wants \(4, 3, 7, 7\); choose"):
+        trainer.load_pretrained(models.fcn32s(width=4), trunk_file)
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    with pytest.raises(ValueError, match=r"other\.npz: holds none of the trunk's arrays, such as conv1\.weight"):
+        trainer.load_pretrained(models.fcn32s(width=2), tmp_path / "other.npz")
