@@ -215,6 +215,7 @@ def test_scaling_down_averages_the_image(tmp_path):
     assert abs(image[:, 1:-1].astype(int) - 127.5).max() <= 1       # without antialiasing: 0 or 255
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("mode, expected", [
     ("L", (90, 90, 90)), ("LA", (90, 90, 90)), ("1", (255, 255, 255)), ("P", (200, 10, 30)), ("RGBA", (200, 10, 30)),
     ("CMYK", (200, 10, 30)), ("RGB", (200, 10, 30))])
