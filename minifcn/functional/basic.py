@@ -237,8 +237,8 @@ def _kept(x, axes):
 
 def sum(x, dim=None, keepdim=False):
     """Sum over `dim` (an int, a tuple, or None for all); gx = gy, spread over what was summed."""
-    x, xp = as_tensor(x), array_module(x.data)
-    axes = _axes(x, dim)
+    x = as_tensor(x)
+    xp, axes = array_module(x.data), _axes(x, dim)
 
     def backward(gy):
         return (xp.broadcast_to(gy.reshape(_kept(x, axes)), x.shape),)

@@ -17,8 +17,9 @@ from minifcn.core.tensor import as_tensor, record
 
 def log_softmax(x, dim):
     """y = x - log sum_dim exp(x); gx = gy - softmax(x) sum_dim gy. Any shape; exact for logits of any size."""
-    x, xp = as_tensor(x), array_module(x.data)
-    y = x.data - logsumexp(x.data, dim)
+    x = as_tensor(x)
+    xp, (top, rest) = array_module(x.data), log_sum_exp(x.data, dim)
+    y = x.data - top - rest
 
     def backward(gy):
         return (gy - xp.exp(y) * gy.sum(axis=dim, keepdims=True),)
@@ -28,8 +29,9 @@ def log_softmax(x, dim):
 
 def softmax(x, dim):
     """y = exp(x) / sum_dim exp(x); gx = y (gy - sum_dim gy y). Any shape."""
-    x, xp = as_tensor(x), array_module(x.data)
-    y = xp.exp(x.data - logsumexp(x.data, dim))
+    x = as_tensor(x)
+    xp, (top, rest) = array_module(x.data), log_sum_exp(x.data, dim)
+    y = xp.exp(x.data - top - rest)
 
     def backward(gy):
         return (y * (gy - (gy * y).sum(axis=dim, keepdims=True)),)
@@ -37,10 +39,13 @@ def softmax(x, dim):
     return record(y, (x,), backward, "softmax")
 
 
-def logsumexp(x, axis):
-    """log sum exp(x) over an axis, kept; the largest term is taken out, so the sum lies between 1 and the axis length."""
+def log_sum_exp(x, axis):
+    """log sum exp(x) over an axis, kept, as (top, rest): their sum, where top = max x and 0 <= rest <= log(length).
+
+    They stay apart because next to a top of 1e9 the rest would be rounded away; x - top is small wherever it matters.
+    """
     xp, top = array_module(x), x.max(axis=axis, keepdims=True)
-    return top + xp.log(xp.exp(x - top).sum(axis=axis, keepdims=True))
+    return top, xp.log(xp.exp(x - top).sum(axis=axis, keepdims=True))
 
 
 def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"):
@@ -54,12 +59,13 @@ def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"
         The mean over no valid label is 0 with gradient 0 (PyTorch gives NaN).
     Raises ValueError for shapes that do not fit and, on the CPU, for a label that is neither a class nor ignore_index.
     On a GPU that check would wait for the device: there such a label turns the loss into NaN.
-    Cost: keeps x and one number a pixel; the softmax is computed again in backward.
+    Cost: keeps x and two numbers a pixel; the softmax is computed again in backward.
 
     >>> cross_entropy(np.array([[0.0, 0.0], [3.0, 9.0]]), np.array([0, 255]), ignore_index=255).item()
     0.6931471805599453
     """
-    x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    x = as_tensor(x)
+    xp = array_module(x.data)
     target, weights = _targets(x, labels, weight, ignore_index)          # (N, H, W), (N, H, W)
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"cross_entropy: reduction must be 'none', 'sum' or 'mean', not {reduction!r}")
@@ -82,17 +88,17 @@ def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"
 @replaceable
 def softmax_nll(x, target):
     """nll[n,i,j] = log sum_c exp(x[n,c,i,j]) - x[n,target,i,j]; returns (nll, saved)."""
-    lse = logsumexp(x, 1)                                                # (N, 1, H, W)
+    top, rest = log_sum_exp(x, 1)                                        # (N, 1, H, W) each
     chosen = array_module(x).take_along_axis(x, target[:, None], axis=1)                         # (N, 1, H, W)
-    return (lse - chosen)[:, 0], lse                                     # keep lse: one number a pixel, not the softmax
+    return (top - chosen + rest)[:, 0], (top, rest)                      # keep two numbers a pixel, not the softmax
 
 
 @replaceable
 def softmax_nll_grad(g, x, target, saved):
     """gx[n,c,i,j] = g[n,i,j] (softmax_c - [c == target]), exactly 0 where g is 0."""
-    xp, lse = array_module(x), saved
+    xp, (top, rest) = array_module(x), saved
     classes = xp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))     # (K, 1, 1)
-    gx = xp.exp(x - lse)                                                 # (N, K, H, W)
+    gx = xp.exp(x - top - rest)                                          # (N, K, H, W)
     gx -= target[:, None] == classes
     return xp.where(g[:, None] == 0, 0, gx * g[:, None])
 
