@@ -18,7 +18,7 @@ def conv2d(x, w, b, stride, padding, dilation):
     OH = (H + 2 * padding[0] - dilation[0] * (KH - 1) - 1) // stride[0] + 1
     OW = (W + 2 * padding[1] - dilation[1] * (KW - 1) - 1) // stride[1] + 1
     y = np.zeros((N, F, OH, OW), np.result_type(x, w, b, np.float64))
-    y += b.reshape(F, 1, 1)
+    y += np.reshape(b, (-1, 1, 1))
     for i, j, u, v in product(range(OH), range(OW), range(KH), range(KW)):
         h = i * stride[0] + u * dilation[0] - padding[0]
         k = j * stride[1] + v * dilation[1] - padding[1]
@@ -33,7 +33,7 @@ def conv_transpose2d(x, w, b, stride, padding, output_padding, dilation):
     OH = (H - 1) * stride[0] - 2 * padding[0] + dilation[0] * (KH - 1) + 1 + output_padding[0]
     OW = (W - 1) * stride[1] - 2 * padding[1] + dilation[1] * (KW - 1) + 1 + output_padding[1]
     y = np.zeros((N, F, OH, OW), np.result_type(x, w, b, np.float64))
-    y += b.reshape(F, 1, 1)
+    y += np.reshape(b, (-1, 1, 1))
     for i, j, u, v in product(range(H), range(W), range(KH), range(KW)):
         h = i * stride[0] + u * dilation[0] - padding[0]
         k = j * stride[1] + v * dilation[1] - padding[1]

@@ -83,7 +83,8 @@ def test_zero_insertion(xp, case):
         x = F.crop(x, 0, 0, (H - 1) * SH + 1, (W - 1) * SW + 1)                          # no zeros after the last pixel
         reach = [D * (K - 1) for D, K in zip(case.dilation, case.khw)]
         (top, left), (bottom, right) = reach, (r + OP for r, OP in zip(reach, case.output_padding))
-        full = F.conv2d(F.pad(x, (left, right, top, bottom)), w.permute(1, 0, 2, 3)[:, :, ::-1, ::-1], None, 1, 0, case.dilation)
+        turned = w.permute(1, 0, 2, 3)[:, :, ::-1, ::-1]
+        full = F.conv2d(F.pad(x, (left, right, top, bottom)), turned, dilation=case.dilation)
         (PH, PW), (_, _, OH, OW) = case.padding, full.shape
         return F.crop(full, PH, PW, OH - 2 * PH, OW - 2 * PW)
 

@@ -1,0 +1,237 @@
+"""Batch normalisation: the oracle, its invariances, the running statistics, and the fused form against its composition.
+
+Every channel holds distinct integers (scaled and shifted), so that no variance is small by chance.
+"""
+
+import numpy as np
+import oracle
+import pytest
+from cases import dtypes, seeds
+from checks import assert_within, check_manners, check_op, contents, gamma, leaf
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minifcn.functional as F
+from minifcn import Tensor
+from minifcn.core.backend import to_host
+
+shapes = st.one_of(
+    st.tuples(st.integers(2, 5), st.integers(1, 3)),                                               # (N, C)
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 4), st.integers(1, 4)))         # (N, C, H, W)
+epsilons = st.sampled_from([1e-5, 1e-3, 0.5])
+
+
+def distinct(seed, shape):
+    """(x, w, b) with permuted integers in every channel of x, scaled by a power of two and shifted."""
+    rng = np.random.default_rng(seed)
+    C, M = shape[1], int(np.prod(shape)) // shape[1]
+    x = [rng.permutation(M) * 2.0 ** rng.integers(-2, 3) + rng.integers(-4, 5) for _ in range(C)]
+    x = np.moveaxis(np.array(x).reshape(C, shape[0], *shape[2:]), 0, 1)
+    return x, rng.integers(1, 9, C) / 4 * rng.choice([-1, 1], C), rng.integers(-8, 9, C) / 4
+
+
+def amplification(x, eps):
+    """How much rounding of x grows: max |x| / std of the worst channel, and 1 / std."""
+    _, var = oracle.statistics(x)
+    std = np.sqrt(var + eps)
+    return np.abs(x).max() / std.min(), 1 / std.min()
+
+
+@given(shapes, epsilons, dtypes, seeds)
+def test_training(xp, shape, eps, dtype, seed):
+    x, w, b = distinct(seed, shape)
+    M = x.size // shape[1]
+    A, inv_std = amplification(x, eps)
+    top = 1 + np.sqrt(M)                                                 # |xhat| <= sqrt(M)
+
+    def reference(x, w, b):
+        return oracle.batch_norm(x, *oracle.statistics(x), w, b, eps)
+
+    def size_y():
+        return (1 + A) * top * np.abs(w).max() + np.abs(b).max()
+
+    def size_g(k, gy, v):
+        gain = (inv_std * np.abs(w).max() * top**2, top * M, M)[k]       # what one unit of gy does to an element of g
+        return (1 + A) * gain * gy.max() * v.sum()
+
+    check_op(xp, dtype, lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True, eps=eps), reference, [x, w, b],
+             [4 * M + 30] + [8 * M + 60] * 3, seed, (size_y, size_g))
+
+
+@given(shapes, epsilons, dtypes, seeds)
+def test_evaluation(xp, shape, eps, dtype, seed):
+    x, w, b = distinct(seed, shape)
+    M = x.size // shape[1]
+    rng = np.random.default_rng(seed)
+    mean, var = rng.integers(-4, 5, shape[1]) / 2, rng.integers(1, 9, shape[1]) / 4
+    running = [xp.asarray(a.astype(dtype)) for a in (mean, var)]
+    small = np.sqrt(var + eps).min()
+
+    def size_y():
+        return (np.abs(x).max() + np.abs(mean).max()) / small * np.abs(w).max() + np.abs(b).max()
+
+    def size_g(k, gy, v):
+        gain = (np.abs(w).max() / small, (np.abs(x).max() + np.abs(mean).max()) / small * M, M)[k]
+        return gain * gy.max() * v.sum()
+
+    check_op(xp, dtype, lambda x, w, b: F.batch_norm(x, *running, w, b, eps=eps),
+             lambda x, w, b: oracle.batch_norm(x, mean, var, w, b, eps), [x, w, b], [12, 12, M + 12, M + 12], seed,
+             (size_y, size_g))
+    assert np.array_equal(to_host(running[0]), mean) and np.array_equal(to_host(running[1]), var)
+
+
+def run(op, inputs, gy):
+    """[y, gradients] of op, on the host."""
+    tensors = [Tensor(a, requires_grad=True) for a in inputs]
+    y = op(*tensors)
+    y.backward(gy)
+    return [to_host(y.data), *(to_host(t.grad) for t in tensors)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@given(shapes, st.booleans(), dtypes, seeds)
+def test_fused_with_shortcut_and_relu(xp, training, shape, shortcut, dtype, seed):
+    """batch_norm_add_relu is relu(batch_norm + shortcut), bit for bit; running arrays included."""
+    x, w, b = distinct(seed, shape)
+    gy, s = contents(seed, dtype, shape, shape)
+    inputs = [xp.asarray(a.astype(dtype)) for a in ([x, w, b, s] if shortcut else [x, w, b])]
+    gy = xp.asarray(gy.astype(dtype))
+    running = [[xp.asarray(np.full(shape[1], v, dtype)) for v in (1e3, 2.0)] for _ in range(2)]
+
+    def fused(x, w, b, s=None):
+        return F.batch_norm_add_relu(x, *running[0], w, b, training, 0.25, 1e-3, shortcut=s)
+
+    def composed(x, w, b, s=None):
+        y = F.batch_norm(x, *running[1], w, b, training, 0.25, 1e-3)
+        return F.relu(y if s is None else y + s)
+
+    for mine, expected in zip(run(fused, inputs, gy), run(composed, inputs, gy)):
+        assert mine.dtype == dtype and np.array_equal(mine, expected)
+    for mine, expected in zip(*running):
+        assert np.array_equal(to_host(mine), to_host(expected))
+    assert (to_host(running[0][0]) != 1e3).any() == training
+
+
+def test_fused_manners(xp):
+    x, w, b = distinct(3, (2, 3, 3, 2))
+    s, gy = contents(3, np.float64, x.shape, x.shape)
+    tensors = [leaf(xp, a, np.float64) for a in (x, w, b, s)]
+    y = F.batch_norm_add_relu(tensors[0], None, None, *tensors[1:3], training=True, shortcut=tensors[3])
+    there = xp.asarray(gy)
+    y.backward(there)
+    check_manners(xp, tensors, [x, w, b, s], there, gy, y)
+    assert (to_host(y.data) == 0).any() and (to_host(y.data) > 0).any()
+
+
+@given(shapes, st.sampled_from([0.0, 0.1, 0.5, 1.0]), dtypes, seeds)
+def test_running_statistics(xp, shape, momentum, dtype, seed):
+    """They move in place by momentum, the variance unbiased; twice, to see the momentum at work."""
+    C, M = shape[1], int(np.prod(shape)) // shape[1]
+    mean, var = (xp.asarray(np.full(C, v, dtype)) for v in (3.0, 7.0))
+    expected = [np.full(C, 3.0), np.full(C, 7.0)]
+    for batch in range(2):
+        x = distinct(seed + batch, shape)[0]
+        F.batch_norm(xp.asarray(x.astype(dtype)), mean, var, training=True, momentum=momentum)
+        m, v = oracle.statistics(x)
+        for e, new in zip(expected, (m, v * M / (M - 1))):
+            e[:] = (1 - momentum) * e + momentum * new
+        scale = np.abs(x).max() ** 2 * M + 10                            # of the squares in the variance
+        assert_within(to_host(mean), expected[0], gamma(4 * M + 20, dtype) * scale, "running mean")
+        assert_within(to_host(var), expected[1], gamma(4 * M + 20, dtype) * scale, "running variance")
+    assert mean.dtype == var.dtype == dtype
+
+
+def test_running_statistics_are_not_touched_in_evaluation_and_default_momentum_is_a_tenth(xp):
+    x = xp.asarray(np.array([[1.0], [3.0]]))
+    mean, var = (xp.asarray(np.array([v])) for v in (10.0, 20.0))
+    F.batch_norm(x, mean, var)
+    assert (mean.item(), var.item()) == (10.0, 20.0)
+    F.batch_norm(x, mean, var, training=True)
+    assert mean.item() == pytest.approx(0.9 * 10 + 0.1 * 2, rel=1e-15)
+    assert var.item() == pytest.approx(0.9 * 20 + 0.1 * 2, rel=1e-15)
+    F.batch_norm_add_relu(x, mean, var, training=True)
+    assert mean.item() == pytest.approx(0.9 * 9.2 + 0.1 * 2, rel=1e-15)
+    y = F.batch_norm(x, xp.asarray(np.array([1.0])), xp.asarray(np.array([4.0]))).data       # eps = 1e-5
+    assert to_host(y)[1, 0] == pytest.approx(2 / np.sqrt(4 + 1e-5), rel=1e-15)
+    y = F.batch_norm_add_relu(x, xp.asarray(np.array([1.0])), xp.asarray(np.array([4.0]))).data
+    assert to_host(y)[1, 0] == pytest.approx(2 / np.sqrt(4 + 1e-5), rel=1e-15)
+    for op in (F.batch_norm, F.batch_norm_add_relu):
+        y = op(x, None, None, training=True).data
+        assert to_host(y)[1, 0] == pytest.approx(1 / np.sqrt(1 + 1e-5), rel=1e-15)
+
+
+@given(shapes, seeds)
+def test_invariances(shape, seed):
+    """Scale and shift of x do nothing to y; gx is orthogonal to 1 and to xhat; a uniform gy has the gradient 0."""
+    x, w, b = distinct(seed, shape)
+    gy, = contents(seed, np.float64, shape)
+    axes = (0, *range(2, len(shape)))
+
+    def norm(x, w, b):
+        return F.batch_norm(x, None, None, w, b, training=True, eps=0.0)
+
+    y, gx, gw, gb = run(norm, [x, w, b], gy)
+    tolerance = 1e-11                                                    # std >= 1/8, |x| <= 200: some 1000 roundings
+    assert np.allclose(run(norm, [4 * x - 8, w, b], gy)[0], y, rtol=0, atol=tolerance)
+    assert np.allclose(run(norm, [-x, w, b], gy)[0], run(norm, [x, -w, b], gy)[0], rtol=0, atol=tolerance)
+    assert np.allclose(y.mean(axis=axes), b) and np.allclose(y.std(axis=axes), abs(w))
+    xhat = run(norm, [x, w / w, b * 0], gy)[0]
+    assert np.abs(gx.sum(axis=axes)).max() < tolerance * 100 and np.abs((gx * xhat).sum(axis=axes)).max() < tolerance * 100
+    assert np.abs(run(norm, [x, w, b], np.ones(shape))[1]).max() < tolerance
+    assert np.allclose(gb, gy.sum(axis=axes)) and np.allclose(gw, (gy * xhat).sum(axis=axes))
+
+
+def test_without_weight_and_bias_they_are_one_and_zero(xp):
+    x = xp.asarray(distinct(5, (3, 2, 2, 3))[0].astype(np.float32))
+    y = F.batch_norm(x, None, None, training=True)
+    same = F.batch_norm(x, None, None, *(xp.asarray(np.full(2, v, np.float32)) for v in (1, 0)), training=True)
+    assert y.dtype == np.float32 and np.array_equal(y.numpy(), same.numpy())
+
+
+def test_only_wanted_gradients_are_computed_in_evaluation(xp):
+    x, w, b = (xp.asarray(a) for a in distinct(1, (3, 2)))
+    running = [xp.asarray(np.full(2, v)) for v in (0.0, 1.0)]
+    for wanted in range(3):
+        tensors = [Tensor(a, requires_grad=i == wanted) for i, a in enumerate((x, w, b))]
+        y = F.batch_norm(tensors[0], *running, *tensors[1:])
+        assert [g is not None for g in y.node.backward(y.data)] == [i == wanted for i in range(3)]
+
+
+X = np.arange(24.0).reshape(2, 3, 2, 2)
+V, ONE = np.ones(3), np.ones(1)
+COMPLAINTS = {
+    "axes": ((X[0, 0, 0], V, V), {}, ValueError, r"x must have axes N, C and perhaps pixels, got x: 2"),
+    "mean": ((X, ONE, V), {}, ValueError, r"running_mean must have shape \(3,\), one value per channel of x: 2x3x2x2, got 1"),
+    "var": ((X, V, ONE), {}, ValueError, r"running_var must have shape \(3,\)"),
+    "w": ((X, V, V, ONE), {}, ValueError, r"w must have shape \(3,\)"),
+    "b": ((X, V, V, V, ONE), {}, ValueError, r"b must have shape \(3,\)"),
+    "dtype": ((X, V, V, V.astype(np.float32)), {}, TypeError, r"x: float64, w: float32"),
+    "running dtype": ((X, V.astype(np.float32), V.astype(np.float32)), {}, TypeError, r"running_mean: float32"),
+    "no statistics": ((X, None, None), {}, ValueError, r"needs running_mean and running_var, or neither in training"),
+    "half the statistics": ((X, V, None), {"training": True}, ValueError, r"needs running_mean and running_var"),
+    "other half": ((X, None, V), {"training": True}, ValueError, r"needs running_mean and running_var"),
+    "one value": ((X[:1, :, :1, :1], V, V), {"training": True}, ValueError,
+                  r"training needs more than one value per channel, got x: 1x3x1x1"),
+    "no value": ((X[:0], V, V), {"training": True}, ValueError, r"training needs more than one value per channel"),
+}
+
+
+@pytest.mark.parametrize("op", [F.batch_norm, F.batch_norm_add_relu])
+@pytest.mark.parametrize("args, kwargs, error, message", COMPLAINTS.values(), ids=COMPLAINTS)
+def test_complaints(op, args, kwargs, error, message):
+    with pytest.raises(error, match=("batch_norm: |batch_norm_add_relu: ") + message if error is ValueError else message):
+        op(*args, **kwargs)
+
+
+def test_complaints_about_the_shortcut():
+    with pytest.raises(ValueError, match=r"shortcut must have x's shape \(x: 2x3x2x2, shortcut: 2x3x2x1\)"):
+        F.batch_norm_add_relu(X, V, V, training=True, shortcut=X[..., :1])
+    with pytest.raises(TypeError, match="x: float64, shortcut: float32"):
+        F.batch_norm_add_relu(X, V, V, training=True, shortcut=X.astype(np.float32))
+
+
+def test_one_pixel_maps_are_fine_in_evaluation_and_two_values_in_training(xp):
+    running = [xp.asarray(np.full(3, v)) for v in (1.0, 4.0)]
+    assert F.batch_norm(xp.asarray(X[:1, :, :1, :1]), *running).shape == (1, 3, 1, 1)
+    y = F.batch_norm(xp.asarray(X[:, :, :1, :1]), *running, training=True)
+    assert np.allclose(np.abs(y.numpy()), 1)
