@@ -99,8 +99,8 @@ def print_scores(scores):
 
 def run_evaluate(args):
     net, checkpoint = load_model(args.checkpoint)
-    options = checkpoint.info["options"]
-    folder = Folder(args.data or options["data"], args.split, args.scale or options["scale"])
+    options = trainer.stored_options(checkpoint, args.checkpoint)
+    folder = Folder(args.data or options.data, args.split, options.scale if args.scale is None else args.scale)
     if folder.classes != checkpoint.classes:
         raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
                               f"{', '.join(checkpoint.classes.names)}")

@@ -38,7 +38,8 @@ class Checkpoint(NamedTuple):
 def atomic(path):
     """A binary file that takes its name only when it is complete and on disk: readers see the old file or the new one.
 
-    Killed at any moment, at most `<name>.tmp` is left over, which the next write replaces. An error removes it.
+    Killed at any moment, at most `<name>.tmp` is left over, which the next write replaces. An error removes it; an OSError
+    (disk full, read-only folder, ...) names `path`.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -48,9 +49,11 @@ def atomic(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error        # a failed write() does not know its file
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -75,7 +78,7 @@ def save(path, checkpoint):
         with atomic(path) as file:
             np.savez(file, **arrays)
     except OSError as error:
-        raise CheckpointError(f"{path}: the checkpoint could not be written: {error.strerror or error}") from error
+        raise CheckpointError(f"{path}: the checkpoint could not be written: {error.strerror}") from error
 
 
 def load(path):

@@ -89,8 +89,9 @@ class Options:
     ELSEWHERE = ("data", "save_every", "device", "workers")     # where and how, not what: free to change on resume
 
     def __post_init__(self):
-        for name in ("crop", "jitter"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))              # JSON makes lists of them
+        kinds = {"data": str, "crop": tuple, "jitter": tuple} | ({"pretrained": str} if self.pretrained else {})
+        for name, kind in kinds.items():
+            object.__setattr__(self, name, kind(getattr(self, name)))               # JSON has no paths and no tuples
         for name in ("width", "batch_size", "epochs", "save_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
@@ -234,11 +235,8 @@ def resume(out, **given):
         raise ValueError(f"{out} holds no checkpoint.npz to resume from; start without --resume")
     with _claimed(out):
         saved = checkpoints.load(path)
-        try:
-            stored = Options(**saved.info["options"])
-            options = replace(stored, **given)
-        except (TypeError, KeyError) as error:
-            raise checkpoints.CheckpointError(f"{path}: its options do not fit this version: {error}") from error
+        stored = stored_options(saved, path)
+        options = replace(stored, **given)
         conflicts = [
             f"{f.name}: {getattr(stored, f.name)} stored, {getattr(options, f.name)} given"
             for f in fields(Options)
@@ -247,6 +245,14 @@ def resume(out, **given):
         if conflicts:
             raise ValueError(f"{path} was made with other options ({'; '.join(conflicts)}); leave them out to resume")
         return _Run(options, out, saved).finish()
+
+
+def stored_options(saved, path):
+    """The Options that a Checkpoint, read from `path`, was trained with. Raises CheckpointError if it holds none."""
+    try:
+        return Options(**saved.info["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoints.CheckpointError(f"{path}: its options do not fit this version: {error}") from error
 
 
 @contextlib.contextmanager
@@ -355,7 +361,8 @@ class _Run:
 
     def _progress(self):
         # smoothing=0: the time left is judged from the average speed, evaluations included
-        return tqdm(total=self.steps, initial=self.state.step, unit="step", smoothing=0, dynamic_ncols=True, disable=None)
+        return tqdm(total=self.steps, initial=self.state.step, smoothing=0, dynamic_ncols=True, disable=None,
+                    bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
 
     def _train_epoch(self, signals, bar):
         """The rest of the current epoch."""
@@ -367,10 +374,13 @@ class _Run:
                 state.waited += time.perf_counter() - idle
                 self._step(batch)
                 fifth = 5 * state.batch // n > 5 * (state.batch - 1) // n           # a fifth of the epoch is over
-                if fifth or time.perf_counter() - self.last_read > READ_SECONDS:
-                    self._read(bar)
+                look = fifth or time.perf_counter() - self.last_read > READ_SECONDS
+                if look:
+                    self._read()
                 now = time.perf_counter()
                 state.seconds, clock = state.seconds + now - clock, now
+                if look:
+                    self._show(bar)
                 if fifth:
                     self._log()
                 bar.update()
@@ -387,7 +397,7 @@ class _Run:
         state.pixels, state.images = state.pixels + valid, state.images + len(batch.ids)
         self.pending.append(_Pending(state.step, batch.ids, loss, correct))
 
-    def _read(self, bar=None):
+    def _read(self):
         """Bring the pending losses from the device into the sums. Raises TrainingError for one that is not finite."""
         if self.pending:
             xp, state = array_module(self.pending[0].loss), self.state
@@ -400,15 +410,17 @@ class _Run:
                 state.loss += loss
             state.correct += sum(correct)
             self.pending.clear()
-            if bar is not None:
-                mean = 1 / max(state.pixels, 1)
-                bar.set_postfix_str(f"epoch {state.epoch + 1}/{self.options.epochs}, loss {mean * state.loss:.3f}, accuracy "
-                                    f"{mean * state.correct:.3f}, {self._speed()}", refresh=False)
         self.last_read = time.perf_counter()
 
+    def _show(self, bar):
+        state, pixels = self.state, max(self.state.pixels, 1)
+        bar.set_description(f"epoch {state.epoch + 1}/{self.options.epochs}", refresh=False)
+        bar.set_postfix_str(f"loss {state.loss / pixels:.3f}, accuracy {state.correct / pixels:.3f}, {self._speed()}",
+                            refresh=False)
+
     def _speed(self):
-        seconds = max(self.state.seconds, 1e-9)                                     # 0 before the first step is over
-        return f"{self.state.images / seconds:.1f} images/s, {self.state.waited / seconds:.0%} waiting for data"
+        state = self.state
+        return f"{state.images / state.seconds:.1f} images/s, {state.waited / state.seconds:.0%} waiting for data"
 
     def _advice(self):
         return (f"nothing of it was saved. Lower --lr (it is {self.options.lr}), or look for broken images: "
