@@ -50,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         length = len(content) - start
-        if fault != "unsized":
+        if fault not in ("unsized", "endless"):
             self.send_header("Content-Length", str({"short": length - 10, "long": length + 10}.get(fault, length)))
         self.end_headers()
         if fault in ("cut", "unranged-cut", "stall"):
@@ -58,11 +58,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[start:start + part])
             self.wfile.flush()
             if fault == "stall":
-                time.sleep(4 * STALL)
+                server.over.wait()
         elif fault == "dead":
             pass                                            # hangs up after the headers
         else:
-            self.wfile.write(content[start:])
+            self.wfile.write(content[start:] + bytes(500_000 * (fault == "endless")))
 
     def log_message(self, *args):
         pass
@@ -72,11 +72,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.content, server.count, server.requests = True, BYTES, {}, []
+    server.daemon_threads, server.content, server.count, server.requests, server.over = True, BYTES, {}, [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_address[1]}/"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.over.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -103,6 +104,7 @@ def faults(server):
     (["cut/unranged"], ["cut", "unranged"]),                                # skips what is there already
     (["cut/shifted", "good"], ["cut", "shifted", "good"]),
     (["unsized"], ["unsized"]),
+    (["endless"], ["endless"]),                                             # the first bytes are right
     (["short", "good"], ["short", "good"]),                                 # a length that cannot be right
     (["long", "good"], ["long", "good"]),
     (["other", "good"], ["other", "good"]),
@@ -140,7 +142,7 @@ def test_a_part_that_is_wrong_is_replaced(server, tmp_path, rest):
     ("short", "announces 699,991 bytes instead of 700,001"), ("long", "announces 700,011"), ("other", "announces 43 bytes"),
     ("wrong", "has the sha256 .* instead of"), ("stall/dead", "broke off after 300,000 bytes"),
     ("cut/shifted", "another range than bytes 300000-"), ("unranged-cut", "broke off after 233,333"),
-    ("cut/wrong", "has the sha256"),
+    ("cut/wrong", "has the sha256"), ("cut/wrong/cut/wrong/good", "has the sha256"),
 ])
 def test_gives_up_with_a_message(server, tmp_path, path, message):
     start = time.perf_counter()
@@ -257,28 +259,31 @@ def test_extracts_everything_when_asked(tmp_path):
     assert tree(extract_voc(tmp_path / "voc.tar", tmp_path, everything=True)) == {name.removeprefix(ROOT) for name in VOC}
 
 
-@pytest.mark.parametrize("name, kind, linkname", [
-    (ROOT + "../../../escaped.txt", tarfile.REGTYPE, ""),
-    ("/tmp/minifcn-escaped.txt", tarfile.REGTYPE, ""),
-    ("../VOCdevkit/VOC2012/escaped.txt", tarfile.REGTYPE, ""),
-    (ROOT + "JPEGImages/..\\..\\escaped.txt", tarfile.REGTYPE, ""),
-    ("C:" + ROOT + "escaped.txt", tarfile.REGTYPE, ""),
-    (ROOT + "..", tarfile.DIRTYPE, ""),
-    ("elsewhere.txt", tarfile.REGTYPE, ""),
-    (ROOT + "JPEGImages/a.jpg", tarfile.REGTYPE, ""),                       # twice
-    (ROOT + "link", tarfile.SYMTYPE, "/etc"),
-    (ROOT + "link", tarfile.LNKTYPE, ROOT + "JPEGImages/a.jpg"),
-    (ROOT + "device", tarfile.CHRTYPE, ""),
-    (ROOT + "device", tarfile.BLKTYPE, ""),
-    (ROOT + "pipe", tarfile.FIFOTYPE, ""),
-    (ROOT + "sparse", tarfile.GNUTYPE_SPARSE, ""),
+OUT, PLAIN, TWICE = "leads out of the folder", "is a link, a device or sparse", "or stands there twice"
+
+
+@pytest.mark.parametrize("name, kind, linkname, message", [
+    (ROOT + "../../../escaped.txt", tarfile.REGTYPE, "", OUT),
+    ("/tmp/minifcn-escaped.txt", tarfile.REGTYPE, "", OUT),
+    ("../VOCdevkit/VOC2012/escaped.txt", tarfile.REGTYPE, "", OUT),
+    (ROOT + "JPEGImages/..\\..\\escaped.txt", tarfile.REGTYPE, "", OUT),
+    ("C:" + ROOT + "escaped.txt", tarfile.REGTYPE, "", OUT),
+    (ROOT + "..", tarfile.DIRTYPE, "", OUT),
+    ("elsewhere.txt", tarfile.REGTYPE, "", TWICE),
+    (ROOT + "JPEGImages/a.jpg", tarfile.REGTYPE, "", TWICE),
+    (ROOT + "link", tarfile.SYMTYPE, "/etc", PLAIN),
+    (ROOT + "link", tarfile.LNKTYPE, ROOT + "JPEGImages/a.jpg", PLAIN),
+    (ROOT + "device", tarfile.CHRTYPE, "", PLAIN),
+    (ROOT + "device", tarfile.BLKTYPE, "", PLAIN),
+    (ROOT + "pipe", tarfile.FIFOTYPE, "", PLAIN),
+    (ROOT + "sparse", tarfile.GNUTYPE_SPARSE, "", PLAIN),
 ])
 @pytest.mark.parametrize("everything", [False, True])
-def test_refuses_members(tmp_path, name, kind, linkname, everything):
+def test_refuses_members(tmp_path, name, kind, linkname, message, everything):
     to = tmp_path / "inside"
     to.mkdir()
     (to / "voc.tar").write_bytes(tar(VOC, (name, kind, linkname)))
-    with pytest.raises(DownloadError, match="voc.tar"):
+    with pytest.raises(DownloadError, match=f"voc.tar: .*{message}"):
         extract_voc(to / "voc.tar", to, everything)
     assert os.listdir(to) == ["voc.tar"] and os.listdir(tmp_path) == ["inside"]
 
