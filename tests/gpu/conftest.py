@@ -1,0 +1,41 @@
+"""`gpu_on_cpu`: a device made of parts that can be checked. Arrays are the strict CuPy stand-in's, kernels run through the
+C++ shim, matrix products through the strict cuBLAS, and memory is surrounded by canaries and never zero by luck."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import strict_cupy
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cuda_on_cpu import COMPILER, RawModule, guarded
+from fake_cublas import FakeCublas
+
+from minifcn.core import backend
+from minifcn.fast import launch
+
+
+@pytest.fixture(scope="module")
+def gpu_on_cpu():
+    """The pretended `cupy`, in the place of the real one, with `.blas` the FakeCublas and `.kernels` the RawModule."""
+    if COMPILER is None:
+        pytest.skip("no g++: the CUDA kernels cannot be compiled for the CPU")
+    blas = FakeCublas()
+    kernels = RawModule(launch.SOURCE.read_text(), host=lambda a: a._host if isinstance(a, strict_cupy.ndarray) else a)
+
+    def pointer(array):
+        blas.extents[array._host.ctypes.data] = array._host.nbytes
+        return SimpleNamespace(ptr=array._host.ctypes.data)
+
+    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_cupy.ndarray, "data", property(pointer), raising=False)
+        patch.setattr(strict_cupy, "empty", lambda shape, dtype=float: strict_cupy.ndarray(guarded(shape, dtype)))
+        patch.setattr(strict_cupy, "RawModule", lambda code, options: kernels, raising=False)
+        patch.setattr(strict_cupy, "cuda", cuda)
+        patch.setattr(strict_cupy, "blas", blas, raising=False)
+        patch.setattr(strict_cupy, "kernels", kernels, raising=False)
+        patch.setattr(backend, "cupy", strict_cupy)
+        yield strict_cupy
