@@ -140,7 +140,8 @@ class Tensor:
             node.free()
             del tensor, node, g, parent, gp     # else the names keep the last activations alive during the next op
         for leaf in leaves:                     # an op may hand one array to two parents: leaves get their own copy
-            leaf.grad = grads[leaf].copy() if leaf.grad is None else leaf.grad + grads[leaf]
+            xp, g = array_module(leaf.data), grads[leaf]
+            leaf.grad = xp.array(g, order="C") if leaf.grad is None else xp.asarray(leaf.grad + g)      # 0-d: an array too
 
     def _cotangent(self, gy):
         xp = array_module(self.data)

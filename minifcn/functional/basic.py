@@ -24,8 +24,8 @@ def unbroadcast(g, shape):
 
 
 def _operands(op, a, b):
-    a = as_tensor(a, like=b if isinstance(b, Tensor) else None)
-    b = as_tensor(b, like=a)
+    like = as_tensor(a if hasattr(a, "dtype") else b)                    # a bare number takes the other's dtype and device
+    a, b = as_tensor(a, like), as_tensor(b, like)
     check_dtypes(op, a=a, b=b)
     try:
         np.broadcast_shapes(a.shape, b.shape)
@@ -283,7 +283,7 @@ def max(x, dim=None, keepdim=False):
 def argmax(x, dim=None, keepdim=False):
     """The position of the first maximum, as an integer ndarray on x's device; not differentiable."""
     xp = array_module(x.data)
-    indices = x.data.argmax(axis=dim)
+    indices = xp.asarray(x.data.argmax(axis=dim))
     return xp.expand_dims(indices, dim) if keepdim and dim is not None else indices
 
 
