@@ -1,4 +1,4 @@
-"""Images and masks in, batches out. Read in this order: voc (the layout), synthetic (drawn data in it), loader, download."""
+"""Images and masks in, batches out. Reading order: voc (the layout), synthetic (data drawn in it), loader, download."""
 
 from minifcn.data.loader import Batch, Loader, normalize
 from minifcn.data.synthetic import write_synthetic
