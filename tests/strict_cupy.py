@@ -159,8 +159,8 @@ def asarray(a, dtype=None):
     return array(a, dtype)
 
 
-def array(a, dtype=None):
-    return ndarray(np.array(a._host if isinstance(a, ndarray) else a, dtype=dtype))
+def array(a, dtype=None, order="K"):
+    return ndarray(np.array(a._host if isinstance(a, ndarray) else a, dtype=dtype, order=order))
 
 
 def asnumpy(a):

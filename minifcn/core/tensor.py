@@ -4,21 +4,40 @@ Every operation computes its result with plain arrays and calls `record(y, paren
 notes the one function that turns the gradient of y into the gradients of the parents (a vector-Jacobian product).
 `Tensor.backward` walks those notes from the newest operation to the oldest. That is the whole engine.
 
+A walk through d = (a * a) + a with a = 3, where a is reached twice:
+
+    a = 3 (leaf)      m = a * a      d = m + a               d.backward()
+    newest op first:  d, gradient 1   -> m gets 1, a gets 1            pending {m: 1, a: 1}
+                      m, gradient 1   -> a gets 1 * 3 + 1 * 3          pending {a: 1 + 6}
+    only leaves are left:                a.grad = 7
+
+Arrays are kept by reference. Writing into `w.data` or into an activation between forward and backward changes what backward
+sees, and nothing notices: update weights after backward, as an optimiser does. `==` compares identity; compare `.data`.
+
 The operators (`+`, `@`, `x[...]`, `.sum()`) are attached by functional/basic.py and functional/linear.py, which define them.
-Read after shapes.py; read next functional/basic.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
+Read after dispatch.py; read next gradcheck.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
 """
 
 import contextlib
 import heapq
 import itertools
+import threading
 
 import numpy as np
 
 from minifcn.core.backend import array_module, device_of, to_device, to_host
 from minifcn.core.shapes import dims
 
-_recording = True
 _serial = itertools.count()
+
+
+class _Recording(threading.local):
+    """Does this thread keep history? Switched by no_grad."""
+
+    on = True
+
+
+_recording = _Recording()
 
 
 class Node:
@@ -56,7 +75,10 @@ class Tensor:
         if isinstance(array, Tensor):
             raise TypeError("Tensor: got a Tensor; use x.detach() for one without history")
         if not hasattr(array, "dtype"):
-            array = np.asarray(array, dtype=np.float32)
+            array = np.asarray(array)
+            if array.dtype.kind not in "biuf":
+                raise TypeError(f"Tensor: data must be numbers, got {array.dtype}")
+            array = array.astype(np.float32)
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"Tensor: data must be float32 or float64, got {array.dtype}; convert with .astype first")
         if array_module(array) is np:
@@ -75,6 +97,15 @@ class Tensor:
     def __len__(self):
         return len(self.data)
 
+    def __bool__(self):
+        return bool(self.item())                # of one element; without this, len() would decide
+
+    def __float__(self):
+        return self.item()
+
+    def __array__(self, *_, **__):
+        raise TypeError("NumPy functions do not take a Tensor: use x.numpy(), or minifcn.functional")
+
     def __repr__(self):
         made = f", op={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({to_host(self.data)}, shape={dims(self)}, dtype={self.dtype}, device={self.device}{made})"
@@ -85,6 +116,8 @@ class Tensor:
 
     def item(self):
         """The value of a one-element Tensor as a Python float. On a GPU this waits for the device."""
+        if self.size != 1:
+            raise ValueError(f"item: only one element can become a number, this Tensor is {dims(self)}")
         return self.numpy().item()
 
     def detach(self):
@@ -101,7 +134,7 @@ class Tensor:
             home = self.device
             back = lambda gy: (to_device(gy, home),)  # noqa: E731
         else:
-            y = self.data.astype(np.dtype(target), copy=False)
+            y = self.data.astype(float_dtype(target), copy=False)
             back = lambda gy: (gy.astype(self.dtype),)  # noqa: E731
         return self if y is self.data else record(y, (self,), back, "to")
 
@@ -124,9 +157,13 @@ class Tensor:
             tensor = heapq.heappop(heap)[1]
             node, g = tensor.node, grads.pop(tensor)
             if node.backward is None:
-                raise RuntimeError(f"backward: the graph through {node.name!r} was freed by an earlier backward(); "
-                                   "run the forward computation again")
-            for parent, gp in zip(node.parents, node.backward(g), strict=True):
+                raise RuntimeError(f"backward: the graph through {node.name!r} was freed by a backward() before this "
+                                   "one; run the forward computation again")
+            gradients = node.backward(g)
+            if len(gradients) != len(node.parents):
+                raise RuntimeError(f"{node.name}: backward returned {len(gradients)} gradients "
+                                   f"for {len(node.parents)} parents")
+            for parent, gp in zip(node.parents, gradients):
                 if gp is None or parent is None or not parent.requires_grad:
                     continue
                 if gp.shape != parent.shape or gp.dtype != parent.dtype:
@@ -138,7 +175,7 @@ class Tensor:
                     grads[parent] = gp
                     _queue(parent, heap, leaves)
             node.free()
-            del tensor, node, g, parent, gp     # else the names keep the last activations alive during the next op
+            del tensor, node, g, gradients, parent, gp   # else the names keep the last activations alive during the next op
         for leaf in leaves:                     # an op may hand one array to two parents: leaves get their own copy
             xp, g = array_module(leaf.data), grads[leaf]
             leaf.grad = xp.array(g, order="C") if leaf.grad is None else xp.asarray(leaf.grad + g)      # 0-d: an array too
@@ -150,6 +187,8 @@ class Tensor:
                 raise ValueError(f"backward: gy may be left out only for one element, this Tensor is {dims(self)}")
             return xp.ones_like(self.data)
         gy = gy.data if isinstance(gy, Tensor) else gy
+        if not hasattr(gy, "dtype") or gy.dtype.kind not in "biuf":
+            raise TypeError(f"backward: gy must be an array or a Tensor, got {type(gy).__name__}")
         gy = xp.asarray(gy, dtype=self.dtype)
         if gy.shape != self.shape:
             raise ValueError(f"backward: gy must have the Tensor's shape {dims(self)}, got {dims(gy)}")
@@ -163,6 +202,17 @@ def _queue(tensor, heap, leaves):
         heapq.heappush(heap, (-tensor.node.serial, tensor))
 
 
+def float_dtype(target):
+    """numpy.dtype of float32 or float64; raises TypeError for anything else, names both devices for a wrong string."""
+    try:
+        dtype = None if target is None else np.dtype(target)
+    except TypeError:
+        dtype = None
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"to: needs 'cpu', 'gpu', float32 or float64, got {target!r}")
+    return dtype
+
+
 def record(y, parents, backward, name):
     """Wrap the result of an operation and remember how to differentiate it.
 
@@ -172,7 +222,7 @@ def record(y, parents, backward, name):
     Returns a Tensor; the history is kept only if a parent requires a gradient and `no_grad` is not in force.
     """
     out = Tensor(y)
-    if _recording and any(p is not None and p.requires_grad for p in parents):
+    if _recording.on and any(p is not None and p.requires_grad for p in parents):
         out.requires_grad = True
         out.node = Node(name, parents, backward)
     return out
@@ -182,17 +232,16 @@ def as_tensor(value, like=None):
     """A Tensor as it is; an array as a constant Tensor; a Python number as a constant of `like`'s dtype and device."""
     if isinstance(value, Tensor):
         return value
-    if like is not None and not hasattr(value, "dtype"):
+    if like is not None and isinstance(value, (int, float)):
         value = array_module(like.data).asarray(value, dtype=like.dtype)
     return Tensor(value)
 
 
 @contextlib.contextmanager
 def no_grad():
-    """Inside this context (or decorated function) operations keep no history and no activations. Process-wide."""
-    global _recording
-    before, _recording = _recording, False
+    """Inside this context (or decorated function) this thread's operations keep no history and no activations."""
+    before, _recording.on = _recording.on, False
     try:
         yield
     finally:
-        _recording = before
+        _recording.on = before

@@ -1,10 +1,14 @@
 """Arithmetic, shape and reduction ops: each a few lines, and together enough to see how an op is made.
 
 Every op computes y with plain arrays, then states the gradient of each input given gy, the gradient of y.
-Broadcasting is undone by `unbroadcast`: what was copied forward is summed backward.
-Read after core/tensor.py; read next linear.py.
+Broadcasting is undone by `unbroadcast`: a value that is copied to many places moves all of them at once, so its gradient is
+the sum of theirs. Operands share one dtype: `x * 2.0` takes x's, but a float64 array beside a float32 Tensor is refused.
+`reshape`, `permute`, `transpose`, `crop` and slices share memory with x.
+Read after core/gradcheck.py; read next linear.py.
 """
 
+import numbers
+import operator
 from collections import namedtuple
 
 import numpy as np
@@ -82,14 +86,21 @@ def div(a, b):
 
 def neg(x):
     """y = -x; gx = -gy."""
+    x = as_tensor(x)
     return record(-x.data, (x,), lambda gy: (-gy,), "neg")
 
 
 def power(x, exponent):
     """y = x^p for a constant number p; gx = gy p x^(p-1)."""
-    if not isinstance(exponent, (int, float)):
+    x = as_tensor(x)
+    if not isinstance(exponent, numbers.Real):
         raise TypeError(f"power: the exponent must be a number, got {type(exponent).__name__}")
-    return record(x.data ** exponent, (x,), lambda gy: (gy * (exponent * x.data ** (exponent - 1)),), "power")
+    p = int(exponent) if isinstance(exponent, numbers.Integral) else float(exponent)    # a NumPy scalar would promote x
+
+    def backward(gy):
+        return (gy * (p * x.data ** (p - 1)) if p else gy * 0,)          # 0 x^-1 is no number at x = 0
+
+    return record(x.data ** p, (x,), backward, "power")
 
 
 def exp(x):
@@ -114,7 +125,7 @@ def rectify(x):
 @replaceable
 def rectify_grad(gy, y):
     """gy where y > 0, else 0."""
-    return gy * (y > 0)
+    return array_module(gy).where(y > 0, gy, 0)                          # not gy * (y > 0): inf * 0 is no number
 
 
 def relu(x):
@@ -131,28 +142,30 @@ def relu(x):
 
 def reshape(x, *shape):
     """The same values in another shape (one axis may be -1); gx = gy in the old shape."""
+    x = as_tensor(x)
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     return record(x.data.reshape(shape), (x,), lambda gy: (gy.reshape(x.shape),), "reshape")
 
 
 def permute(x, *axes):
     """The axes in the given order, as torch.permute; gx = gy with the inverse order."""
-    axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
-    axes = tuple(a % x.ndim for a in axes)
-    inverse = tuple(axes.index(i) for i in range(x.ndim)) if len(set(axes)) == x.ndim else None
-    if inverse is None or len(axes) != x.ndim:
+    x = as_tensor(x)
+    axes = _axes(x, axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes)
+    if sorted(axes) != list(range(x.ndim)):
         raise ValueError(f"permute: {axes} is not an order of the {x.ndim} axes of x: {dims(x)}")
+    inverse = tuple(axes.index(i) for i in range(x.ndim))
     return record(x.data.transpose(axes), (x,), lambda gy: (gy.transpose(inverse),), "permute")
 
 
 def transpose(x, dim0, dim1):
     """Exchange two axes, as torch.transpose; gx = gy with the same two exchanged."""
+    x = as_tensor(x)
     return record(x.data.swapaxes(dim0, dim1), (x,), lambda gy: (gy.swapaxes(dim0, dim1),), "transpose")
 
 
 def getitem(x, index):
     """x[index] for anything NumPy accepts; gx is zero but for gy added at index (repeated positions add up)."""
-    xp = array_module(x.data)
+    x, xp = as_tensor(x), array_module(as_tensor(x).data)
     parts = index if isinstance(index, tuple) else (index,)
     plain = all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts)
 
@@ -175,9 +188,9 @@ def pad(x, pad, mode="constant", value=0):
     x = as_tensor(x)
     if mode != "constant":
         raise NotImplementedError(f"pad: only mode='constant' is supported, not {mode!r}")
-    if len(pad) != 4 or min(pad) < 0 or x.ndim < 2:
+    if not isinstance(pad, (tuple, list)) or len(pad) != 4 or min(pad) < 0 or x.ndim < 2:
         raise ValueError(f"pad: needs four amounts >= 0 (left, right, top, bottom) and at least 2 axes, "
-                         f"got pad={tuple(pad)} for x: {dims(x)}")
+                         f"got pad={pad} for x: {dims(x)}")
     left, right, top, bottom = pad
     H, W = x.shape[-2:]
     widths = [(0, 0)] * (x.ndim - 2) + [(top, bottom), (left, right)]
@@ -191,7 +204,7 @@ def crop(x, top, left, height, width):
     Raises ValueError if the rectangle does not lie inside x.
     """
     x = as_tensor(x)
-    H, W = x.shape[-2:]
+    H, W = x.shape[-2:] if x.ndim > 1 else (0, 0)
     if not (0 <= top and 0 <= left and 0 < height <= H - top and 0 < width <= W - left):
         raise ValueError(f"crop: rectangle top={top} left={left} height={height} width={width} "
                          f"does not lie inside x: {dims(x)}")
@@ -206,7 +219,7 @@ def concatenate(tensors, dim=0):
     tensors = [as_tensor(t) for t in tensors]
     if not tensors:
         raise ValueError("concatenate: needs at least one tensor")
-    axis = dim % tensors[0].ndim
+    axis = _axis(tensors[0], dim)
     others = {t.shape[:axis] + t.shape[axis + 1:] for t in tensors}
     if len(others) > 1 or len({t.ndim for t in tensors}) > 1:
         raise ValueError(f"concatenate: shapes must agree except along dim {dim}, got {', '.join(map(dims, tensors))}")
@@ -225,10 +238,18 @@ def concatenate(tensors, dim=0):
 # ---- reductions ----
 
 def _axes(x, dim):
-    dim = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    if any(not -x.ndim <= d < x.ndim for d in dim):
+    """dim (an int, a tuple, or None for all) as axes 0 .. ndim-1."""
+    if dim is None or dim == ():
+        return tuple(range(x.ndim))
+    return tuple(_axis(x, d) for d in (dim if isinstance(dim, (tuple, list)) else (dim,)))
+
+
+def _axis(x, dim):
+    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+        raise TypeError(f"dim must be an int, got {dim!r}")
+    if not -x.ndim <= operator.index(dim) < x.ndim:
         raise ValueError(f"dim {dim} is out of range for x: {dims(x)}")
-    return tuple(d % x.ndim for d in dim)
+    return operator.index(dim) % x.ndim
 
 
 def _kept(x, axes):
