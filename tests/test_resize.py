@@ -50,7 +50,7 @@ def test_a_constant_stays_constant_and_the_same_size_changes_nothing(hw, size, a
 def test_complaints():
     x = np.ones((2, 3, 4, 5), np.float32)
     for kwargs, error, message in [
-        ({"x": x[0], "size": 2, "mode": "bilinear"}, ValueError, r"interpolate: x must have 4 axes \(N, C, H, W\), got 3 \(x: 3"),
+        ({"x": x[0], "size": 2, "mode": "bilinear"}, ValueError, r"interpolate: x must have 4 axes \(N, C, H, W\), got 3"),
         ({"x": x, "size": 2}, NotImplementedError, "only mode='bilinear' is supported, not 'nearest'"),
         ({"x": x, "mode": "bilinear"}, ValueError, "give either size or scale_factor"),
         ({"x": x, "size": 2, "scale_factor": 2, "mode": "bilinear"}, ValueError, "give either size or scale_factor"),
