@@ -114,7 +114,9 @@ def _on_device(function, name):
         if LACKING & kwargs.keys():
             raise TypeError(f"{name}: CuPy has no keyword {', '.join(LACKING & kwargs.keys())}")
         y = function(*_unwrap(args), **_unwrap(kwargs))
-        return kwargs["out"] if kwargs.get("out") is not None else _wrap(y)
+        if kwargs.get("out") is not None:
+            return kwargs["out"]
+        return args[0] if args and isinstance(args[0], ndarray) and y is args[0]._host else _wrap(y)
 
     call.__name__ = name
     return call

@@ -104,6 +104,7 @@ def test_masks_and_views(x):
     assert x.get().tolist() == [[1, 1, 2], [4, 0, 0]]
     y = cp.maximum(x, 2.0, out=x)
     assert y is x and x.get().tolist() == [[2, 2, 2], [4, 2, 2]]
+    assert x.astype(np.float64, copy=False) is x and x.astype(np.float64) is not x
     assert cp.shares_memory(x, x[1]) and not cp.shares_memory(x, x.copy())
 
 
