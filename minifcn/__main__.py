@@ -27,7 +27,7 @@ from minifcn.training.checkpoint import CheckpointError, load_model
 
 SYNTHETIC = Path("runs/data/synthetic")     # where `train` without --data draws its images
 # What differs from Options' defaults, which are VOC's, when the data is synthetic: two minutes on a laptop.
-SYNTHETIC_OPTIONS = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 8, "lr": 0.05, "weight_decay": 1e-4}
+SYNTHETIC_OPTIONS = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 4, "lr": 0.1, "weight_decay": 1e-4}
 
 EXAMPLES = """\
 examples:

@@ -91,11 +91,12 @@ def test_resumes_exactly():
         a.step()
         b.step()
         if step == 2:
-            state = b.state_dict()
+            state = a.state_dict()                              # the same velocities as of b
             b = SGD(first, 0.1, 0.9, 1e-4)
             b.load_state_dict(state)
-            state["0"][...] = 99                # a copy: changing it afterwards changes nothing
+            kept = {name: v.copy() for name, v in state.items()}
     assert all(np.array_equal(p.data, q.data) for p, q in zip(whole, first))
+    assert all(np.array_equal(kept[name], v) for name, v in state.items())      # later steps of a do not reach into it
 
 
 def test_wrong_state_is_named():
