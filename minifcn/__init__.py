@@ -3,9 +3,9 @@
 Read the source in this order; every file says what comes before and after it.
 
     core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
-    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss      the operations
+    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, checks     the operations
     nn          init, module, layers                             operations that own weights
-    models      resnet, fcn, weights                             ResNet-18 and FCN-32s, 16s, 8s
+    models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
     data        voc, synthetic, loader, download                 Pascal VOC's layout, and batches from it
     training    optim, metrics, checkpoint, trainer              from weights to better weights
     inference, plotting                                          images of any size; pictures

@@ -10,7 +10,7 @@ A call runs the first registered twin whose `when(*args)` holds, else the defini
 readable": a broken twin must fail, not hide. `with readable_only():` and the environment variable MINIFCN_READABLE=1
 switch all twins off, so that one can always see what the definition says.
 
-Read after backend.py; read next tensor.py.
+A replaceable function takes positional arguments only. Read after shapes.py; read next tensor.py.
 """
 
 import contextlib

@@ -17,8 +17,8 @@ from minifcn.core.tensor import Tensor, no_grad
 
 Check = namedtuple("Check", "error bound")
 
-STEP = np.finfo(np.float64).eps ** 0.2          # 7e-4: balances the method's h^4 against rounding's eps / h
-VJP_BOUND = 1e-8                                # both are near 1e-12; the rest is room for steep functions
+STEP = float(np.finfo(np.float64).eps) ** 0.2   # 7e-4: balances the method's h^4 against rounding's eps / h
+VJP_BOUND = 1e-8                                # the method's error is near 1e-12; the rest is room for steep functions
 ADJOINT_BOUND = 1e-12                           # a few thousand roundings of 1e-16
 
 
@@ -34,7 +34,8 @@ def check_vjp(f, *arrays, seed=0):
 
     f: function of Tensors that returns one Tensor. arrays: float64 inputs (NumPy or CuPy), one gradient each; keep them
     away from kinks (ReLU at 0, ties of max). seed: of the cotangent and the directions.
-    Returns Check(error, bound): the largest |D - <gx, d>| of all inputs, relative to the size of the terms in the sums.
+    Returns Check(error, bound): the largest |D - <gx, d>| of all inputs, relative to |D| + sum |gx d|, after the rounding
+    of the four sums p, 10 eps sum |gy y| / STEP, is allowed for.
     Raises AssertionError that names the input if the error exceeds the bound, TypeError for other dtypes.
     Cost: one forward and backward of f, and four forwards for each input.
 
@@ -47,12 +48,12 @@ def check_vjp(f, *arrays, seed=0):
     inputs = [Tensor(a.copy(), requires_grad=True) for a in arrays]
     y = f(*inputs)
     gy = xp.asarray(rng.standard_normal(y.shape))
-    terms = float(abs(gy * y.data).sum())
+    rounding = 10 * np.finfo(np.float64).eps * abs(gy * y.data).sum().item() / STEP
     y.backward(gy)
 
     def phi(i, moved):
         with no_grad():
-            return float((gy * f(*[Tensor(moved if j == i else a) for j, a in enumerate(arrays)]).data).sum())
+            return (gy * f(*[Tensor(moved if j == i else a) for j, a in enumerate(arrays)]).data).sum().item()
 
     worst = 0.0
     for i, (x, a) in enumerate(zip(inputs, arrays)):
@@ -60,7 +61,7 @@ def check_vjp(f, *arrays, seed=0):
         p = {k: phi(i, a + k * STEP * d) for k in (-2, -1, 1, 2)}
         numeric = (8 * (p[1] - p[-1]) - (p[2] - p[-2])) / (12 * STEP)
         gx = xp.zeros_like(a) if x.grad is None else x.grad
-        analytic, size = float((gx * d).sum()), terms + float(abs(gx * d).sum())
+        analytic, size = (gx * d).sum().item(), abs(numeric) + abs(gx * d).sum().item() + rounding / VJP_BOUND
         error = abs(numeric - analytic) / size if size else 0.0
         if not error <= VJP_BOUND:
             raise AssertionError(f"check_vjp: input {i} ({'x'.join(map(str, a.shape))}): backward gives {analytic:.10g} "

@@ -58,6 +58,13 @@ def check_ndim(op, name, array, ndim, layout):
         raise ValueError(f"{op}: {name} must have {ndim} axes ({layout}), got {array.ndim} ({name}: {dims(array)})")
 
 
+def check_image(op, x):
+    """Raise ValueError unless x is (N, C, H, W) with at least one channel, row and column."""
+    check_ndim(op, "x", x, 4, "N, C, H, W")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{op}: no axis but the batch may be empty (x: {dims(x)})")
+
+
 def check_dtypes(op, **arrays):
     """Raise TypeError unless all the given Tensors share one dtype."""
     arrays = {name: a for name, a in arrays.items() if a is not None}

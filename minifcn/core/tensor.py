@@ -75,10 +75,7 @@ class Tensor:
         if isinstance(array, Tensor):
             raise TypeError("Tensor: got a Tensor; use x.detach() for one without history")
         if not hasattr(array, "dtype"):
-            array = np.asarray(array)
-            if array.dtype.kind not in "biuf":
-                raise TypeError(f"Tensor: data must be numbers, got {array.dtype}")
-            array = array.astype(np.float32)
+            array = _numbers(array).astype(np.float32)
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"Tensor: data must be float32 or float64, got {array.dtype}; convert with .astype first")
         if array_module(array) is np:
@@ -202,6 +199,14 @@ def _queue(tensor, heap, leaves):
         heapq.heappush(heap, (-tensor.node.serial, tensor))
 
 
+def _numbers(value):
+    """A list or Python number as a NumPy array; None and texts, which NumPy would convert too, are a TypeError."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"Tensor: data must be numbers, got {value!r}")
+    return array
+
+
 def float_dtype(target):
     """numpy.dtype of float32 or float64; raises TypeError for anything else, names both devices for a wrong string."""
     try:
@@ -232,8 +237,8 @@ def as_tensor(value, like=None):
     """A Tensor as it is; an array as a constant Tensor; a Python number as a constant of `like`'s dtype and device."""
     if isinstance(value, Tensor):
         return value
-    if like is not None and isinstance(value, (int, float)):
-        value = array_module(like.data).asarray(value, dtype=like.dtype)
+    if like is not None and not hasattr(value, "dtype"):
+        value = array_module(like.data).asarray(_numbers(value), dtype=like.dtype)
     return Tensor(value)
 
 

@@ -283,29 +283,29 @@ def max(x, dim=None, keepdim=False):
 
     gx: gy goes to the first maximum in row-major order; all other positions get 0.
     """
-    xp = array_module(x.data)
-    axis = 0 if dim is None else _axes(x, dim)[0]
-    rows = x.data.reshape(-1) if dim is None else x.data
-    indices = xp.expand_dims(rows.argmax(axis=axis), axis)               # argmax takes the first of equals
-    y = xp.take_along_axis(rows, indices, axis)
-    shape = (1,) * x.ndim if dim is None else y.shape                    # with the reduced axes kept
-    if not keepdim:
-        shape = () if dim is None else y.shape[:axis] + y.shape[axis + 1:]
+    x = as_tensor(x)
+    if dim is None:
+        y = max(reshape(x, -1), 0).values
+        return reshape(y, (1,) * x.ndim) if keepdim else y
+    xp, axis = array_module(x.data), _axis(x, dim)
+    indices = xp.expand_dims(x.data.argmax(axis=axis), axis)             # (..., 1, ...): argmax takes the first of equals
+    y = xp.take_along_axis(x.data, indices, axis)                        # (..., 1, ...)
+    shape = y.shape if keepdim else y.shape[:axis] + y.shape[axis + 1:]
 
     def backward(gy):
-        positions = xp.arange(rows.shape[axis]).reshape([-1 if i == axis else 1 for i in range(rows.ndim)])
-        first = positions == indices
-        return ((first * gy.reshape(indices.shape)).astype(x.dtype).reshape(x.shape),)
+        positions = xp.arange(x.shape[axis]).reshape(-1, *[1] * (x.ndim - axis - 1))
+        return (xp.where(positions == indices, gy.reshape(indices.shape), 0),)
 
-    values = record(y.reshape(shape), (x,), backward, "max")
-    return values if dim is None else Maximum(values, indices.reshape(shape))
+    return Maximum(record(y.reshape(shape), (x,), backward, "max"), indices.reshape(shape))
 
 
 def argmax(x, dim=None, keepdim=False):
     """The position of the first maximum, as an integer ndarray on x's device; not differentiable."""
-    xp = array_module(x.data)
-    indices = xp.asarray(x.data.argmax(axis=dim))
-    return xp.expand_dims(indices, dim) if keepdim and dim is not None else indices
+    x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    indices = xp.asarray(x.data.argmax(axis=None if dim is None else _axis(x, dim)))
+    if not keepdim:
+        return indices
+    return indices.reshape((1,) * x.ndim) if dim is None else xp.expand_dims(indices, _axis(x, dim))
 
 
 def _transposed(x):

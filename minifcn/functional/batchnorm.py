@@ -5,7 +5,7 @@ the fact that each pixel moves the mean and the variance of all others. In evalu
 whole layer is one multiplication and one addition per channel.
 
 The normalising variance is biased (divided by M), the running variance unbiased (divided by M - 1), as in PyTorch.
-Read after conv_forms.py; read next pool.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+Read after conv_forms.py; read next resize.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 
 from math import prod
@@ -13,14 +13,16 @@ from math import prod
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
 from minifcn.core.shapes import check_channels, check_dtypes, dims
-from minifcn.core.tensor import as_tensor, record
-from minifcn.functional.basic import relu
+from minifcn.core.tensor import Tensor, as_tensor, record
+from minifcn.functional.basic import rectify_grad, relu
 
 # xhat = (x - mean) / sqrt(var + eps) with mean, var over the M = N*H*W pixels of a channel; y = w xhat + b.
 #
 #   gb = sum gy      gw = sum gy xhat      gxhat = w gy
-#   mean and var depend on every x:  gx = (gxhat - mean(gxhat) - xhat mean(gxhat xhat)) / sqrt(var + eps)
-#                                       = w / sqrt(var + eps) * (gy - gb / M - xhat gw / M)
+#   moving x[k] moves xhat[i] by (1[i=k] - 1/M - xhat[i] xhat[k] / M) / sqrt(var + eps): itself, through the mean, and
+#   through the variance (d var / d x[k] = 2 (x[k] - mean) / M). Summed against gxhat:
+#       gx = (gxhat - mean(gxhat) - xhat mean(gxhat xhat)) / sqrt(var + eps)
+#          = w / sqrt(var + eps) * (gy - gb / M - xhat gw / M)
 #
 # so gx is orthogonal to 1 and to xhat: a uniform gy has the gradient 0.
 
@@ -39,7 +41,7 @@ def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, mom
     >>> batch_norm(np.array([[1.0], [3.0]]), None, None, training=True, eps=0.0).data.tolist()
     [[-1.0], [1.0]]
     """
-    x, w, b = _arguments("batch_norm", x, running_mean, running_var, w, b, training)
+    x, w, b, eps = _arguments("batch_norm", x, running_mean, running_var, w, b, training, eps)
     if not training:
         return _fixed_batch_norm(x, running_mean, running_var, w, b, eps)
     y, mean, var, saved = normalize(x.data, w.data, b.data, eps)
@@ -58,16 +60,16 @@ def batch_norm_add_relu(x, running_mean, running_var, w=None, b=None, training=F
     shortcut: a Tensor of x's shape, or None for none; all else as `batch_norm`. Fused because a fast path can then touch
     each pixel once; its definition is the composition. Keeps xhat and y.
     """
-    if not training:
-        y = batch_norm(x, running_mean, running_var, w, b, False, momentum, eps)
-        return relu(y if shortcut is None else y + shortcut)
-    x, w, b = _arguments("batch_norm_add_relu", x, running_mean, running_var, w, b, training)
+    x, w, b, eps = _arguments("batch_norm_add_relu", x, running_mean, running_var, w, b, training, eps)
     if shortcut is not None:
         shortcut = as_tensor(shortcut)
         check_dtypes("batch_norm_add_relu", x=x, shortcut=shortcut)
         if shortcut.shape != x.shape:
             raise ValueError(f"batch_norm_add_relu: shortcut must have x's shape (x: {dims(x)}, "
                              f"shortcut: {dims(shortcut)})")
+    if not training:
+        y = batch_norm(x, running_mean, running_var, w, b, False, momentum, eps)
+        return relu(y if shortcut is None else y + shortcut)
     y, mean, var, saved = normalize_add_relu(x.data, w.data, b.data, None if shortcut is None else shortcut.data, eps)
     _move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
 
@@ -113,7 +115,7 @@ def normalize_add_relu(x, w, b, shortcut, eps):
 @replaceable
 def normalize_add_relu_grad(gy, y, w, saved):
     """(gx, gw, gb, gshortcut): relu lets gy pass where y > 0, and the shortcut receives just that."""
-    gshortcut = gy * (y > 0)
+    gshortcut = rectify_grad(gy, y)
     return *normalize_grad(gshortcut, w, saved), gshortcut
 
 
@@ -155,17 +157,23 @@ def per_channel(v, x):
 
 def _move_running(running_mean, running_var, mean, var, M, momentum):
     if running_mean is not None:
-        running_mean += momentum * (mean - running_mean)
-        running_var += momentum * (var * (M / (M - 1)) - running_var)    # unbiased
+        moved_mean = running_mean + momentum * (mean - running_mean)
+        moved_var = running_var + momentum * (var * (M / (M - 1)) - running_var)                 # unbiased
+        running_var[...], running_mean[...] = moved_var, moved_mean
 
 
-def _arguments(op, x, running_mean, running_var, w, b, training):
+def _arguments(op, x, running_mean, running_var, w, b, training, eps):
     x = as_tensor(x)
     if x.ndim < 2:
         raise ValueError(f"{op}: x must have axes N, C and perhaps pixels, got x: {dims(x)}")
     xp, C = array_module(x.data), x.shape[1]
     w = as_tensor(xp.ones(C, x.dtype) if w is None else w)
     b = as_tensor(xp.zeros(C, x.dtype) if b is None else b)
+    for name, v in (("running_mean", running_mean), ("running_var", running_var)):
+        if v is not None and (isinstance(v, Tensor) or not hasattr(v, "dtype")):
+            raise TypeError(f"{op}: {name} must be an ndarray, which training moves in place, got {type(v).__name__}")
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must be at least 0, got {eps}")
     check_dtypes(op, x=x, w=w, b=b, running_mean=running_mean, running_var=running_var)
     for name, v in (("w", w), ("b", b), ("running_mean", running_mean), ("running_var", running_var)):
         check_channels(op, name, v, C, f"one value per channel of x: {dims(x)}")
@@ -173,4 +181,4 @@ def _arguments(op, x, running_mean, running_var, w, b, training):
         raise ValueError(f"{op}: needs running_mean and running_var, or neither in training")
     if training and prod(x.shape) // max(C, 1) < 2:
         raise ValueError(f"{op}: training needs more than one value per channel, got x: {dims(x)}")
-    return x, w, b
+    return x, w, b, float(eps)                                           # a NumPy scalar would promote float32

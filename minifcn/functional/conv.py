@@ -28,7 +28,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
     """Two-dimensional convolution (cross-correlation, as in every deep-learning library):
 
         y[n,f,i,j] = b[f] + sum_{c,u,v} w[f,c,u,v] x[n,c, i*SH + u*DH - PH, j*SW + v*DW - PW]
-        gx[n,c,h,w] = sum of w[f,c,u,v] gy[n,f,i,j] over all f,i,j,u,v with h = i*SH + u*DH - PH and w likewise
+        gx[n,c,h,k] = sum of w[f,c,u,v] gy[n,f,i,j] over all f,i,j,u,v with h = i*SH + u*DH - PH, k = j*SW + v*DW - PW
         gw[f,c,u,v] = sum_{n,i,j} gy[n,f,i,j] x[n,c, i*SH + u*DH - PH, j*SW + v*DW - PW];  gb[f] = sum_{n,i,j} gy[n,f,i,j]
 
     x: (N, C, H, W). w: (F, C, KH, KW). b: (F,) or None. One dtype, float32 or float64.
@@ -48,18 +48,18 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
     stride, padding = pair(stride, "conv2d: stride", 1), pair(padding, "conv2d: padding", 0)
     dilation = pair(dilation, "conv2d: dilation", 1)
     check_conv2d(x, w, b, stride, padding, dilation)
-    correlate, correlate_grad_x, correlate_grad_w = array_functions(form)
-    y, saved = correlate(x.data, w.data, stride, padding, dilation)      # (N, F, OH, OW)
+    forward, grad_x, grad_w = array_functions(form)                      # correlate and its two gradients
+    y, saved = forward(x.data, w.data, stride, padding, dilation)      # (N, F, OH, OW)
     if b is not None:
         y = y + b.data[:, None, None]                                    # (N, F, OH, OW)
 
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None
         if x.requires_grad:
-            gx = correlate_grad_x(gy, w.data, x.shape[2:], stride, padding, dilation, saved)     # (N, C, H, W)
+            gx = grad_x(gy, w.data, x.shape[2:], stride, padding, dilation, saved)               # (N, C, H, W)
         if w.requires_grad:
-            gw = correlate_grad_w(gy, x.data, w.shape[2:], stride, padding, dilation, saved)     # (F, C, KH, KW)
-        if b is not None:
+            gw = grad_w(gy, x.data, w.shape[2:], stride, padding, dilation, saved)               # (F, C, KH, KW)
+        if b is not None and b.requires_grad:
             gb = gy.sum(axis=(0, 2, 3))                                  # (F,)
         return gx, gw, gb
 
@@ -91,7 +91,7 @@ def correlate(x, w, stride, padding, dilation):
 
 @replaceable
 def correlate_grad_x(gy, w, hw, stride, padding, dilation, saved):
-    """gx[n,c,h,w], and equally the forward of the transposed convolution: columns w^T gy, added back by col2im.
+    """gx[n,c,h,k], and equally the forward of the transposed convolution: columns w^T gy, added back by col2im.
 
     gy: (N, F, OH, OW). w: (F, C, KH, KW). hw: the size (H, W) of x. Returns (N, C, H, W).
     """
@@ -146,7 +146,15 @@ def image_blocks(x, columns):
 #     K = 4, S = 2:   taps 0 1 | 2 3     view(a, b) = blocks[a : a + OH, b : b + OW]    ceil(K/S)^2 copies of S x S blocks
 #     blocks of x:   |01|23|45|67|       group a = 0 meets blocks 0, 1, 2; group a = 1 meets blocks 1, 2, 3
 #
-# For the 64 x 64 stride-32 head that is 4 copies instead of 4,096; for stride 1 both walks are the same.
+# For the 64 x 64 stride-32 head that is 4 copies instead of 4,096; for stride 1 both walks are the same. A stride larger
+# than the kernel leaves whole rows unread, and taking them along would only cost memory: then it is tap by tap.
+#
+# On a 3 x 3 image with K = 2, S = 1, P = 0, columns are the four positions of the window, rows the four taps:
+#
+#     0 1 2          (u,v) = (0,0)    0 1 3 4
+#     3 4 5          (u,v) = (0,1)    1 2 4 5
+#     6 7 8          (u,v) = (1,0)    3 4 6 7
+#                    (u,v) = (1,1)    4 5 7 8      y = [w00 w01 w10 w11] times this
 
 def im2col(x, khw, ohw, stride, padding, dilation):
     """cols[n, (c,u,v), (i,j)] = x[n,c, i*SH + u*DH - PH, j*SW + v*DW - PW], zero outside the image.
@@ -165,7 +173,7 @@ def im2col(x, khw, ohw, stride, padding, dilation):
 
 
 def col2im(cols, hw, khw, ohw, stride, padding, dilation):
-    """x[n,c,h,w] = sum of cols[n, (c,u,v), (i,j)] over all u,v,i,j that read pixel (h, w): the adjoint of im2col.
+    """x[n,c,h,k] = sum of cols[n, (c,u,v), (i,j)] over all u,v,i,j that read pixel (h, k): the adjoint of im2col.
 
     cols: (n, C*KH*KW, OH*OW). hw: (H, W). Returns (n, C, H, W).
     """
@@ -179,15 +187,22 @@ def col2im(cols, hw, khw, ohw, stride, padding, dilation):
 
 
 def frame_size(ohw, khw, stride, dilation):
-    """Rows and columns that the windows reach from the padded corner on, in whole S x S blocks where D = 1."""
-    if dilation == (1, 1):
+    """Rows and columns that the windows reach from the padded corner on, in whole S x S blocks where those are used."""
+    if in_blocks(khw, stride, dilation):
         return tuple((O + ceil(K / S) - 1) * S for O, K, S in zip(ohw, khw, stride))
     return tuple((O - 1) * S + D * (K - 1) + 1 for O, K, S, D in zip(ohw, khw, stride, dilation))
 
 
 def views(frame, ohw, khw, stride, dilation):
     """Yield ((taps u, taps v), view) pairs that cover the kernel; each view is (n, C, taps, taps, OH, OW)."""
-    return block_views(frame, ohw, khw, stride) if dilation == (1, 1) else tap_views(frame, ohw, khw, stride, dilation)
+    if in_blocks(khw, stride, dilation):
+        return block_views(frame, ohw, khw, stride)
+    return tap_views(frame, ohw, khw, stride, dilation)
+
+
+def in_blocks(khw, stride, dilation):
+    """Can the kernel be taken in S x S blocks? Without dilation, and if it is no smaller than a block."""
+    return dilation == (1, 1) and all(S <= K for S, K in zip(stride, khw))
 
 
 def tap_views(frame, ohw, khw, stride, dilation):

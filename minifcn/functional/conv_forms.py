@@ -10,6 +10,8 @@ conv_transpose2d. They are definitions to read and to test against, not algorith
 Read after conv_transpose.py; read next batchnorm.py. Source: Dumoulin & Visin 2016, arXiv 1603.07285, section 4.1.
 """
 
+from math import prod
+
 import numpy as np
 
 from minifcn.core.backend import array_module
@@ -61,12 +63,12 @@ def taps(i, j, khw, stride, dilation):
     return tuple(slice(o * S, o * S + D * (K - 1) + 1, D) for o, K, S, D in zip((i, j), khw, stride, dilation))
 
 
-# ---- matrix: row (f,i,j), column (c,h,w) ----
+# ---- matrix: row (f,i,j), column (c,h,k) ----
 
 def conv_matrix(w, input_hw, stride=1, padding=0, dilation=1):
     """The dense W with `conv2d(x, w).reshape(-1) == W @ x.reshape(-1)`; W.T does the transposed convolution.
 
-        W[(f,i,j), (c,h,w)] = w[f,c,u,v] where h = i*SH + u*DH - PH and w = j*SW + v*DW - PW, else 0
+        W[(f,i,j), (c,h,k)] = w[f,c,u,v] where h = i*SH + u*DH - PH and k = j*SW + v*DW - PW, else 0
 
     w: (F, C, KH, KW), array or Tensor. input_hw: (H, W). Returns (F*OH*OW, C*H*W), w's dtype and device.
     Raises ValueError if W would take more than 1 GiB, with the size; `conv_matrix_entries` has no such limit.
@@ -120,24 +122,29 @@ def dense_matrix(w, hw, ohw, stride, padding, dilation):
     return dense
 
 
+def as_vectors(x):
+    """(N, C, H, W) -> (N, C*H*W): every image as one vector, also when there is none."""
+    return x.reshape(len(x), prod(x.shape[1:]))
+
+
 def correlate_matrix(x, w, stride, padding, dilation):
     """y = W x for every image, as vectors."""
     ohw = output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
     W = dense_matrix(w, x.shape[2:], ohw, stride, padding, dilation)            # (F*OH*OW, C*H*W)
-    return (x.reshape(len(x), -1) @ W.T).reshape(len(x), len(w), *ohw), None
+    return (as_vectors(x) @ W.T).reshape(len(x), len(w), *ohw), None
 
 
 def grad_x_matrix(gy, w, hw, stride, padding, dilation, saved):
     """gx = W^T gy for every image: the transposed convolution."""
     W = dense_matrix(w, hw, gy.shape[2:], stride, padding, dilation)            # (F*OH*OW, C*H*W)
-    return (gy.reshape(len(gy), -1) @ W).reshape(len(gy), w.shape[1], *hw)
+    return (as_vectors(gy) @ W).reshape(len(gy), w.shape[1], *hw)
 
 
 def grad_w_matrix(gy, x, khw, stride, padding, dilation, saved):
     """The gradient of W is gy x^T; each tap of w collects it from all the places of W where that tap stands."""
     xp, shape = array_module(x), (gy.shape[1], x.shape[1], *khw)
     rows, cols, tap = entries(xp, shape, x.shape[2:], gy.shape[2:], stride, padding, dilation)
-    gW = gy.reshape(len(gy), -1).T @ x.reshape(len(x), -1)                # (F*OH*OW, C*H*W)
+    gW = as_vectors(gy).T @ as_vectors(x)                                 # (F*OH*OW, C*H*W)
     gw = xp.zeros(shape, x.dtype)
     xp.add.at(gw.reshape(-1), tap, gW[rows, cols])
     return gw

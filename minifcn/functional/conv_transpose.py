@@ -16,9 +16,9 @@ from minifcn.functional.conv import array_functions
 def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dilation=1, form="gemm"):
     """Two-dimensional transposed convolution: every input pixel paints its kernel into the output.
 
-        y[n,f,h,w] = b[f] + sum of x[n,c,i,j] w[c,f,u,v] over all c,i,j,u,v with h = i*SH + u*DH - PH, w likewise
+        y[n,f,h,k] = b[f] + sum of x[n,c,i,j] w[c,f,u,v] over all c,i,j,u,v with h = i*SH + u*DH - PH, k = j*SW + v*DW - PW
         gx[n,c,i,j] = sum_{f,u,v} w[c,f,u,v] gy[n,f, i*SH + u*DH - PH, j*SW + v*DW - PW]        (a convolution of gy)
-        gw[c,f,u,v] = sum_{n,i,j} x[n,c,i,j] gy[n,f, i*SH + u*DH - PH, ...];  gb[f] = sum_{n,h,w} gy[n,f,h,w]
+        gw[c,f,u,v] = sum_{n,i,j} x[n,c,i,j] gy[n,f, i*SH + u*DH - PH, ...];  gb[f] = sum_{n,h,k} gy[n,f,h,k]
 
     x: (N, C, H, W). w: (C, F, KH, KW), in-channels first. b: (F,) or None. One dtype.
     stride, dilation: int or pair. padding: int or pair; here it *removes* that many rows from every side of the output.
@@ -41,10 +41,10 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
     stride, padding = pair(stride, f"{op}: stride", 1), pair(padding, f"{op}: padding", 0)
     output_padding, dilation = pair(output_padding, f"{op}: output_padding", 0), pair(dilation, f"{op}: dilation", 1)
     check_conv_transpose2d(x, w, b, stride, padding, output_padding, dilation)
-    correlate, correlate_grad_x, correlate_grad_w = array_functions(form)
+    correlate, grad_x, grad_w = array_functions(form)
     out_hw = tuple(conv_transpose_size(*axis)
                    for axis in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding))
-    y = correlate_grad_x(x.data, w.data, out_hw, stride, padding, dilation, None)                # (N, F, OH, OW)
+    y = grad_x(x.data, w.data, out_hw, stride, padding, dilation, None)                # (N, F, OH, OW)
     if b is not None:
         y = y + b.data[:, None, None]                                    # (N, F, OH, OW)
 
@@ -54,8 +54,8 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
             gx, _ = correlate(gy, w.data, stride, padding, dilation)     # (N, C, >= H, >= W): rows beyond H see only
             gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)         output_padding >= stride
         if w.requires_grad:
-            gw = correlate_grad_w(x.data, gy, w.shape[2:], stride, padding, dilation, None)      # (C, F, KH, KW)
-        if b is not None:
+            gw = grad_w(x.data, gy, w.shape[2:], stride, padding, dilation, None)                # (C, F, KH, KW)
+        if b is not None and b.requires_grad:
             gb = gy.sum(axis=(0, 2, 3))                                  # (F,)
         return gx, gw, gb
 

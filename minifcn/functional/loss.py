@@ -4,7 +4,7 @@ The loss of a pixel is the logarithm of the sum of exponentials minus the logit 
 subtracting the largest logit so that nothing overflows. Its gradient is the softmax minus the one-hot label.
 Pixels labelled `ignore_index` (255, "void", in Pascal VOC) count nowhere and have the gradient 0.
 
-Read after pool.py; read next nn/module.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
+Read after pool.py; read next nn/init.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy as np
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
 from minifcn.core.shapes import dims
-from minifcn.core.tensor import as_tensor, record
+from minifcn.core.tensor import Tensor, as_tensor, record
 
 
 def log_softmax(x, dim):
-    """y = x - log sum_dim exp(x); gx = gy - softmax(x) sum_dim gy. Any shape; exact for logits of any size."""
+    """y = x - log sum_dim exp(x); gx = gy - softmax(x) sum_dim gy. dim: one axis. Exact for logits of any size."""
     x = as_tensor(x)
     xp, (top, rest) = array_module(x.data), log_sum_exp(x.data, dim)
     y = x.data - top - rest
@@ -28,7 +28,7 @@ def log_softmax(x, dim):
 
 
 def softmax(x, dim):
-    """y = exp(x) / sum_dim exp(x); gx = y (gy - sum_dim gy y). Any shape."""
+    """y = exp(x) / sum_dim exp(x); gx = y (gy - sum_dim gy y). dim: one axis."""
     x = as_tensor(x)
     xp, (top, rest) = array_module(x.data), log_sum_exp(x.data, dim)
     y = xp.exp(x.data - top - rest)
@@ -106,7 +106,12 @@ def softmax_nll_grad(g, x, target, saved):
 def _targets(x, labels, weight, ignore_index):
     """The label of each pixel with 0 where ignored, and its weight with 0 where ignored; checks all arguments."""
     xp = array_module(x.data)
-    if x.ndim < 2 or labels.shape != x.shape[:1] + x.shape[2:]:
+    for name, array in (("labels", labels), ("weight", weight)):
+        if isinstance(array, Tensor) or not (hasattr(array, "dtype") or name == "weight" and weight is None):
+            raise TypeError(f"cross_entropy: {name} must be an ndarray, got {type(array).__name__}")
+    if not isinstance(ignore_index, int | np.integer):
+        raise TypeError(f"cross_entropy: ignore_index must be an int, got {ignore_index!r}")
+    if x.ndim < 2 or x.shape[1] == 0 or labels.shape != x.shape[:1] + x.shape[2:]:
         raise ValueError(f"cross_entropy: x (N, K, ...) and labels (N, ...) do not fit "
                          f"(x: {dims(x)}, labels: {dims(labels)})")
     if labels.dtype.kind not in "iu":

@@ -9,7 +9,7 @@ import numpy as np
 
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
-from minifcn.core.shapes import check_ndim, check_window, pair
+from minifcn.core.shapes import check_image, check_window, pair
 from minifcn.core.tensor import as_tensor, record
 from minifcn.functional.conv import output_size, tap_views
 from minifcn.functional.resize import separable
@@ -20,7 +20,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0):
 
     x: (N, C, H, W). kernel_size, stride (default: kernel_size), padding (-inf, at most half the kernel): int or pair.
     Returns (N, C, OH, OW), OH = floor((H + 2 PH - KH) / SH) + 1. Raises ValueError where the window does not fit.
-    Cost: KH KW comparisons an output pixel; keeps one byte an output pixel (the winning tap).
+    Cost: KH KW comparisons an output pixel; keeps one byte an output pixel, the winning tap (two above 256 taps).
     Source: torch.nn.functional.max_pool2d.
 
     >>> max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2).data[0, 0].tolist()
@@ -55,7 +55,7 @@ def maximum_of_windows_grad(gy, tap, hw, khw, stride, padding):
     (H, W), (PH, PW), xp = hw, padding, array_module(gy)
     frame = xp.zeros((*gy.shape[:2], H + 2 * PH, W + 2 * PW), gy.dtype)
     for k, (_, view) in enumerate(tap_views(frame, gy.shape[2:], khw, stride, (1, 1))):
-        view[:, :, 0, 0] += gy * (tap == k)
+        view[:, :, 0, 0] += xp.where(tap == k, gy, 0)
     return frame[:, :, PH:PH + H, PW:PW + W]
 
 
@@ -94,7 +94,7 @@ def adaptive_avg_pool2d(x, output_size):
     Source: torch.nn.functional.adaptive_avg_pool2d.
     """
     x = as_tensor(x)
-    check_ndim("adaptive_avg_pool2d", "x", x, 4, "N, C, H, W")
+    check_image("adaptive_avg_pool2d", x)
     size = pair(output_size, "adaptive_avg_pool2d: output_size", 1)
     return separable(x, *(averaging_matrix(H, O) for H, O in zip(x.shape[2:], size)), "adaptive_avg_pool2d")
 
@@ -108,7 +108,7 @@ def averaging_matrix(H, O):
 
 def _arguments(op, x, kernel_size, stride, padding):
     x = as_tensor(x)
-    check_ndim(op, "x", x, 4, "N, C, H, W")
+    check_image(op, x)
     khw = pair(kernel_size, f"{op}: kernel_size", 1)
     stride = khw if stride is None else pair(stride, f"{op}: stride", 1)
     padding = pair(padding, f"{op}: padding", 0)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from minifcn.core.backend import array_module
-from minifcn.core.shapes import check_ndim, dims, pair
+from minifcn.core.shapes import check_image, dims, pair
 from minifcn.core.tensor import as_tensor, record
 
 
@@ -23,11 +23,12 @@ def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=N
     mode: must be "bilinear"; the default is torch's, and like every other mode raises NotImplementedError.
     align_corners: False or None: pixel centres at (i + 1/2) of their scale, edge pixels repeated; True: corner pixels
         of input and output coincide.
-    Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given.
+    Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given. Along an axis where
+    floor(H * scale) is H the given scale still counts; torch on the CPU copies that axis.
     Cost: 2 N C (OH H W + OH OW W) flops as two products; keeps nothing but the two matrices.
     """
     x = as_tensor(x)
-    check_ndim("interpolate", "x", x, 4, "N, C, H, W")
+    check_image("interpolate", x)
     if mode != "bilinear":
         raise NotImplementedError(f"interpolate: only mode='bilinear' is supported, not {mode!r}")
     if (size is None) == (scale_factor is None):
@@ -38,6 +39,8 @@ def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=N
         ratios = [H / O for H, O in zip(hw, size)]
     else:
         scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
+        if len(scales) != 2 or not all(0 < s < math.inf for s in scales):
+            raise ValueError(f"interpolate: scale_factor must be one or two positive numbers, got {scale_factor}")
         size = [math.floor(H * s) for H, s in zip(hw, scales)]
         ratios = [1 / s for s in scales]
         if min(size) < 1:

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 import minifcn.functional as F
-from minifcn.core.shapes import pair
+from minifcn.core.shapes import check_ndim, pair
 from minifcn.core.tensor import as_tensor
 from minifcn.nn import init
 from minifcn.nn.module import Module, Parameter
@@ -73,6 +73,7 @@ class BatchNorm2d(Module):
         self.running_var = np.ones(num_features, np.float32)
 
     def forward(self, x):
+        check_ndim("BatchNorm2d", "x", x, 4, "N, C, H, W")
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
                             self.training, self.momentum, self.eps)
 
@@ -148,4 +149,4 @@ class Flatten(Module):
 
     def forward(self, x):
         x = as_tensor(x)
-        return x.reshape(x.shape[0], -1)
+        return x.reshape(x.shape[0], prod(x.shape[1:]))

@@ -4,7 +4,10 @@
     self.weight = Parameter(array)     a weight         named "weight", or "conv1.weight" seen from above
     self.running_mean = array          a buffer: any ndarray attribute; saved and moved, but not trained
 
-There is no registration: the order of assignment is the order of everything. Read after init.py; read next layers.py.
+There is no registration: the order of assignment is the order of everything. To set a weight, write into its array
+(`layer.weight.data[...] = values`): an ndarray assigned as `layer.weight` would be a buffer.
+
+Read after init.py; read next layers.py.
 """
 
 from collections import namedtuple
@@ -12,7 +15,7 @@ from collections import namedtuple
 import numpy as np
 
 from minifcn.core.backend import array_module, to_device, to_host
-from minifcn.core.tensor import Tensor
+from minifcn.core.tensor import Tensor, float_dtype
 
 LoadReport = namedtuple("LoadReport", "missing unexpected")
 
@@ -26,6 +29,10 @@ class Parameter(Tensor):
 
 def _is_array(value):
     return isinstance(value, np.ndarray) or array_module(value) is not np
+
+
+def _is_state(value):
+    return isinstance(value, Parameter) or _is_array(value)
 
 
 class Module:
@@ -57,8 +64,8 @@ class Module:
         return self._named(lambda v: isinstance(v, Parameter), prefix)
 
     def parameters(self):
-        """The Parameters of the whole tree."""
-        return (p for _, p in self.named_parameters())
+        """The Parameters of the whole tree, each once, though two layers may share one."""
+        return iter({id(p): p for _, p in self.named_parameters()}.values())
 
     def named_buffers(self, prefix=""):
         """(name, ndarray) of the whole tree: the arrays that are no weights, such as running means."""
@@ -73,13 +80,14 @@ class Module:
 
     def _arrays(self):
         """name -> the live array, weights and buffers of each module together, as state_dict orders them."""
-        return {name: v.data if isinstance(v, Parameter) else v
-                for name, v in self._named(lambda v: isinstance(v, Parameter) or _is_array(v), "")}
+        return {name: v.data if isinstance(v, Parameter) else v for name, v in self._named(_is_state, "")}
 
     # ---- changing ----
 
     def add_module(self, name, module):
-        """Append a child under a name."""
+        """Append a child under a name. Raises TypeError unless it is a Module (wrap a function in one, as nn.ReLU does)."""
+        if not isinstance(module, Module):
+            raise TypeError(f"add_module: {name!r} must be a Module, got {type(module).__name__}")
         setattr(self, name, module)
 
     def train(self, mode=True):
@@ -102,7 +110,8 @@ class Module:
         if target in ("cpu", "gpu"):
             move = lambda a: to_device(a, target)  # noqa: E731
         else:
-            move = lambda a: a.astype(np.dtype(target), copy=False)  # noqa: E731
+            dtype = float_dtype(target)
+            move = lambda a: a.astype(dtype, copy=False) if a.dtype.kind == "f" else a  # noqa: E731
         for module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
@@ -129,6 +138,8 @@ class Module:
         report = LoadReport([n for n in own if n not in state], [n for n in state if n not in own])
         problems = [f"{name}: expected shape {own[name].shape}, got {tuple(state[name].shape)}"
                     for name in own if name in state and own[name].shape != tuple(state[name].shape)]
+        problems += [f"{name}: expected real numbers, got {state[name].dtype}"
+                     for name in own if name in state and state[name].dtype.kind not in "biuf"]
         if strict:
             problems += [f"missing: {', '.join(names)}" for names in [report.missing] if names]
             problems += [f"unexpected: {', '.join(names)}" for names in [report.unexpected] if names]
