@@ -1,0 +1,163 @@
+"""Exercise: is it efficient to do a convolution as a matrix multiplication?
+
+Shows       time and memory of five ways to do one 3 x 3 convolution, against the side of the image
+Takes       about 30 s on a laptop (--quick: 2 s)
+Expect      the full matrix W is out of the question: 16 times the memory for each doubling of the side, 1 GiB at 128 x 128;
+            stored without its zeros it is five times as large as the columns of im2col, and a product with those runs near
+            the processor's full rate. So: yes as im2col, no as W
+Read after  minifcn/functional/conv_forms.py
+"""
+
+# %%
+import time
+
+import numpy as np
+from common import arguments, save, table
+from matplotlib.figure import Figure
+
+import minifcn.functional as F
+
+args = arguments(__doc__)
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# W has one row per output number and one column per input number. Nearly all of it is zero: 9 of n^2 numbers in a row. Five
+# ways to compute the same y:
+#
+# * **dense W**: build W, multiply. 4 n^4 bytes.
+# * **sparse W**: keep row, column and value of the nonzeros. One multiplication and one addition each.
+# * **im2col**: keep the 9 pixels under each window as a column, then multiply the kernel with that matrix. It holds each pixel
+#   9 times, and no zeros. This is what the library does.
+# * **shifts**: 9 times, add the image shifted by (u, v) and multiplied by w[u, v]. No copy at all.
+# * **loops**: the definition, one window at a time.
+#
+# Dense and sparse W are timed once built, since a kernel is used many times; what building costs is in the table as well.
+
+# %%
+def dense(x, w):
+    W = F.conv_matrix(w, x.shape[2:], 1, 1)                              # (n*n, n*n)
+    return (lambda: W @ x.reshape(-1)), W.nbytes
+
+
+def sparse(x, w):
+    rows, cols, values = F.conv_matrix_entries(w, x.shape[2:], 1, 1)     # (about 9 n*n,) each
+    n = x.size
+    return (lambda: np.bincount(rows, values * x.reshape(-1)[cols], minlength=n)), rows.nbytes + cols.nbytes + values.nbytes
+
+
+def im2col(x, w):
+    return (lambda: F.conv2d(x, w, None, 1, 1).numpy()), 9 * x.nbytes
+
+
+def shifts(x, w):
+    H, W = x.shape[2:]
+
+    def run():
+        framed, y = np.pad(x[0, 0], 1), np.zeros((H, W), x.dtype)
+        for u, v in np.ndindex(3, 3):
+            y += w[0, 0, u, v] * framed[u:u + H, v:v + W]
+        return y
+
+    return run, 2 * x.nbytes
+
+
+def loops(x, w):
+    return (lambda: F.conv2d(x, w, None, 1, 1, form="loops").numpy()), x.nbytes
+
+
+METHODS = {"dense W": dense, "sparse W": sparse, "im2col": im2col, "shifts": shifts, "loops": loops}
+LARGEST = {"dense W": 96, "loops": 128}                                  # beyond: memory, patience
+
+
+def best_ms(run):
+    """The fastest of at least 5 runs and 0.2 s (of one in --quick): what the computer can do when nothing disturbs it."""
+    times = []
+    while not times or not args.quick and (len(times) < 5 or sum(times) < 0.2):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
+
+
+# %%
+sides = (8, 16, 32) if args.quick else (8, 16, 32, 64, 96, 128, 256, 512)
+w = rng.standard_normal((1, 1, 3, 3)).astype(np.float32)
+results = []                                                             # (method, side, ms to build, ms to run, bytes)
+for n in sides:
+    x = rng.standard_normal((1, 1, n, n)).astype(np.float32)
+    reference = F.conv2d(x, w, None, 1, 1).numpy().reshape(-1)
+    for name, method in METHODS.items():
+        if n <= LARGEST.get(name, n):
+            start = time.perf_counter()
+            run, memory = method(x, w)
+            build = 1000 * (time.perf_counter() - start)
+            assert np.allclose(np.asarray(run()).reshape(-1), reference, atol=1e-5), name     # the same y
+            results.append((name, n, build, best_ms(run), memory))
+
+table([(name, f"{n} x {n}", f"{build:.2f}", f"{ms:.3f}", f"{memory / 2**20:,.2f}") for name, n, build, ms, memory in results],
+      ("method", "image", "build ms", "run ms", "MiB"))
+memory = {(name, n): b for name, n, *_, b in results}
+assert memory["dense W", 32] == 16 * memory["dense W", 16] == 4 * 32**4
+head = 3150 * 21 * 320 * 480 * 4 / 1e9                                   # (21*10*15) x (21*320*480) float32
+print(f"W of the FCN head (21 classes, kernel 64, 320 x 480): 3,150 x 3.2 million numbers, {head:.1f} GB")
+assert round(head, 1) == 40.6
+
+# %% [markdown]
+# Channels decide the rest. With one channel the products are thin and the shifts win: 9 passes over a small image. With C in
+# and F out channels im2col makes one product of (F, 9C) with (9C, n^2), each number is used many times once it is in the
+# cache, and that is what processors are best at.
+
+# %%
+rows = []
+n = 16 if args.quick else 64
+for channels in (1, 4, 16, 64):
+    x = rng.standard_normal((1, channels, n, n)).astype(np.float32)
+    w = rng.standard_normal((channels, channels, 3, 3)).astype(np.float32)
+    flops = 2 * 9 * channels**2 * n**2
+
+    def by_shifts(x=x, w=w):
+        framed, y = np.pad(x[0], ((0, 0), (1, 1), (1, 1))), np.zeros((len(w), n * n), np.float32)
+        for u, v in np.ndindex(3, 3):
+            y += w[:, :, u, v] @ framed[:, u:u + n, v:v + n].reshape(len(x[0]), -1)
+        return y
+
+    gemm = best_ms(lambda x=x, w=w: F.conv2d(x, w, None, 1, 1))
+    shifted = best_ms(by_shifts)
+    entries = [a.astype(np.int32) if a.dtype.kind == "i" else a for a in F.conv_matrix_entries(w, (n, n), 1, 1)]
+
+    def by_entries(x=x, entries=entries):
+        return np.bincount(entries[0], entries[2] * x.reshape(-1)[entries[1]], minlength=channels * n * n)     # noqa: B023
+
+    scattered = best_ms(by_entries) if channels <= 16 else None
+    rows.append((channels, flops, gemm, shifted, scattered))
+table([(c, *(f"{t:.2f} ({f / t / 1e6:.1f})" if t else "-" for t in times)) for c, f, *times in rows],
+      ("channels", "im2col ms (GFLOP/s)", "shifts ms (GFLOP/s)", "sparse W ms (GFLOP/s)"))
+
+# %%
+figure = Figure(figsize=(12, 4.2), layout="constrained")
+left, middle, right = figure.subplots(1, 3)
+style = dict(zip(METHODS, (("tab:red", "o"), ("tab:orange", "s"), ("tab:blue", "^"), ("tab:green", "v"), ("grey", "x"))))
+for name, (colour, marker) in style.items():
+    of = [r for r in results if r[0] == name]
+    left.loglog([r[1] for r in of], [r[3] for r in of], color=colour, marker=marker, label=name)
+    if name != "loops":
+        middle.loglog([r[1] for r in of], [r[4] / 2**20 for r in of], color=colour, marker=marker, label=name)
+middle.axhline(1024, color="black", linestyle=":", linewidth=1)
+middle.text(sides[0], 1150, "1 GiB", fontsize=8)
+left.set(title="time of a 3 x 3 convolution, 1 channel", xlabel="side of the image", ylabel="ms")
+middle.set(title="memory it needs", xlabel="side of the image", ylabel="MiB", ylim=(None, 4000))
+channels = [r[0] for r in rows]
+for k, name in ((2, "im2col"), (3, "shifts"), (4, "sparse W")):
+    points = [(r[0], r[1] / r[k] / 1e6) for r in rows if r[k]]
+    right.loglog(*zip(*points), color=style[name][0], marker=style[name][1], label=name)
+right.set(title=f"rate against channels, {n} x {n}", xlabel="channels in and out", ylabel="GFLOP/s", xticks=channels)
+right.set_xticklabels(channels)
+right.minorticks_off()
+left.set(xticks=sides[::2], xticklabels=sides[::2])
+middle.set(xticks=sides[::2], xticklabels=sides[::2])
+left.minorticks_off()
+middle.minorticks_off()
+left.legend()
+for axes in (left, middle, right):
+    axes.grid(alpha=0.3)
+save(figure, args.out / "e1.png")
