@@ -1,0 +1,102 @@
+"""Who may import whom, read from the source; and the library without its fast folder."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "minifcn").rglob("*.py"))
+
+# room -> the rooms it may use besides itself
+BELOW = {
+    "core": set(),
+    "functional": {"core"},
+    "nn": {"core", "functional"},
+    "models": {"core", "functional", "nn"},
+    "data": {"core"},
+    "inference": {"core", "functional", "nn", "models", "data"},
+    "plotting": {"core", "functional", "nn", "models", "data"},
+    "training": {"core", "functional", "nn", "models", "data", "inference", "plotting"},
+    "__main__": {"core", "functional", "nn", "models", "data", "inference", "plotting", "training"},
+    "fast": {"core", "functional"},
+    "__init__": {"core", "functional", "nn", "models", "data", "inference", "plotting", "training", "fast"},
+}
+
+
+def module_of(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+def imported(file):
+    """The minifcn modules that a file imports, anywhere in it: `minifcn.core.tensor`, `minifcn.nn`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the direction"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in inner]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "minifcn")
+
+
+def room(module):
+    return (module.split(".") + ["__init__"])[1]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_direction(module):
+    here = room(module)
+    for other in imported(MODULES[module]):
+        there = room(other)
+        assert there == here or there in BELOW[here], f"{module} ({here}) must not import {other} ({there})"
+
+
+def test_no_cycles():
+    graph = {module: [o for o in imported(file) if o in MODULES and o != module] for module, file in MODULES.items()}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path[path.index(module):], module])
+        if module not in done:
+            path.append(module)
+            for other in graph[module]:
+                visit(other)
+            done.add(path.pop())
+
+    for module in graph:
+        visit(module)
+
+
+def test_the_walk_sees_imports():
+    """It must find what it forbids."""
+    assert "minifcn.core.tensor" in set(imported(ROOT / "minifcn" / "functional" / "conv.py"))
+    assert {room(m) for m in imported(ROOT / "minifcn" / "__init__.py")} >= {"core", "functional", "nn", "models"}
+    assert set(map(room, MODULES)) <= set(BELOW)
+
+
+def test_whole_without_fast(tmp_path):
+    """fast/ is a folder that can be deleted: a copy without it passes the operations' tests."""
+    shutil.copytree(ROOT / "minifcn", tmp_path / "minifcn", ignore=shutil.ignore_patterns("fast", "__pycache__"))
+    (tmp_path / "tests").mkdir()
+    names = ["oracle", "checks", "cases", "strict_cupy", "conftest", "test_conv", "test_conv_transpose", "test_batchnorm",
+             "test_pool", "test_loss"]
+    for name in names:
+        shutil.copy(ROOT / "tests" / f"{name}.py", tmp_path / "tests")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "numpy", "tests"], cwd=tmp_path,
+        env=os.environ | {"HYPOTHESIS_PROFILE": "dev", "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr
+    where = subprocess.run([sys.executable, "-c", "import minifcn; print(minifcn.__file__)"], cwd=tmp_path,
+                           env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert where.stdout.startswith(str(tmp_path)), "the copy was not what ran"
