@@ -106,6 +106,7 @@ def test_scaled_crop_keeps_image_and_labels_together(H, W, data):
         data.draw(st.integers(1, H)), data.draw(st.integers(1, W)), data.draw(st.floats(0.2, 4)),
         data.draw(st.floats(0, 1, exclude_max=True)), data.draw(st.floats(0, 1, exclude_max=True)))
     image, labels = numbered(H, W)
+    image[..., 2] = np.random.default_rng(0).integers(0, 256, (H, W))                    # shows how pixels are mixed
     cut, cut_labels = crop_scaled(image, labels, (h, w), factor, u, v)
     assert cut.shape == (h, w, 3) and cut_labels.shape == (h, w) and cut.dtype == cut_labels.dtype == np.uint8
     # A linear ramp stays one under bilinear resizing, and nearest takes the pixel that the same position lies in: row and

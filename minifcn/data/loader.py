@@ -160,7 +160,6 @@ def crop_scaled(image, labels, crop_hw, factor, u, v):
         rectangle = np.s_[top:top + h, left:left + w]
         return image[rectangle], labels[rectangle]
     box = (left * W / SW, top * H / SH, (left + w) * W / SW, (top + h) * H / SH)     # the rectangle before scaling
-    box = (box[0], box[1], min(box[2], W), min(box[3], H))                           # rounding must not leave the image
 
     def cut(array, resampling):
         return np.asarray(Image.fromarray(array).resize((w, h), resampling, box))
