@@ -52,10 +52,10 @@ def pickled(value):
     return b"\x80\x02" + operations(value) + b"."
 
 
-def write_pth(path, pickle, storages=None, compression=zipfile.ZIP_STORED):
+def write_pth(path, pickle, storages=None, compression=zipfile.ZIP_STORED, byteorder="little"):
     """A .pth file around the bytes of a pickle. storages: key -> bytes; six floats 0..5 in storage 0 where not given."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("net/data.pkl", pickle)
-        archive.writestr("net/byteorder", "little")
+        archive.writestr("net/byteorder", byteorder)
         for key, raw in ({"0": struct.pack("<6f", *range(6))} if storages is None else storages).items():
             archive.writestr(f"net/data/{key}", raw)

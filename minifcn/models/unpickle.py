@@ -172,7 +172,7 @@ def _update(target, items):
 def _storage(reference):
     """("storage", torch.FloatStorage, "0", "cpu", 9408) -> Storage; the device where it lay does not matter."""
     match reference:
-        case ("storage", Name("torch", kind), str(key), str(), int(count)) if kind in STORAGES:
+        case ("storage", Name("torch", kind), str(key), str(), int(count)):         # KNOWN has no other names of torch
             return Storage(STORAGES[kind], key, count)
     raise WeightsError("the pickle refers to a storage in a way that torch.save does not")
 
