@@ -151,7 +151,7 @@ def crop_scaled(image, labels, crop_hw, factor, u, v):
 
     image: uint8 (H, W, 3); labels: uint8 (H, W); u, v in [0, 1): where between top and bottom, left and right.
     The scaled size is (max(h, round(H f)), max(w, round(W f))): never smaller than the crop. Only the rectangle is
-    computed; its pixels equal those of scaling the whole image first.
+    computed; its pixels are those of scaling the whole image first, to within the roundings of two passes.
     """
     (H, W), (h, w) = labels.shape, crop_hw
     SH, SW = max(h, round(H * factor)), max(w, round(W * factor))                    # scaled size
