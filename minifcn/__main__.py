@@ -22,7 +22,7 @@ from minifcn.functional.checks import gradcheck_table
 from minifcn.inference import METHODS, predict
 from minifcn.models.fcn import MODELS
 from minifcn.models.resnet import TRUNKS
-from minifcn.training import trainer
+from minifcn.training import chapter, trainer
 from minifcn.training.checkpoint import CheckpointError, load_model
 
 SYNTHETIC = Path("runs/data/synthetic")     # where `train` without --data draws its images
@@ -63,6 +63,7 @@ def main(argv=None):
 
 def run_train(args):
     given = {f.name: getattr(args, f.name) for f in fields(trainer.Options) if hasattr(args, f.name)}
+    given = chapter.RECIPES.get(args.chapter, {}) | given
     synthetic = "data" not in given
     if args.out is None:
         args.out = Path("runs") / ("synthetic" if synthetic else Path(given["data"]).resolve().name)
@@ -74,7 +75,12 @@ def run_train(args):
         if synthetic:
             print(f"drawing synthetic images in {SYNTHETIC}" if not SYNTHETIC.exists() else f"images: {SYNTHETIC}")
             given = SYNTHETIC_OPTIONS | given | {"data": str(write_synthetic(SYNTHETIC).resolve())}
-        metrics = trainer.train(trainer.Options(**given), args.out, args.overwrite)
+        options = trainer.Options(**given)
+        if args.chapter:
+            chapter.announce(options)
+        metrics = trainer.train(options, args.out, args.overwrite)
+    if args.chapter:
+        chapter.report(args.out)
     print_scores(metrics)
     print(f"training: {metrics['images_per_second']:.1f} images/s end to end, {metrics['training_seconds']:.0f} s in all")
     print(f"written to {args.out}: checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png")
@@ -220,6 +226,7 @@ def _add_train(commands):
         metavar=("H", "W"))
     add(data, "--limit", "train on the first N images only, after the size rule", type=int, metavar="N")
     add(data, "--void", "what void pixels are in training", choices=("ignore", "background"))
+    add(data, "--drop-last", "leave out the last batch of an epoch when it is not full", action=argparse.BooleanOptionalAction)
     add(data, "--flip", "mirror images at random", action=argparse.BooleanOptionalAction)
     add(data, "--jitter", "scale images at random by a factor from this range", type=float, nargs=2, metavar=("LOW", "HIGH"))
 
@@ -230,6 +237,8 @@ def _add_train(commands):
     add(net, "--pretrained", "weights for the trunk in torchvision's names (.npz, .pth, .safetensors)", metavar="FILE")
 
     training = parser.add_argument_group("training")
+    training.add_argument("--chapter", choices=list(chapter.RECIPES), help="the recipe of the book's PyTorch or MXNet code, "
+                          "and its log lines: other defaults for the backbone and for everything below but the seed")
     add(training, "--batch-size", "images in a step", type=int, metavar="N")
     add(training, "--epochs", "passes over the training images", type=int, metavar="N")
     add(training, "--lr", "learning rate, to be read together with --reduction", type=float)

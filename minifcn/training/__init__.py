@@ -1,4 +1,4 @@
-"""Training: the optimiser, the scores, checkpoints, and the loop. Read optim, metrics, checkpoint, trainer, in this order."""
+"""Training: the optimiser, the scores, the loop, the book's recipes. Read optim, metrics, checkpoint, trainer, chapter."""
 
 from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.metrics import ConfusionMatrix

@@ -2,7 +2,7 @@
 
 A run is a function of its Options and its data alone. Its position (State) is saved with weights and velocities every few
 steps, so that a run killed at any moment and resumed ends with the same bits as one that was left alone.
-Read after optim.py, metrics.py, checkpoint.py; read next minifcn/__main__.py, which only parses arguments and calls this.
+Read after optim.py, metrics.py, checkpoint.py; read next chapter.py, then minifcn/__main__.py, which only parses.
 Sources: pytorch/vision references/segmentation; Dive into Deep Learning, FCN chapter (the reductions' names).
 """
 
@@ -78,6 +78,7 @@ class Options:
     reduction: str = "mean"
     void: str = "ignore"
     pretrained: str | None = None
+    drop_last: bool = False
     flip: bool = True
     jitter: tuple = (1.0, 1.0)
     seed: int = 0
@@ -303,7 +304,7 @@ class _Run:
         folder = Folder(options.data, "train", options.scale).at_least(options.crop)
         self.folder = folder if options.limit is None else folder.first(options.limit)
         self.loader = Loader(self.folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
-                             options.void, workers=options.workers)
+                             options.void, drop_last=options.drop_last, workers=options.workers)
         self.steps = options.epochs * len(self.loader)
         self.val = Folder(options.data, "val", options.scale)
         self.val.sizes()                                                            # finds faults before training starts

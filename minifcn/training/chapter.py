@@ -1,0 +1,83 @@
+"""The chapters' recipes and their log lines: what `minifcn train --chapter pytorch | mxnet` adds to a training run.
+
+The chapters train and score void as background, score one random crop of each test image, drop the last batch of both
+sets, and time the steps alone. That makes numbers that can be compared with theirs; evaluate() has the honest ones: void
+left out, every pixel of every image. Not repeated here: batch norm over each of two GPUs' 16 images, and PyTorch's default
+for the 1x1 convolution, which starts as Xavier's in both recipes, as the text says and the MXNet code does.
+
+Read after trainer.py; read next minifcn/__main__.py.
+Sources: d2l.ai, "Fully Convolutional Networks" and d2l/torch.py (train_ch13, load_data_voc); its MXNet edition.
+"""
+
+import numpy as np
+
+from minifcn.core.backend import to_device
+from minifcn.data.loader import Loader, normalize
+from minifcn.data.voc import Folder
+from minifcn.inference import whole
+from minifcn.training import trainer
+from minifcn.training.checkpoint import load_model
+
+# The crop, 320 x 480, is Options' default.
+COMMON = {"batch_size": 32, "epochs": 5, "momentum": 0.0, "weight_decay": 1e-3, "schedule": "constant", "lr_pretrained": 1.0,
+          "void": "background", "flip": False, "drop_last": True}
+# The two learning rates belong to two losses: on the mean over the batch, PyTorch's 0.001 is 32 times larger, 0.032.
+RECIPES = {
+    "pytorch": COMMON | {"backbone": "resnet18", "lr": 0.001, "reduction": "pytorch"},
+    "mxnet": COMMON | {"backbone": "resnet18_v2", "lr": 0.1, "reduction": "mxnet"},
+}
+
+
+def announce(options):
+    """Print how many images of each set are as large as the crop: 1114 and 1078 of VOC 2012's 1464 and 1449.
+
+    options: trainer.Options. Raises DataError where a set has none, or too few for one batch.
+    """
+    for split in ("train", "val"):
+        print(f"read {len(_loader(options, split).folder)} examples")
+
+
+def report(out):
+    """Print the chapters' lines about the finished run in the folder `out`; returns the numbers.
+
+    Returns a dict: loss and train_accuracy (means over the last epoch, taken while the weights moved), test_accuracy (eval
+    mode, random crops, void as background), examples_per_second (of the steps alone) and end_to_end (waiting for data
+    included; neither counts the evaluation).
+    """
+    net, saved = load_model(out / "checkpoint.npz")
+    options = trainer.stored_options(saved, out / "checkpoint.npz")
+    state, device = trainer.State(**saved.info["state"]), trainer.choose_device(options.device)
+    steps = np.diff([0, *(row["step"] for row in state.history)])                   # of each row
+    last = np.array([row["epoch"] > options.epochs - 1 for row in state.history])
+    loss, accuracy = (float(np.average([row[key] for row in state.history], weights=steps * last))
+                      for key in ("loss", "accuracy"))
+    result = {
+        "loss": loss,
+        "train_accuracy": accuracy,
+        "test_accuracy": crop_accuracy(net.to(device), _loader(options, "val"), device),
+        "examples_per_second": state.images / (state.seconds - state.waited),
+        "end_to_end": state.images / state.seconds,
+    }
+    print(f"loss {loss:.3f}, train acc {accuracy:.3f}, test acc {result['test_accuracy']:.3f}")
+    print(f"{result['examples_per_second']:.1f} examples/sec on [{device}]")
+    print(f"{result['end_to_end']:.1f} examples/sec end to end, with the time spent waiting for data")
+    return result
+
+
+def crop_accuracy(net, loader, device="cpu"):
+    """The share of right pixels over one epoch of a Loader's crops. net: in eval mode, on `device`."""
+    right = pixels = 0
+    for batch in loader.epoch(0):
+        logits = whole(net, normalize(to_device(batch.images, device)))             # (N, K, h, w)
+        right += int((logits.argmax(axis=1) == to_device(batch.labels, device)).sum())
+        pixels += batch.labels.size
+    return right / pixels
+
+
+def _loader(options, split):
+    """Random crops of a split, in its order: neither mirrored nor scaled, the last batch left out."""
+    folder = Folder(options.data, split, options.scale).at_least(options.crop)
+    if split == "train" and options.limit is not None:
+        folder = folder.first(options.limit)
+    return Loader(folder, options.batch_size, options.crop, options.seed, flip=False, void=options.void, shuffle=False,
+                  drop_last=True, workers=options.workers)
