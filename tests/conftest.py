@@ -7,7 +7,8 @@ import pytest
 import strict_cupy
 from hypothesis import settings
 
-from minifcn.core import backend
+from minifcn.core import backend, dispatch
+from minifcn.core.dispatch import readable_only
 
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
@@ -25,8 +26,9 @@ def xp(request):
     if request.param == "numpy":
         yield np
     elif request.param == "strict":
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, readable_only():     # it has no kernels; tests/gpu lends it some
             patch.setattr(backend, "cupy", strict_cupy)
+            patch.setattr(dispatch, "_readable", True)              # it runs no CUDA kernels: tests/gpu does
             yield strict_cupy
     elif backend.has_gpu():
         yield backend.cupy
