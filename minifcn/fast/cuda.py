@@ -10,7 +10,7 @@ import numpy as np
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
 from minifcn.fast.launch import BLOCKS, T, blocks_of, gemm, launch, set_precision
-from minifcn.functional import batchnorm, conv, loss, pool
+from minifcn.functional import batchnorm, conv, descent, loss, pool
 
 __all__ = ["set_precision"]
 
@@ -43,7 +43,7 @@ def correlate_cuda(x, w, stride, padding, dilation):
     return y, None
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, *_: on_gpu(gy, w))
+@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, *_: on_gpu(gy, w) and fits(*hw))
 def correlate_grad_x_cuda(gy, w, hw, stride, padding, dilation, saved):
     (N, F, OH, OW), (_, C, KH, KW) = gy.shape, w.shape
     rows = contiguous(w).reshape(F, -1)                                  # (F, C*KH*KW)
@@ -181,9 +181,9 @@ def fits(H, W):
 @replaces(loss.softmax_nll, when=lambda x, target: on_gpu(x) and target.dtype == np.int64)
 def softmax_nll_cuda(x, target):
     cupy, x, target, (N, K, HW) = backend.cupy, contiguous(x), contiguous(target), planes(x)
-    nll, lse = cupy.empty(target.shape, x.dtype), cupy.empty(target.shape, x.dtype)
-    launch("softmax_nll", (blocks_of(N * HW), 1), (x, target, nll, lse, N * HW, K, HW))
-    return nll, lse
+    nll, top, rest = (cupy.empty(target.shape, x.dtype) for _ in range(3))
+    launch("softmax_nll", (blocks_of(N * HW), 1), (x, target, nll, top, rest, N * HW, K, HW))
+    return nll, (top, rest)
 
 
 @replaces(loss.softmax_nll_grad, when=lambda g, x, target, saved: on_gpu(g, x) and target.dtype == np.int64)
@@ -191,5 +191,12 @@ def softmax_nll_grad_cuda(g, x, target, saved):
     x, (N, K, HW) = contiguous(x), planes(x)
     gx = backend.cupy.empty(x.shape, x.dtype)
     launch("softmax_nll_grad", (blocks_of(N * HW), 1),
-           (contiguous(g), x, contiguous(target), saved, gx, N * HW, K, HW))
+           (contiguous(g), x, contiguous(target), *saved, gx, N * HW, K, HW))
     return gx
+
+
+# ---- gradient descent ----
+
+@replaces(descent.descend, when=lambda w, g, v, *_: on_gpu(w, g, v))
+def descend_cuda(w, g, v, lr, momentum, weight_decay):
+    launch("sgd", (blocks_of(w.size), 1), (w, contiguous(g), v, w.size, lr, momentum, weight_decay))

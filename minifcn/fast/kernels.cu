@@ -247,35 +247,35 @@ extern "C" __global__ void max_pool_grad(const float* gy, const unsigned char* t
 //
 // loss.softmax_nll. A thread takes one pixel; its K logits lie HW apart, so that neighbouring threads read neighbours:
 //
-//     class 0   . . . . . . .      lse = top + log sum_c exp(x_c - top),  nll = lse - x_target
-//     class 1   . . . . . . .      the second walk down the column finds it in the cache
-//     class 2   . . . . . . .
+//     class 0   . . . . . . .      top = max_c x_c, rest = log sum_c exp(x_c - top): kept apart, a sum of 1e9 and 1 loses the 1
+//     class 1   . . . . . . .      nll = top - x_target + rest
+//     class 2   . . . . . . .      the second walk down the column finds it in the cache
 //       thread  0 1 2 3 4 5 6
 
-extern "C" __global__ void softmax_nll(const float* x, const long long* target, float* nll, float* lse, int pixels, int K,
-                                       int HW) {
+extern "C" __global__ void softmax_nll(const float* x, const long long* target, float* nll, float* top, float* rest,
+                                       int pixels, int K, int HW) {
   int q = blockIdx.x * T + threadIdx.x;
   if (q >= pixels) return;
   const float* column = x + (size_t)(q / HW) * K * HW + q % HW;
-  float top = column[0], sum = 0.f;
-  for (int c = 1; c < K; c++) top = fmaxf(top, column[(size_t)c * HW]);
-  for (int c = 0; c < K; c++) sum += expf(column[(size_t)c * HW] - top);
-  lse[q] = top + logf(sum);
-  nll[q] = lse[q] - column[(size_t)target[q] * HW];
+  float largest = column[0], sum = 0.f;
+  for (int c = 1; c < K; c++) largest = fmaxf(largest, column[(size_t)c * HW]);
+  for (int c = 0; c < K; c++) sum += expf(column[(size_t)c * HW] - largest);
+  top[q] = largest, rest[q] = logf(sum);
+  nll[q] = largest - column[(size_t)target[q] * HW] + logf(sum);
 }
 
-// loss.softmax_nll_grad: gx_c = g (exp(x_c - lse) - [c == target]), exactly 0 where g is 0.
+// loss.softmax_nll_grad: gx_c = g (exp(x_c - top - rest) - [c == target]), exactly 0 where g is 0.
 
-extern "C" __global__ void softmax_nll_grad(const float* g, const float* x, const long long* target, const float* lse,
-                                            float* gx, int pixels, int K, int HW) {
+extern "C" __global__ void softmax_nll_grad(const float* g, const float* x, const long long* target, const float* top,
+                                            const float* rest, float* gx, int pixels, int K, int HW) {
   int q = blockIdx.x * T + threadIdx.x;
   if (q >= pixels) return;
   size_t column = (size_t)(q / HW) * K * HW + q % HW;
-  float scale = g[q], l = lse[q];
+  float scale = g[q], largest = top[q], logarithm = rest[q];
   int t = (int)target[q];
   for (int c = 0; c < K; c++) {
     size_t at = column + (size_t)c * HW;
-    gx[at] = scale == 0.f ? 0.f : scale * (expf(x[at] - l) - (c == t ? 1.f : 0.f));
+    gx[at] = scale == 0.f ? 0.f : scale * (expf(x[at] - largest - logarithm) - (c == t ? 1.f : 0.f));
   }
 }
 

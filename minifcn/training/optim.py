@@ -6,6 +6,7 @@ Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.
 """
 
 from minifcn.core.backend import array_module, to_host
+from minifcn.functional.descent import descend
 
 
 class SGD:
@@ -56,16 +57,8 @@ class SGD:
         for group, velocities in zip(self.groups, self.velocities):
             lr, momentum, weight_decay = factor * group["lr"], group["momentum"], group["weight_decay"]
             for p, v in zip(group["params"], velocities):
-                if p.grad is None:
-                    continue
-                w, g = p.data, p.grad
-                if weight_decay:
-                    g = g + weight_decay * w
-                if v is not None:
-                    v *= momentum
-                    v += g
-                    g = v
-                w -= lr * g
+                if p.grad is not None:
+                    descend(p.data, p.grad, v, lr, momentum, weight_decay)
 
     def zero_grad(self):
         """Forget all gradients (sets them to None, so that the next backward() need not add)."""

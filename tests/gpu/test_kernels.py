@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minifcn.core import dispatch
 from minifcn.fast import cuda, launch
-from minifcn.functional import batchnorm, conv, loss, pool
+from minifcn.functional import batchnorm, conv, descent, loss, pool
 
 U = 2.0**-24                                    # half the spacing of float32 at 1
 few = settings(max_examples=min(40, settings.default.max_examples))      # a case takes milliseconds on fibers, not micro
@@ -307,13 +307,13 @@ def test_softmax_nll(gpu_on_cpu, N, K, H, W, seed):
     x, g = as_float32(rng.choice([1, 50]) * rng.standard_normal((N, K, H, W)), rng.standard_normal((N, H, W)))
     g[rng.random(g.shape) < 0.2] = 0
     target = rng.integers(0, K, (N, H, W))
-    nll, lse = reference(loss.softmax_nll, x, target)
+    nll, saved = reference(loss.softmax_nll, x, target)
     dx, dtarget, dg = on_device(gpu_on_cpu, x, target, g)
     got_nll, got_saved = cuda.softmax_nll_cuda(dx, dtarget)
-    size = np.abs(x).max() + np.log(K)
+    size = np.ptp(x) + np.log(K)
     check(got_nll, nll, (K + 8) * U * (1 + size), "nll")
     got = cuda.softmax_nll_grad_cuda(dg, dx, dtarget, got_saved)
-    check(got, reference(loss.softmax_nll_grad, g, x, target, lse), (K + 8) * U * (1 + 2 * size) * np.abs(g).max(), "gx")
+    check(got, reference(loss.softmax_nll_grad, g, x, target, saved), (K + 8) * U * (1 + 2 * size) * np.abs(g).max(), "gx")
     assert (got.get()[np.broadcast_to(g[:, None] == 0, x.shape)] == 0).all()
 
 
@@ -322,6 +322,30 @@ def test_an_ignored_nan_has_no_gradient(gpu_on_cpu):
     dx, dtarget, dg = on_device(gpu_on_cpu, x, target, g)
     gx = cuda.softmax_nll_grad_cuda(dg, dx, dtarget, cuda.softmax_nll_cuda(dx, dtarget)[1]).get()
     np.testing.assert_array_equal(gx, [[[[0, np.nan]], [[0, np.nan]]]])
+
+
+def test_a_large_logit_does_not_swallow_the_rest(gpu_on_cpu):
+    x, target = np.full((1, 2, 1, 1), 2.0**27), np.zeros((1, 1, 1), np.int64)
+    nll, saved = cuda.softmax_nll_cuda(*on_device(gpu_on_cpu, x, target))
+    np.testing.assert_allclose(nll.get(), np.log(2), rtol=4 * U)
+    gx = cuda.softmax_nll_grad_cuda(*on_device(gpu_on_cpu, np.ones((1, 1, 1)), x, target), saved).get()
+    np.testing.assert_allclose(gx.ravel(), [-0.5, 0.5], rtol=8 * U)
+
+
+# ---- gradient descent ----
+
+@few
+@given(st.integers(1, 700), st.booleans(), st.sampled_from([0.0, 1e-4]), seeds)
+def test_descend(gpu_on_cpu, n, with_velocity, weight_decay, seed):
+    rng = np.random.default_rng(seed)
+    w, g, v = as_float32(*rng.standard_normal((3, n)))
+    v = v if with_velocity else None
+    dw, dg, dv = on_device(gpu_on_cpu, w, g, v)
+    cuda.descend_cuda(dw, dg, dv, 0.1, 0.9, weight_decay)
+    reference(descent.descend, w, g, v, 0.1, 0.9, weight_decay)
+    check(dw, w, 16 * U * np.abs(w).max() + 16 * U, "w")
+    if with_velocity:
+        check(dv, v, 16 * U * np.abs(v).max() + 16 * U, "v")
 
 
 # ---- launching ----

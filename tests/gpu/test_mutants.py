@@ -58,10 +58,14 @@ MUTANTS = {
     "taps counted by columns": ("(r - i * SH) * KW + s - j * SW", "(r - i * SH) * KH + s - j * SW",
                                 tests.test_max_pool, (POOL,)),
     "a NaN is lost": ("if (v > top_value || v != v)", "if (v > top_value)", tests.test_max_pool_keeps_a_nan, ()),
-    "exponentials that overflow": ("sum += expf(column[(size_t)c * HW] - top)", "sum += expf(column[(size_t)c * HW])",
+    "exponentials that overflow": ("sum += expf(column[(size_t)c * HW] - largest)", "sum += expf(column[(size_t)c * HW])",
                                    tests.test_softmax_nll, (2, 21, 9, 7)),
     "one class too few": ("for (int c = 0; c < K; c++) sum", "for (int c = 1; c < K; c++) sum",
                           tests.test_softmax_nll, (2, 5, 9, 7)),
+    "momentum on the old gradient": ("if (v) step = v[i] = momentum * v[i] + step;",
+                                     "if (v) v[i] = momentum * v[i] + step, step = v[i] * momentum;",
+                                     tests.test_descend, (300, True, 0.0)),
+    "weights beyond the last": ("if (i >= n) return;", "", tests.test_descend, (300, True, 0.0)),
     "an ignored pixel's NaN leaks": ("scale == 0.f ? 0.f : scale", "scale", tests.test_an_ignored_nan_has_no_gradient, ()),
 }
 
