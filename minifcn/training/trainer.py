@@ -338,10 +338,6 @@ class _Run:
         groups = [{"params": new}, {"params": old, "lr": options.lr * options.lr_pretrained}]
         return SGD(groups, options.lr, options.momentum, options.weight_decay)
 
-    @property
-    def factor(self):
-        return SCHEDULES[self.options.schedule](self.state.step, self.steps)
-
     def finish(self):
         """Train to the end, evaluate after each epoch, write everything. Returns the metrics."""
         state, options = self.state, self.options
@@ -392,6 +388,7 @@ class _Run:
 
     def _step(self, batch):
         state, options = self.state, self.options
+        self.factor = SCHEDULES[options.schedule](state.step, self.steps)
         loss, correct, valid = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction,
                                           self.factor, self.device)
         state.step, state.batch = state.step + 1, state.batch + 1
@@ -433,7 +430,7 @@ class _Run:
         state.history.append({
             "epoch": state.epoch + state.batch / len(self.loader),
             "step": state.step,
-            "lr": self.options.lr * SCHEDULES[self.options.schedule](state.step - 1, self.steps),
+            "lr": self.options.lr * self.factor,
             "loss": state.loss / max(state.pixels, 1),
             "accuracy": state.correct / max(state.pixels, 1),
             "images_per_second": state.images / state.seconds,
