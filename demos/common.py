@@ -11,7 +11,8 @@ from matplotlib.patheffects import withStroke
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))             # a checkout works without being installed
 
-from minifcn.data import index_to_colour  # noqa: E402
+from minifcn.data import index_to_colour, write_synthetic  # noqa: E402
+from minifcn.training import Options  # noqa: E402
 
 OUTPUT = Path(__file__).resolve().parent / "output"
 
@@ -26,6 +27,20 @@ def arguments(doc, add=lambda parser: None):
     args = parser.parse_args([] if "ipykernel" in sys.modules else None)
     args.out.mkdir(parents=True, exist_ok=True)
     return args
+
+
+def scenes(args, size=(128, 192), train=400, val=80):
+    """The folder of the drawn scenes that the demos train on, written once; a handful in --quick."""
+    if args.quick:
+        return write_synthetic(args.out / f"scenes_quick_{size[0]}", 16, 8, size=(size[0] // 2, size[1] // 2))
+    return write_synthetic(args.out / f"scenes_{size[0]}", train, val, size=size)
+
+
+def settings(args, data, **changes):
+    """Options for the scenes: a small FCN-32s from random weights, some 2 minutes on a laptop; changes win."""
+    small = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 8, "lr": 0.1, "weight_decay": 1e-4}
+    quick = {"width": 4, "crop": (64, 96), "batch_size": 4, "epochs": 1} if args.quick else {}
+    return Options(**small | changes | quick | {"data": str(data)})
 
 
 def save(figure, path, dpi=110):

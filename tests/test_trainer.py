@@ -87,7 +87,7 @@ def test_step_follows_the_reduction(reduction, device):
     loss.backward()
     expected = net.weight.data - net.weight.grad
     moved = pixelwise().to(device)
-    train_step(moved, SGD(moved.parameters(), lr=1.0), batch, 255, reduction, device=device)
+    train_step(moved, SGD(moved.parameters(), lr=1.0), batch, 255, reduction, upload=Uploader(device))
     # the same 144 terms, scaled before or after they are summed: a few roundings each
     bound = 200 * 2**-24 * np.abs(net.weight.grad).max()
     np.testing.assert_allclose(to_host(moved.weight.data), expected, rtol=0, atol=bound)
@@ -97,7 +97,7 @@ def test_step_counts(device):
     batch = batch_of(np.random.default_rng(1))
     net = pixelwise().to(device)
     logits = to_host(pixelwise()(Tensor(normalize(batch.images))).data)                             # (N, K, H, W)
-    total, correct, valid = train_step(net, SGD(net.parameters(), lr=0.1), batch, device=device)
+    total, correct, valid = train_step(net, SGD(net.parameters(), lr=0.1), batch, upload=Uploader(device))
     p = np.exp(logits.astype(float))
     p /= p.sum(axis=1, keepdims=True)
     chosen = np.take_along_axis(p, np.minimum(batch.labels, 3)[:, None].astype(int), axis=1)[:, 0]

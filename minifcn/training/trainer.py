@@ -30,6 +30,7 @@ from minifcn import nn, plotting
 from minifcn.core.backend import array_module, choose_device, to_device, to_host
 from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Loader, normalize
+from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
 from minifcn.inference import predict, whole
 from minifcn.models.fcn import MODELS
@@ -127,16 +128,16 @@ REDUCTIONS = {
 }
 
 
-def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, device="cpu"):
+def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=Uploader("cpu")):
     """One step of gradient descent.
 
-    net: in train mode on `device`. batch: data.loader.Batch, uint8 on the host. void: label to ignore. reduction: one of
-    REDUCTIONS. factor: multiplies the learning rates.
+    net: in train mode. batch: data.loader.Batch, uint8 on the host. void: label to ignore. reduction: one of REDUCTIONS.
+    factor: multiplies the learning rates. upload: an Uploader to the net's device.
     Returns (sum of the pixel losses, number of right pixels, number of valid pixels); the first two stay on the device.
     """
     valid = int(np.count_nonzero(batch.labels != void))
-    labels = to_device(batch.labels, device)                                        # (N, H, W)
-    logits = net(Tensor(normalize(to_device(batch.images, device))))                # (N, K, H, W)
+    images, labels = upload(batch.images, batch.labels)                             # (N, 3, H, W), (N, H, W)
+    logits = net(Tensor(normalize(images)))                                         # (N, K, H, W)
     total = F.cross_entropy(logits, labels, ignore_index=void, reduction="none").sum()
     loss = total / REDUCTIONS[reduction](*labels.shape, valid)
     optimizer.zero_grad()
@@ -301,6 +302,7 @@ class _Run:
     def __init__(self, options, out, saved=None):
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
         self.device = choose_device(options.device)
+        self.upload = Uploader(self.device)
         folder = Folder(options.data, "train", options.scale).at_least(options.crop)
         self.folder = folder if options.limit is None else folder.first(options.limit)
         self.loader = Loader(self.folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
@@ -390,7 +392,7 @@ class _Run:
         state, options = self.state, self.options
         self.factor = SCHEDULES[options.schedule](state.step, self.steps)
         loss, correct, valid = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction,
-                                          self.factor, self.device)
+                                          self.factor, self.upload)
         state.step, state.batch = state.step + 1, state.batch + 1
         state.pixels, state.images = state.pixels + valid, state.images + len(batch.ids)
         self.pending.append(_Pending(state.step, batch.ids, loss, correct))

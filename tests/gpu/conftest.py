@@ -10,6 +10,7 @@ import strict_cupy
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import streams
 from cuda_on_cpu import COMPILER, RawModule, guarded
 from fake_cublas import FakeCublas
 
@@ -29,10 +30,21 @@ def gpu_on_cpu():
         blas.extents[array._host.ctypes.data] = array._host.nbytes
         return SimpleNamespace(ptr=array._host.ctypes.data)
 
-    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0))
+    def empty(shape, dtype=float):
+        array = guarded(shape, dtype)
+        streams.in_use[array.ctypes.data] = streams.clock
+        return strict_cupy.ndarray(array)
+
+    def set_on(array, host, stream):
+        stream.copy(array._host, host)
+
+    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0),
+                           Stream=streams.Stream, Event=streams.Event, get_current_stream=lambda: streams.current,
+                           alloc_pinned_memory=streams.alloc_pinned_memory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_cupy.ndarray, "data", property(pointer), raising=False)
-        patch.setattr(strict_cupy, "empty", lambda shape, dtype=float: strict_cupy.ndarray(guarded(shape, dtype)))
+        patch.setattr(strict_cupy.ndarray, "set", set_on)
+        patch.setattr(strict_cupy, "empty", empty)
         patch.setattr(strict_cupy, "RawModule", lambda code, options: kernels, raising=False)
         patch.setattr(strict_cupy, "cuda", cuda)
         patch.setattr(strict_cupy, "blas", blas, raising=False)

@@ -1,0 +1,75 @@
+"""The network of minifcn.models.fcn32s in plain PyTorch, with the same names, so that one state dict fits both."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, C, out, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(C, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or C != out:
+            self.downsample = nn.Sequential(nn.Conv2d(C, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + shortcut)
+
+
+class Trunk(nn.Module):
+    """ResNet-18 without its classifier: (N, 3, H, W) -> (N, 8 width, H/32, W/32)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        C = width
+        for i, out in enumerate((width, 2 * width, 4 * width, 8 * width), 1):
+            setattr(self, f"layer{i}", nn.Sequential(Block(C, out, 1 if i == 1 else 2), Block(out, out, 1)))
+            C = out
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class FCN32s(nn.Module):
+    """Trunk, 1x1 convolution to the classes, transposed convolution back to the size of the image."""
+
+    def __init__(self, num_classes=21, width=64):
+        super().__init__()
+        self.trunk = Trunk(width)
+        self.final_conv = nn.Conv2d(8 * width, num_classes, 1)
+        self.transpose_conv = nn.ConvTranspose2d(num_classes, num_classes, 64, 32, 16)
+
+    def forward(self, x):
+        return self.transpose_conv(self.final_conv(self.trunk(x)))[..., :x.shape[2], :x.shape[3]]
+
+
+def train_step(net, optimizer, images, labels):
+    """One step of gradient descent on the mean cross-entropy; returns the loss."""
+    loss = F.cross_entropy(net(images), labels, ignore_index=255)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def build(state, layout, threads):
+    """FCN32s in train mode with the given weights (name -> ndarray), in "nchw" or "channels_last", on so many threads."""
+    torch.set_num_threads(threads)
+    width = len(state["trunk.bn1.weight"])
+    net = FCN32s(len(state["final_conv.bias"]), width)
+    missing, _ = net.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in state.items()}, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in missing), missing
+    return net.to(memory_format=torch.channels_last) if layout == "channels_last" else net

@@ -1,0 +1,130 @@
+"""What the fast CPU twins share: threads that work side by side, buffers that are used again, and one layout in memory.
+
+Three facts about NumPy shape everything in this folder. It releases Python's lock inside its loops and products, so two
+Python threads keep two cores busy. A fresh large array costs page faults, often more than the arithmetic on it, so each
+thread keeps its own buffers. And it copies, adds and multiplies at the speed of the caches only over long contiguous
+runs. Hence the layout: feature maps keep the shape (N, C, H, W) but lie in memory as (N, H, W, C), so that a pixel is a run of
+C numbers and a row of the image one of W*C.
+
+Read after core/dispatch.py; read next columns.py.
+"""
+
+import os
+import queue
+import threading
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+_blas = ThreadpoolController().select(user_api="blas")
+_tasks = []                                     # one queue a worker; the calling thread does the first share itself
+_local = threading.local()
+
+
+def set_threads(count):
+    """How many threads the twins use from now on. At the start: OMP_NUM_THREADS, else the number of cores.
+
+    Results are bitwise the same from run to run for one count, and differ in rounding between counts.
+    """
+    global _threads
+    if count < 1:
+        raise ValueError(f"set_threads: needs at least 1 thread, got {count}")
+    _threads = count
+
+
+def threads():
+    """How many threads the twins use."""
+    return _threads
+
+
+def in_parallel(function, shares):
+    """Call function(share) for every share, each in its own thread, with BLAS held to one thread; return when all are done.
+
+    shares: at most `threads()` of them, as made by `split`. What a share computes must not depend on who else runs.
+    Raises what a share raised. Cost: about 20 us, so a share should be worth several times that.
+    """
+    while len(_tasks) < len(shares) - 1:
+        tasks = queue.SimpleQueue()
+        threading.Thread(target=_work, args=(tasks,), daemon=True, name="minifcn").start()
+        _tasks.append(tasks)
+    with _blas.limit(limits=1):
+        done = queue.SimpleQueue()
+        for tasks, share in zip(_tasks, shares[1:]):
+            tasks.put((function, share, done))
+        errors = [_attempt(function, shares[0])] + [done.get() for _ in shares[1:]]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _work(tasks):
+    while True:
+        function, share, done = tasks.get()
+        done.put(_attempt(function, share))
+
+
+def _attempt(function, share):
+    try:
+        function(share)
+    except BaseException as error:
+        return error
+
+
+os.register_at_fork(after_in_child=_tasks.clear)                         # threads do not survive a fork
+
+
+def split(count):
+    """range(count) as contiguous slices of nearly equal length, one a thread, none empty."""
+    parts = min(_threads, count)
+    ends = [count * k // parts for k in range(parts + 1)]
+    return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]
+
+
+def blocks(N, rows, width, most):
+    """N maps of `rows` rows in blocks of about `most` positions: [(images, rows), ...] as slices.
+
+    Several whole images where they are small, else some rows of one. There are at least as many blocks as threads, and a
+    multiple of their number where that is possible.
+    """
+    if rows * width < most and N >= _threads:
+        return [(images, slice(0, rows)) for images in _pieces(N, most // (rows * width))]
+    parts = _pieces(rows, max(1, most // width))
+    return [(slice(n, n + 1), part) for n in range(N) for part in parts]
+
+
+def _pieces(count, most):
+    """range(count) in slices of at most `most`."""
+    number = -(-count // most)
+    number = min(count, -(-number // _threads) * _threads)
+    ends = [count * k // number for k in range(number + 1)]
+    return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]
+
+
+def scratch(name, shape, dtype=np.float32):
+    """An uninitialised array that this thread gets again, whatever its shape, when it asks for `name` the next time.
+
+    Never hand it to a caller: its content lasts until the same name is asked for again.
+    """
+    buffers = _local.__dict__
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if name not in buffers or buffers[name].nbytes < size:
+        buffers[name] = np.empty(size, np.uint8)
+    return buffers[name][:size].view(dtype).reshape(shape)
+
+
+# ---- layout ----
+
+def channels_last(x):
+    """An (N, C, H, W) array as contiguous (N, H, W, C): a view if its memory lies so already, else a copy."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def channels_first(y):
+    """An (N, H, W, C) array under its public shape (N, C, H, W): a view."""
+    return y.transpose(0, 3, 1, 2)
+
+
+def is_fast(*arrays):
+    """True for non-empty float32 arrays in main memory: what all twins here ask for."""
+    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arrays)
