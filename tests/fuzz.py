@@ -102,7 +102,7 @@ def hostile_pth():
                           | st.dictionaries(st.text(max_size=3) | st.integers(0, 3), inner, max_size=4)
                           | st.builds(call, inner, inner), max_leaves=8)
     states = st.dictionaries(st.text(max_size=3), near_tensors, min_size=1, max_size=4)
-    codes = [operations(value) for value in ("a", 3, "storage", "torch", FLOAT, REBUILD, ORDERED_DICT, Global("builtins", "eval"))]
+    codes = [operations(value) for value in ("a", 3, "storage", "torch", FLOAT, REBUILD, ORDERED_DICT, Global("os", "system"))]
     codes += [operations(tensor()), b"q\x00", b"h\x00", b"q\x01", b"h\x01", *(bytes([code]) for code in b"(((}])tueRQ")]
     codes += [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
     streams = st.binary(max_size=60).map(
