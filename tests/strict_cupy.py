@@ -19,6 +19,7 @@ Hence the explicit lists. Source: docs.cupy.dev, "Differences between CuPy and N
 from types import SimpleNamespace
 
 import numpy as np
+import streams
 
 NAMES = {
     "functions": """abs arange argmax argmin ascontiguousarray bincount broadcast_arrays broadcast_to clip concatenate
@@ -76,10 +77,13 @@ class ndarray:
     def tolist(self):
         return self._host.tolist()
 
-    def set(self, host):
+    def set(self, host, stream=None):
         if not isinstance(host, np.ndarray) or host.shape != self.shape or host.dtype != self.dtype:
             raise TypeError("set: needs a NumPy array of the same shape and dtype")
-        self._host[...] = host
+        if stream is None:
+            self._host[...] = host
+        else:
+            stream.copy(self._host, host)
 
     def __getitem__(self, index):
         return _wrap(self._host[_wrapped_around(index, self.shape)])
@@ -234,5 +238,7 @@ _fill_in()
 as_strided = _on_device(np.lib.stride_tricks.as_strided, "as_strided")
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=as_strided))
 del as_strided
-cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError))
+cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError),
+                       Stream=streams.Stream, Event=streams.Event, get_current_stream=lambda: streams.current,
+                       alloc_pinned_memory=streams.alloc_pinned_memory)
 __name__ = "cupy"                               # by which the library tells the two namespaces apart

@@ -18,6 +18,7 @@ from minifcn.core.backend import to_host
 from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Batch, normalize
 from minifcn.data.synthetic import write_synthetic
+from minifcn.data.upload import Uploader
 from minifcn.data.voc import DataError, Folder
 from minifcn.inference import whole
 from minifcn.training import SGD, checkpoint, trainer

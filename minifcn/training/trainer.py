@@ -41,6 +41,7 @@ from minifcn.training.optim import SCHEDULES, SGD
 
 READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
 PICTURES = 6                # columns of predictions.png
+STAY = Uploader("cpu")      # leaves batches where they are
 
 
 class TrainingError(RuntimeError):
@@ -128,7 +129,7 @@ REDUCTIONS = {
 }
 
 
-def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=Uploader("cpu")):
+def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY):
     """One step of gradient descent.
 
     net: in train mode. batch: data.loader.Batch, uint8 on the host. void: label to ignore. reduction: one of REDUCTIONS.

@@ -1,16 +1,11 @@
 """`gpu_on_cpu`: a device made of parts that can be checked. Arrays are the strict CuPy stand-in's, kernels run through the
 C++ shim, matrix products through the strict cuBLAS, and memory is surrounded by canaries and never zero by luck."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import strict_cupy
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import streams
+import strict_cupy
 from cuda_on_cpu import COMPILER, RawModule, guarded
 from fake_cublas import FakeCublas
 
@@ -35,15 +30,9 @@ def gpu_on_cpu():
         streams.in_use[array.ctypes.data] = streams.clock
         return strict_cupy.ndarray(array)
 
-    def set_on(array, host, stream):
-        stream.copy(array._host, host)
-
-    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0),
-                           Stream=streams.Stream, Event=streams.Event, get_current_stream=lambda: streams.current,
-                           alloc_pinned_memory=streams.alloc_pinned_memory)
+    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_cupy.ndarray, "data", property(pointer), raising=False)
-        patch.setattr(strict_cupy.ndarray, "set", set_on)
         patch.setattr(strict_cupy, "empty", empty)
         patch.setattr(strict_cupy, "RawModule", lambda code, options: kernels, raising=False)
         patch.setattr(strict_cupy, "cuda", cuda)
