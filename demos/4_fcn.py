@@ -145,8 +145,8 @@ for axes, (name, (_, history)) in zip(figure.subplots(1, 3, sharey=True), nets.i
     ends = [row for row in history if row["val_pixel_accuracy"] is not None]
     axes.plot(epochs, [row["loss"] for row in history], label="train loss")
     axes.plot(epochs, [row["accuracy"] for row in history], "m--", label="train acc")
-    axes.plot([row["epoch"] for row in ends], [row["val_pixel_accuracy"] for row in ends], "g-.", label="test acc")
-    axes.plot([row["epoch"] for row in ends], [row["val_mean_iou"] for row in ends], "k:o", markersize=3, label="test mean IoU")
+    for key, style, label in (("val_pixel_accuracy", "g-.s", "test acc"), ("val_mean_iou", "k:o", "test mean IoU")):
+        axes.plot([row["epoch"] for row in ends], [row[key] for row in ends], style, markersize=3, label=label)
     axes.set(title=name, xlabel="epoch", ylim=(0, 1.2), xlim=(0, epochs[-1]))
     axes.grid(alpha=0.3)
 figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

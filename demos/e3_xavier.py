@@ -66,8 +66,8 @@ table([(start, seed, *(f"{v:.3f}" for v in history[-1][1:])) for (start, seed), 
       ("start", "seed", "loss", "mean IoU", "pixel accuracy"))
 
 # %%
-figure = Figure(figsize=(11, 6), layout="constrained")
-curves, kernels = figure.subfigures(2, 1, height_ratios=[1.2, 1])
+figure = Figure(figsize=(11, 5.4), layout="constrained")
+curves, kernels = figure.subfigures(2, 1, height_ratios=[1.25, 1])
 left, right = curves.subplots(1, 2)
 for (start, seed), history in histories.items():
     style = {"color": "tab:blue" if start == "bilinear" else "tab:orange", "linestyle": "-" if start == "bilinear" else "--",

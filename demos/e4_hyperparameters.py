@@ -91,6 +91,6 @@ names, values = [name for name, _ in ranked][::-1], [r["mean_iou"] for _, r in r
 bars = axes.barh(names, values, color=["tab:orange" if name == "base" else "tab:blue" for name in names])
 axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
 axes.axvline(nothing["mean_iou"], color="black", linestyle=":", label="always background")
-axes.set(xlabel=f"mean IoU after {base.epochs} epochs, one seed", xlim=(0, 1))
+axes.set(xlabel=f"mean IoU after {base.epochs} epoch(s), one seed", xlim=(0, 1))
 axes.legend(loc="lower right")
 save(figure, args.out / "e4.png")

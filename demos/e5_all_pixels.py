@@ -76,6 +76,6 @@ image, truth = test.read(0)
 cropped = np.full(truth.shape, void, np.uint8)
 cropped[:h, :w] = first["crop"][0]
 masks = [first["whole"][0], first["pad"][0], first["tile"][0], cropped, truth]
-rows = {"prediction": [image, *masks]}
+rows = {"": [image, *masks]}
 titles = ["image", "whole", "pad", "tile", "crop (rest unlabelled)", "truth"]
 save(picture_rows(rows, test.classes, titles), args.out / "e5.png")
