@@ -1,10 +1,11 @@
-"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict and check. It only parses and prints;
-training/trainer.py, inference.py and plotting.py do the work, and are as easily called from Python.
+"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, download and check. It only parses and
+prints; training/trainer.py, inference.py, plotting.py and data/download.py do the work, and are as easily called from Python.
 """
 
 import argparse
 import os
 import platform
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from minifcn import plotting
 from minifcn.core import backend
+from minifcn.data.download import SOURCES, DownloadError, download
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder, check_folder, read_image, write_labels
 from minifcn.functional.checks import gradcheck_table
@@ -25,33 +27,36 @@ from minifcn.models.resnet import TRUNKS
 from minifcn.training import chapter, trainer
 from minifcn.training.checkpoint import CheckpointError, load_model
 
-SYNTHETIC = Path("runs/data/synthetic")     # where `train` without --data draws its images
+DOWNLOADS = Path("runs/data")               # where `download` without --to and `train --pretrained resnet18` put files
+SYNTHETIC = DOWNLOADS / "synthetic"         # where `train` without --data draws its images
 # What differs from Options' defaults, which are VOC's, when the data is synthetic: two minutes on a laptop.
 SYNTHETIC_OPTIONS = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 4, "lr": 0.1, "weight_decay": 1e-4}
 
 EXAMPLES = """\
 examples:
   minifcn train                                             synthetic data, about two minutes on two cores
-  minifcn train --data VOCdevkit/VOC2012 --pretrained resnet18-f37072fd.pth
+  minifcn download voc2012 --to .                           2 GB, into VOCdevkit/VOC2012
+  minifcn check --data VOCdevkit/VOC2012
+  minifcn train --data VOCdevkit/VOC2012 --pretrained resnet18
   minifcn train --data VOCdevkit/VOC2012 --resume           go on after an interruption, bit for bit
   minifcn evaluate runs/VOC2012/checkpoint.npz --data VOCdevkit/VOC2012
   minifcn predict runs/VOC2012/checkpoint.npz photo.jpg --out predictions
-  minifcn check --data VOCdevkit/VOC2012
 """
 
 
 def main(argv=None):
-    """Run one command; returns the exit code: 0, 1 when training or a check fails, 2 for a mistake in what was given."""
+    """Run one command; returns the exit code: 0, 1 when training, a download or a check fails, 2 for a mistake in what was
+    given, 128 + the signal's number after an interruption."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
     except trainer.Interrupted as stop:
-        print(f"{stop}\ngo on with: python -m minifcn train --resume --out {args.out}", file=sys.stderr)
+        print(f"{stop}\ngo on with: python -m minifcn train --resume --out {shlex.quote(str(args.out))}", file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:
         print("minifcn: interrupted", file=sys.stderr)
         return 130
-    except trainer.TrainingError as error:
+    except (trainer.TrainingError, DownloadError) as error:
         print(f"minifcn: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:          # DataError, CheckpointError and argument checks are ValueErrors
@@ -69,6 +74,8 @@ def run_train(args):
         args.out = Path("runs") / ("synthetic" if synthetic else Path(given["data"]).resolve().name)
     if not synthetic:
         given["data"] = str(Path(given["data"]).resolve())
+    if given.get("pretrained") == "resnet18":
+        given["pretrained"] = str(download("resnet18", DOWNLOADS))
     if args.resume:
         metrics = trainer.resume(args.out, **given)
     else:
@@ -138,7 +145,13 @@ def run_predict(args):
     return 0
 
 
-# ---- check ----
+# ---- download and check ----
+
+def run_download(args):
+    path = download(args.name, args.to, args.everything)
+    print(f"use it with: minifcn train {'--data' if path.is_dir() else '--pretrained'} {shlex.quote(str(path))}")
+    return 0
+
 
 def run_check(args):
     if args.data is not None:
@@ -183,6 +196,7 @@ def _parser():
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_download(commands)
     check = commands.add_parser("check", help="check this installation, or a data set",
                                 description="Show versions and back ends and check the gradient of every op; or, with "
                                             "--data, report everything that is wrong with a data set.")
@@ -234,7 +248,8 @@ def _add_train(commands):
     add(net, "--model", "architecture", choices=list(MODELS))
     add(net, "--backbone", "trunk of the network", choices=list(TRUNKS))
     add(net, "--width", "channels of the trunk's first stage; the last has 8 times as many", type=int)
-    add(net, "--pretrained", "weights for the trunk in torchvision's names (.npz, .pth, .safetensors)", metavar="FILE")
+    add(net, "--pretrained", "weights for the trunk: a file in torchvision's names (.npz, .pth, .safetensors), or the word "
+        f"resnet18 for ImageNet's, downloaded to {DOWNLOADS / SOURCES['resnet18'].file} if they are not there", metavar="FILE")
 
     training = parser.add_argument_group("training")
     training.add_argument("--chapter", choices=list(chapter.RECIPES), help="the recipe of the book's PyTorch or MXNet code, "
@@ -288,6 +303,20 @@ def _add_predict(commands):
                              "(default %(default)s)")
     parser.add_argument("--device", type=_device, default="auto", help="auto, cpu or gpu (default %(default)s)")
     parser.set_defaults(run=run_predict)
+
+
+def _add_download(commands):
+    parser = commands.add_parser(
+        "download", help="fetch Pascal VOC 2012 or ResNet-18's weights, checked",
+        description="Fetch a file from its official host, or from a mirror if that is down, compare its size and checksum, and "
+                    "extract it. What is there already is not fetched again; run the command again after an interruption and "
+                    "it continues. A file put into the folder by hand is checked and used.")
+    parser.add_argument("name", choices=list(SOURCES), help=", ".join(f"{name}: {source.file}, {source.size / 1e6:,.0f} MB"
+                                                                      for name, source in SOURCES.items()))
+    parser.add_argument("--to", type=Path, default=DOWNLOADS, metavar="DIR", help="folder (default %(default)s)")
+    parser.add_argument("--everything", action="store_true",
+                        help="extract all of VOC 2012, not only the images with masks, their masks and the lists")
+    parser.set_defaults(run=run_download)
 
 
 if __name__ == "__main__":
