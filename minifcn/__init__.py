@@ -15,10 +15,15 @@ Read the source in this order; every file says what comes before and after it.
 >>> import minifcn.functional as F
 """
 
+from importlib.util import find_spec
+
 from minifcn import data, models, nn, training
 from minifcn import functional as functional
 from minifcn.core.gradcheck import check_adjoint, check_vjp
 from minifcn.core.tensor import Tensor, no_grad
+
+if find_spec("minifcn.fast"):                   # a folder that can be deleted
+    from minifcn import fast as fast
 
 __version__ = "0.1.0"
 __all__ = ["Tensor", "no_grad", "check_vjp", "check_adjoint", "functional", "nn", "models", "data", "training"]

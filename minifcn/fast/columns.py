@@ -22,7 +22,7 @@ POSITIONS = 512                                 # but not fewer positions: BLAS 
 @replaces(conv.correlate, when=lambda x, w, *_: is_fast(x, w))
 def correlate_columns(x, w, stride, padding, dilation):
     """y = columns(x) w, a block at a time."""
-    (F, C, KH, KW), x = w.shape, channels_last(x)
+    (F, _, KH, KW), x = w.shape, channels_last(x)
     N, OH, OW = len(x), *conv.output_size(x.shape[1:3], (KH, KW), stride, padding, dilation)
     kernel = w.transpose(2, 3, 1, 0).reshape(-1, F)                      # (KH*KW*C, F)
     y = np.empty((N, OH, OW, F), np.float32)

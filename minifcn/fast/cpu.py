@@ -33,15 +33,10 @@ def set_threads(count):
     _threads = count
 
 
-def threads():
-    """How many threads the twins use."""
-    return _threads
-
-
 def in_parallel(function, shares):
     """Call function(share) for every share, each in its own thread, with BLAS held to one thread; return when all are done.
 
-    shares: at most `threads()` of them, as made by `split`. What a share computes must not depend on who else runs.
+    shares: at most as many as threads, as made by `split`. What a share computes must not depend on who else runs.
     Raises what a share raised. Cost: about 20 us, so a share should be worth several times that.
     """
     while len(_tasks) < len(shares) - 1:

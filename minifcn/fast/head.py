@@ -18,16 +18,16 @@ from minifcn.fast.cpu import in_parallel, is_fast, scratch, split
 from minifcn.functional import conv, loss
 
 
-def applies(w, khw, stride, dilation, *maps):
+def applies(khw, stride, dilation, *maps):
     """Kernel 2S of stride S >= 8 (shorter runs copy too slowly), float32 on the CPU."""
     return khw == (2 * stride[0], 2 * stride[1]) and min(stride) >= 8 and dilation == (1, 1) and is_fast(*maps)
 
 
 @replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation, saved:
-          applies(w, w.shape[2:], stride, dilation, gy, w) and reaches(hw, gy.shape[2:], stride, padding))
+          applies(w.shape[2:], stride, dilation, gy, w) and reaches(hw, gy.shape[2:], stride, padding))
 def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation, saved):
     """The transposed convolution forward: paint all cells of one class with one product."""
-    (N, F, OH, OW), C, (SH, SW), (PH, PW), (H, W) = gy.shape, w.shape[1], stride, padding, hw
+    (N, _, OH, OW), C, (SH, SW), (PH, PW), (H, W) = gy.shape, w.shape[1], stride, padding, hw
     inputs = neighbours(gy)                                              # (N, (OH+1)*(OW+1), 4*F)
     kernel = by_cell(w, stride)                                          # (C, 4*F, SH*SW)
     gx = np.empty((N, C, H, W), np.float32)
@@ -45,10 +45,10 @@ def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation, saved):
 
 
 @replaces(conv.correlate, when=lambda x, w, stride, padding, dilation:
-          applies(w, w.shape[2:], stride, dilation, x, w))
+          applies(w.shape[2:], stride, dilation, x, w))
 def correlate_cells(x, w, stride, padding, dilation):
     """Its input gradient: each cell times the kernel gives four numbers, and each input adds up those of its four cells."""
-    (N, C), F, (SH, SW) = x.shape[:2], w.shape[0], stride
+    (N, C), F = x.shape[:2], w.shape[0]
     OH, OW = conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
     kernel = by_cell(w, stride)                                          # (C, 4*F, SH*SW)
     y = np.empty((N, F, OH, OW), np.float32)
@@ -66,7 +66,7 @@ def correlate_cells(x, w, stride, padding, dilation):
 
 
 @replaces(conv.correlate_grad_w, when=lambda gy, x, khw, stride, padding, dilation, saved:
-          applies(None, khw, stride, dilation, gy, x))
+          applies(khw, stride, dilation, gy, x))
 def correlate_grad_w_cells(gy, x, khw, stride, padding, dilation, saved):
     """The weight gradient: inputs times cells, summed over the images."""
     (N, F, OH, OW), C, (SH, SW) = gy.shape, x.shape[1], stride

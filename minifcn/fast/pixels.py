@@ -139,7 +139,7 @@ def _normalize_grad(x, gy, masked, out, w, saved, y=None):
     """gw, gb; writes gx's rows to `out`, and gy's where y > 0 (else 0) to `masked`, if y is given."""
     xin, mean, inv_std = saved
     (N, C, H, W), rows = x.shape, rows_of(xin)
-    ones, centre, todo = np.ones((1, BLOCK), np.float32), in_row(mean, x), blocks_of(gy)
+    centre, todo = in_row(mean, x), blocks_of(gy)
     sums = [[] for _ in todo]
 
     def reduce(share):
@@ -150,8 +150,8 @@ def _normalize_grad(x, gy, masked, out, w, saved, y=None):
                 keep_positive(gy[block], y[block], g)
             t = np.subtract(rows[block], centre, out=scratch("a", g.shape))
             t *= g
-            one = np.ones((1, g.size // C), np.float32)
-            sums[number].append((one @ g.reshape(-1, C), one @ t.reshape(-1, C)))
+            ones = np.ones((1, g.size // C), np.float32)
+            sums[number].append((ones @ g.reshape(-1, C), ones @ t.reshape(-1, C)))
 
     in_parallel(reduce, list(enumerate(todo)))
     gb, gc = np.array([s for part in sums for s in part], np.float64).sum(axis=0)[:, 0]          # sum g, sum g (x - mean)
@@ -231,7 +231,7 @@ def maximum_of_windows_blocks(x, khw, stride, padding):
     N, H, W, C = x.shape
     OH, OW = pool.output_size((H, W), khw, stride, padding, (1, 1))
     y, tap = np.empty((N, OH, OW, C), np.float32), np.zeros((N, OH, OW, C), np.uint8)
-    height, width = (OH - 1) * SH + KH, (OW - 1) * SW + KW
+    width = (OW - 1) * SW + KW
 
     def work(images):
         for n in range(images.start, images.stop):

@@ -1,7 +1,7 @@
 """Winograd's convolution F(4x4, 3x3): 36 products where the definition needs 144, for stride 1 and a 3x3 kernel.
 
 A 4x4 tile of y depends on a 6x6 tile d of x. Both are seen as polynomials; the product of two polynomials is taken by
-evaluating them at the points 0, 1, -1, 2, -2 and infinity, multiplying the values, and interpolating:
+evaluating them at the points 0, 3/4, -3/4, 3/2, -3/2 and infinity, multiplying the values, and interpolating:
 
     y = A^T [ (G w G^T) * (B^T d B) ] A            * elementwise, summed over the channels: 36 products of matrices
 
@@ -26,30 +26,38 @@ from minifcn.core.dispatch import replaces
 from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scratch, split
 from minifcn.functional import conv
 
-BT = np.float32([[4, 0, -5, 0, 1, 0],           # 6 input pixels -> 6 values
-                 [0, -4, -4, 1, 1, 0],
-                 [0, 4, -4, -1, 1, 0],
-                 [0, -2, -1, 2, 1, 0],
-                 [0, 2, -1, -2, 1, 0],
-                 [0, 4, 0, -5, 0, 1]])
-G = np.array([[1 / 4, 0, 0],                    # 3 kernel taps -> 6 values
-              [-1 / 6, -1 / 6, -1 / 6],
-              [-1 / 6, 1 / 6, -1 / 6],
-              [1 / 24, 1 / 12, 1 / 6],
-              [1 / 24, -1 / 12, 1 / 6],
-              [0, 0, 1]])
-AT = np.float32([[1, 1, 1, 1, 1, 0],            # 6 values -> 4 output pixels
-                 [0, 1, -1, 2, -2, 0],
-                 [0, 1, 1, 4, 4, 0],
-                 [0, 1, -1, 8, -8, 1]])
-A = np.ascontiguousarray(AT.T)
+POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity; see ERROR
+
+
+def matrices(points):
+    """(B^T (6, 6), G (6, 3), A^T (4, 6)) for five points and infinity.
+
+    Row i of V holds the powers of point i, and of infinity the last power alone: G = V for the 3 coefficients of a kernel,
+    A = V for the 4 outputs (an evaluation, transposed), and B = V^-1, which interpolates, transposed. Row i of B^T times a
+    number and of G divided by it change nothing; that number makes B^T short, exact binary fractions.
+    """
+    def powers(count):
+        V = np.array([[float(p) ** k for k in range(count)] for p in (*points, 0)])
+        V[-1] = np.eye(count)[-1]
+        return V
+
+    BT, G = np.linalg.inv(powers(6)).T, powers(3)
+    for i, p in enumerate(points):
+        scale = np.prod([p - q for q in points if q != p])
+        BT[i], G[i] = BT[i] * scale, G[i] / scale
+    return BT.round(12), G, powers(4).T
+
+
+BT, G, AT = matrices(POINTS)
 GG = np.kron(G, G).astype(np.float32)           # (36, 9): both axes of the kernel at once
+BT, AT = np.float32(BT), np.float32(AT)         # (6, 6), (4, 6): exact
+A = np.ascontiguousarray(AT.T)                  # (6, 4)
 TILES = 160                                     # tiles a block: long enough for BLAS, 36 values of 64 channels in 1.5 MB
 
 
-def is_worth_it(N, C, F, ohw):
-    """Enough channels that the products outweigh the transforms, enough tiles that they are more than vectors."""
-    return min(C, F) >= 16 and N * ohw[0] * ohw[1] >= 256
+def is_worth_it(N, C, F, hw):
+    """Enough channels that the products outweigh the transforms of the maps, and enough tiles for that of the kernel."""
+    return min(C, F) >= 16 and N * -(-hw[0] // 4) * -(-hw[1] // 4) >= 64
 
 
 def applies(x, w, stride, padding, dilation):
@@ -159,7 +167,7 @@ def values_of_input(x, t, OW, padding):
 
 def values_of_gradient(gy, t):
     """A gy A^T of the tile rows t of gradients gy (n, OH, OW, F): (36, T, F)."""
-    (n, OH, OW, F), th, tw = gy.shape, t.stop - t.start, -(-gy.shape[2] // 4)
+    (n, _, OW, F), th, tw = gy.shape, t.stop - t.start, -(-gy.shape[2] // 4)
     rows = gy[:, 4 * t.start:4 * t.stop]
     if rows.shape[1:3] != (4 * th, 4 * tw) or not rows.flags.c_contiguous:
         frame = scratch("frame", (n, 4 * th, 4 * tw, F))
@@ -171,7 +179,7 @@ def values_of_gradient(gy, t):
 
 def transform(M, x, th, tw, name):
     """v[(a,b), (n,t,s), c] = sum_{p,q} M[a,p] M[b,q] x[n, 4t+p, 4s+q, c]: (36, n*th*tw, C)."""
-    (K, R), (n, H, W, C) = M.shape, x.shape
+    (K, R), (n, _, W, C) = M.shape, x.shape
     sn, sh, sw, sc = x.strides
     half = scratch("half", (K, n, th, W, C))
     rows = as_strided(x, (n, th, R, W * C), (sn, 4 * sh, sh, sc))        # tile rows overlap where R = 6
