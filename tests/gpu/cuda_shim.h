@@ -6,6 +6,7 @@
 // launch return false. Not covered: the weak memory model, bank conflicts, speed, rounding of fused multiply-adds.
 
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 #include <algorithm>
 #include <cmath>
@@ -28,36 +29,51 @@ static dim3 blockIdx, blockDim, gridDim;
 
 namespace shim {
 enum State { RUNNABLE, AT_BARRIER, DONE };
-struct Fiber { ucontext_t context; State state; dim3 index; std::vector<char> stack; };
+struct Fiber { jmp_buf place; State state; dim3 index; std::vector<char> stack; };
 
 static std::vector<Fiber> fibers;
 static Fiber* current;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static std::mt19937 draw(0);
 static std::function<void()> kernel;
 static bool divergent;
 
+// A fiber is made once (ucontext) and then entered and left by longjmp, which needs no system call. Between two blocks it
+// waits in enter().
 static void leave(State state) {
-  Fiber* me = current;
-  me->state = state;
-  swapcontext(&me->context, &scheduler);
+  current->state = state;
+  if (!_setjmp(current->place)) _longjmp(scheduler, 1);
 }
 
 static void enter() {
-  kernel();
-  leave(DONE);
+  for (;;) {
+    leave(DONE);
+    kernel();
+  }
+}
+
+static void make(Fiber& f) {
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = f.stack.data(), context.uc_stack.ss_size = f.stack.size(), context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+  current = &f;
+  if (!_setjmp(scheduler)) setcontext(&context);
+}
+
+static void resume(Fiber& f) {
+  current = &f;
+  if (!_setjmp(scheduler)) _longjmp(f.place, 1);
 }
 
 static void run_block(unsigned threads) {
   for (char* p = __start_shared_memory; p < __stop_shared_memory; p++) *p = (char)0xff;     // NaN in every float
-  fibers.resize(threads);
-  for (unsigned i = 0; i < threads; i++) {
-    Fiber& f = fibers[i];
-    f.stack.resize(1 << 15), f.state = RUNNABLE, f.index = {i, 0, 0};
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size(), f.context.uc_link = nullptr;
-    makecontext(&f.context, enter, 0);
+  if (fibers.size() != threads || divergent) {
+    fibers = std::vector<Fiber>(threads);
+    for (Fiber& f : fibers) f.stack.resize(1 << 15), make(f);
   }
+  divergent = false;
+  for (unsigned i = 0; i < threads; i++) fibers[i].state = RUNNABLE, fibers[i].index = {i, 0, 0};
   const unsigned warps = (threads + 31) / 32;
   for (;;) {
     unsigned done = 0, waiting = 0;
@@ -73,18 +89,21 @@ static void run_block(unsigned threads) {
     for (unsigned i = first; i < last; i++) order[i - first] = i;
     std::shuffle(order, order + (last - first), draw);
     for (unsigned i = 0; i < last - first; i++)
-      if (fibers[order[i]].state == RUNNABLE) current = &fibers[order[i]], swapcontext(&scheduler, &current->context);
+      if (fibers[order[i]].state == RUNNABLE) resume(fibers[order[i]]);
   }
 }
 
 static bool launch(dim3 grid, dim3 block, std::function<void()> body) {
-  kernel = body, gridDim = grid, blockDim = block, divergent = false;
+  kernel = body, gridDim = grid, blockDim = block;
   std::vector<dim3> blocks;
   for (unsigned y = 0; y < grid.y; y++)
     for (unsigned x = 0; x < grid.x; x++) blocks.push_back({x, y, 0});
   std::shuffle(blocks.begin(), blocks.end(), draw);
-  for (dim3 b : blocks) blockIdx = b, run_block(block.x);
-  return !divergent;
+  for (dim3 b : blocks) {
+    blockIdx = b, run_block(block.x);
+    if (divergent) return false;
+  }
+  return true;
 }
 }  // namespace shim
 
