@@ -13,6 +13,7 @@ import io
 import json
 import math
 import signal
+import sys
 import threading
 import time
 import zlib
@@ -209,7 +210,7 @@ def load_pretrained(net, path):
     net.load_state_dict(state | {name: array.astype(state[name].dtype) for name, array in loaded.items()})
     lacking = [name.removeprefix("trunk.") for name in wanted if name not in loaded]
     print(f"pretrained: {len(loaded)} of the trunk's {len(wanted)} arrays from {path}"
-          + (f"; it lacks {', '.join(lacking)}" if lacking else ""))
+          + (f"; it lacks {', '.join(lacking)}" if lacking else ""), flush=True)
     return set(loaded)
 
 
@@ -452,6 +453,7 @@ class _Run:
         bar.write(f"epoch {state.epoch + 1}/{self.options.epochs}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f} | "
                   f"validation: loss {scores['loss']:.3f}, accuracy {scores['pixel_accuracy']:.3f}, "
                   f"mean IoU {scores['mean_iou']:.3f} | {self._speed()}")
+        sys.stdout.flush()                          # into a log file as well, now and not hours later
         state.epoch, state.batch = state.epoch + 1, 0
         self.save()
         self._tables()
