@@ -11,7 +11,9 @@ Read after  minifcn/models/fcn.py, minifcn/training/chapter.py
 import numpy as np
 from common import arguments, picture_rows, save, scenes, settings, show_mask, table
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+import minifcn.functional as F
 from minifcn import Tensor, data, models, nn, no_grad
 from minifcn.data.voc import VOC, colour_to_index
 from minifcn.inference import predict
@@ -68,6 +70,38 @@ assert [p.shape for p in fcn.parameters()] == [p.shape for p in net.parameters()
 with no_grad():
     assert fcn.eval()(np.zeros((1, 3, 75, 100), np.float32)).shape == (1, 21, 75, 100)
 
+# %%
+def diagram():
+    """The network as a row of boxes: as high as log2 of the map, as wide as log2 of the channels."""
+    stations = [("image", 3, 1), ("conv1, bn1,\nmaxpool", 64, 4), ("layer1", 64, 4), ("layer2", 128, 8), ("layer3", 256, 16),
+                ("layer4", 512, 32), ("final_conv\n1 x 1", 21, 32), ("transpose_conv\n64, stride 32", 21, 1)]
+    figure = Figure(figsize=(11, 3.3), layout="constrained")
+    axes, x, last, ends = figure.add_subplot(), 0.0, 0.0, {}
+    for name, channels, shrink in stations:
+        height, width = 0.5 + np.log2(32 / shrink) / 2, 0.25 + np.log2(channels) / 12
+        colour = "#9fd8c1" if "conv\n" in name else "#a6cee9" if name == "image" else "#f6c667"
+        axes.add_patch(Rectangle((x, -height / 2), width, height, facecolor=colour, edgecolor="#555555"))
+        axes.text(x + width / 2, -1.75, name, ha="center", va="top", fontsize=8,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        size = f"{320 // shrink} x {480 // shrink}"
+        axes.text(x + width / 2, height / 2 + 0.08, f"{channels}\n{size}", ha="center", va="bottom", fontsize=8)
+        if ends:
+            axes.annotate("", (x, 0), (last, 0), arrowprops={"arrowstyle": "-|>", "color": "#555555"})
+        ends[name], last = (x + width / 2, -height / 2), x + width
+        x = last + 0.75
+    skips = ("layer3", "FCN-16s adds scores of layer3"), ("layer2", "FCN-8s adds those of layer2, too")
+    for k, (name, label) in enumerate(skips):
+        (x0, y0), (x1, _) = ends[name], ends["transpose_conv\n64, stride 32"]
+        depth = -2.5 - 0.35 * k
+        axes.plot([x0, x0, x1, x1], [y0, depth, depth, -2.2], color="#8a8a8a", linestyle="--", linewidth=1, zorder=0)
+        axes.text((x0 + x1) / 2, depth + 0.04, label, ha="center", va="bottom", fontsize=8, color="#555555")
+    axes.set(xlim=(-0.2, x - 0.5), ylim=(-3.0, 2.4))
+    axes.axis("off")
+    return figure
+
+
+save(diagram(), args.out / "network.png")
+
 # %% [markdown]
 # ## The data
 # An image and its mask; the mask's pixel values are class indices, drawn in VOC's colours. 255 is void: the annotators could
@@ -93,6 +127,21 @@ for column, (image, mask) in zip(figure.subplots(2, 5).T, (train_set.read(i) for
     column[0].set(xticks=[], yticks=[])
     show_mask(column[1], mask, train_set.classes, fontsize=7)
 save(figure, args.out / "data.png")
+
+# %% [markdown]
+# ## The loss
+# A classification of every pixel, averaged over each image: one number per image. The PyTorch code then differentiates their
+# sum and the MXNet code their mean, so that one step of the first is as long as 32 of the second at the same rate.
+
+# %%
+classifier = nn.Conv2d(3, len(train_set.classes.names), 1)               # the smallest network there is
+pixels = Tensor(data.normalize(batch.images))
+l = F.cross_entropy(classifier(pixels), batch.labels, ignore_index=255, reduction="none").mean(dim=(1, 2))
+assert l.shape == (len(batch.ids),)
+l.sum().backward()
+of_the_sum, classifier.weight.grad = classifier.weight.grad, None
+F.cross_entropy(classifier(pixels), batch.labels, ignore_index=255, reduction="none").mean(dim=(1, 2)).mean().backward()
+assert np.allclose(of_the_sum, len(batch.ids) * classifier.weight.grad, rtol=1e-4, atol=1e-6)
 
 # %% [markdown]
 # ## Training
