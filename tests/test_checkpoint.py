@@ -99,7 +99,9 @@ def test_wrong_files(tmp_path):
 
 @pytest.mark.parametrize("meta", [b"[1]", b"{", b"\xff", b"{}", b'{"format": "minifcn checkpoint 2"}',
                                   b'{"format": "minifcn checkpoint 1", "architecture": {}, "info": {}, '
-                                  b'"classes": {"names": ["a"], "palette": [[300, 0, 0]], "void": 255}}'])
+                                  b'"classes": {"names": ["a"], "palette": [[300, 0, 0]], "void": 255}}',
+                                  b'{"format": "minifcn checkpoint 1", "architecture": {}, "info": {}, '
+                                  b'"classes": {"names": [7], "palette": [[0, 0, 0]], "void": 255}}'])
 def test_wrong_meta(tmp_path, meta):
     np.savez(tmp_path / "c.npz", meta=np.frombuffer(meta, np.uint8))
     with pytest.raises(CheckpointError, match=r"c\.npz: not a checkpoint of minifcn"):
@@ -183,7 +185,10 @@ def test_load_model_rebuilds_the_net(tmp_path):
 @pytest.mark.parametrize("changes, message", [
     ({"architecture": {"name": "fcn64s", "backbone": "resnet18", "width": 2}}, "unknown model 'fcn64s'"),
     ({"architecture": {"name": "fcn32s", "backbone": "vgg", "width": 2}}, "vgg"),
-    ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 3}}, r"trunk\.conv1\.weight"),
+    ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 3}}, r"trunk\.layer4\.1\.conv2\.weight is \(16, 16, 3, 3\).* width 3"),
+    ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 100_000}}, "width 100000"),   # 27 TB
+    ({"model": {"trunk.layer4.1.conv2.weight": np.zeros((0, 0, 3, 3))},
+      "architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 0}}, "width 0"),
     ({"architecture": {}}, "name"),
     ({"classes": CLASSES}, r"final_conv\.weight"),
     ({"model": {}}, "missing"),

@@ -97,6 +97,8 @@ def load(path):
         if meta["format"] != FORMAT:
             raise ValueError(f"its format is {meta['format']!r}, this version reads {FORMAT!r}")
         names, palette, void = (meta["classes"][key] for key in ("names", "palette", "void"))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("the names of its classes are not all texts")
         classes = Classes(tuple(names), np.array(palette, dtype=np.uint8), void)    # palette (K, 3)
         parts = {"model": {}, "optimizer": {}}
         for name, array in arrays.items():
@@ -115,6 +117,16 @@ def build(architecture, num_classes):
     return MODELS[name](num_classes, backbone=architecture["backbone"], width=architecture["width"])
 
 
+def _check_width(checkpoint):
+    """Compare the width with the largest array, before a net is built that takes far more memory than the file."""
+    name, width = "trunk.layer4.1.conv2.weight", checkpoint.architecture["width"]
+    if name not in checkpoint.model:
+        raise ValueError(f"{name} is missing")
+    shape = checkpoint.model[name].shape
+    if shape != (8 * width, 8 * width, 3, 3) or 0 in shape:
+        raise ValueError(f"{name} is {shape}, which is not that of a net of width {width}")
+
+
 def load_model(path):
     """Rebuild the net that a checkpoint holds, in eval mode on the CPU; returns (net, Checkpoint).
 
@@ -122,6 +134,7 @@ def load_model(path):
     """
     checkpoint = load(path)
     try:
+        _check_width(checkpoint)
         net = build(checkpoint.architecture, len(checkpoint.classes.names))
         net.load_state_dict(checkpoint.model)
     except (ValueError, KeyError, TypeError) as error:
