@@ -207,6 +207,8 @@ def load_pretrained(net, path):
         if array.shape != state[name].shape:
             raise ValueError(f"{path}: {name.removeprefix('trunk.')} is {array.shape}, the net wants {state[name].shape}; "
                              "choose the --backbone and --width that the file was made with")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name.removeprefix('trunk.')} holds numbers that are not finite")
     net.load_state_dict(state | {name: array.astype(state[name].dtype) for name, array in loaded.items()})
     lacking = [name.removeprefix("trunk.") for name in wanted if name not in loaded]
     print(f"pretrained: {len(loaded)} of the trunk's {len(wanted)} arrays from {path}"
