@@ -185,7 +185,8 @@ def test_load_model_rebuilds_the_net(tmp_path):
 @pytest.mark.parametrize("changes, message", [
     ({"architecture": {"name": "fcn64s", "backbone": "resnet18", "width": 2}}, "unknown model 'fcn64s'"),
     ({"architecture": {"name": "fcn32s", "backbone": "vgg", "width": 2}}, "vgg"),
-    ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 3}}, r"trunk\.layer4\.1\.conv2\.weight is \(16, 16, 3, 3\).* width 3"),
+    ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 3}},
+     r"trunk\.layer4\.1\.conv2\.weight is \(16, 16, 3, 3\).* width 3"),
     ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 100_000}}, "width 100000"),   # 27 TB
     ({"model": {"trunk.layer4.1.conv2.weight": np.zeros((0, 0, 3, 3))},
       "architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 0}}, "width 0"),
