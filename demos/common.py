@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))             # a checkout works without being installed
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))                                            # a checkout works without being installed
 
 from minifcn.data import index_to_colour, write_synthetic  # noqa: E402
 from minifcn.training import Options  # noqa: E402
 
-OUTPUT = Path(__file__).resolve().parent / "output"
+OUTPUT = ROOT / "demos" / "output"
 
 
 def arguments(doc, add=lambda parser: None):

@@ -1,6 +1,6 @@
 """Exercise: is it efficient to do a convolution as a matrix multiplication?
 
-Shows       time and memory of five ways to do one 3 x 3 convolution, against the side of the image
+Shows       time and memory of six ways to do one 3 x 3 convolution, against the side of the image
 Takes       about 30 s on a laptop (--quick: 2 s)
 Expect      the full matrix W is out of the question: 16 times the memory for each doubling of the side, 1 GiB at 128 x 128;
             stored without its zeros it is five times as large as the columns of im2col, and a product with those runs near
@@ -16,18 +16,20 @@ from common import arguments, save, table
 from matplotlib.figure import Figure
 
 import minifcn.functional as F
+from minifcn.core.dispatch import readable_only
 
 args = arguments(__doc__)
 rng = np.random.default_rng(0)
 
 # %% [markdown]
-# W has one row per output number and one column per input number. Nearly all of it is zero: 9 of n^2 numbers in a row. Five
+# W has one row per output number and one column per input number. Nearly all of it is zero: 9 of n^2 numbers in a row. Six
 # ways to compute the same y:
 #
 # * **dense W**: build W, multiply. 4 n^4 bytes.
 # * **sparse W**: keep row, column and value of the nonzeros. One multiplication and one addition each.
 # * **im2col**: keep the 9 pixels under each window as a column, then multiply the kernel with that matrix. It holds each pixel
-#   9 times, and no zeros. This is what the library does.
+#   9 times, and no zeros. This is the library's definition of a convolution.
+# * **fast path**: what the library runs when it is in a hurry: im2col in blocks and threads, or Winograd, by the layer's size.
 # * **shifts**: 9 times, add the image shifted by (u, v) and multiplied by w[u, v]. No copy at all.
 # * **loops**: the definition, one window at a time.
 #
@@ -46,7 +48,15 @@ def sparse(x, w):
 
 
 def im2col(x, w):
-    return (lambda: F.conv2d(x, w, None, 1, 1).numpy()), 9 * x.nbytes
+    def run():
+        with readable_only():
+            return F.conv2d(x, w, None, 1, 1).numpy()
+
+    return run, 9 * x.nbytes
+
+
+def fast_path(x, w):
+    return (lambda: F.conv2d(x, w, None, 1, 1).numpy()), None
 
 
 def shifts(x, w):
@@ -65,7 +75,8 @@ def loops(x, w):
     return (lambda: F.conv2d(x, w, None, 1, 1, form="loops").numpy()), x.nbytes
 
 
-METHODS = {"dense W": dense, "sparse W": sparse, "im2col": im2col, "shifts": shifts, "loops": loops}
+METHODS = {"dense W": dense, "sparse W": sparse, "im2col": im2col, "fast path": fast_path,
+           "shifts": shifts, "loops": loops}
 LARGEST = {"dense W": 96, "loops": 128}                                  # beyond: memory, patience
 
 
@@ -94,8 +105,8 @@ for n in sides:
             assert np.allclose(np.asarray(run()).reshape(-1), reference, atol=1e-5), name     # the same y
             results.append((name, n, build, best_ms(run), memory))
 
-table([(name, f"{n} x {n}", f"{build:.2f}", f"{ms:.3f}", f"{memory / 2**20:,.2f}") for name, n, build, ms, memory in results],
-      ("method", "image", "build ms", "run ms", "MiB"))
+table([(name, f"{n} x {n}", f"{build:.2f}", f"{ms:.3f}", f"{memory / 2**20:,.2f}" if memory else "-")
+       for name, n, build, ms, memory in results], ("method", "image", "build ms", "run ms", "MiB"))
 memory = {(name, n): b for name, n, *_, b in results}
 assert memory["dense W", 32] == 16 * memory["dense W", 16] == 4 * 32**4
 head = 3150 * 21 * 320 * 480 * 4 / 1e9                                   # (21*10*15) x (21*320*480) float32
@@ -121,7 +132,7 @@ for channels in (1, 4, 16, 64):
             y += w[:, :, u, v] @ framed[:, u:u + n, v:v + n].reshape(len(x[0]), -1)
         return y
 
-    gemm = best_ms(lambda x=x, w=w: F.conv2d(x, w, None, 1, 1))
+    gemm, fast = best_ms(im2col(x, w)[0]), best_ms(fast_path(x, w)[0])
     shifted = best_ms(by_shifts)
     entries = [a.astype(np.int32) if a.dtype.kind == "i" else a for a in F.conv_matrix_entries(w, (n, n), 1, 1)]
 
@@ -129,25 +140,26 @@ for channels in (1, 4, 16, 64):
         return np.bincount(entries[0], entries[2] * x.reshape(-1)[entries[1]], minlength=channels * n * n)     # noqa: B023
 
     scattered = best_ms(by_entries) if channels <= 16 else None
-    rows.append((channels, flops, gemm, shifted, scattered))
+    rows.append((channels, flops, gemm, fast, shifted, scattered))
 table([(c, *(f"{t:.2f} ({f / t / 1e6:.1f})" if t else "-" for t in times)) for c, f, *times in rows],
-      ("channels", "im2col ms (GFLOP/s)", "shifts ms (GFLOP/s)", "sparse W ms (GFLOP/s)"))
+      ("channels", "im2col ms (GFLOP/s)", "fast path ms (GFLOP/s)", "shifts ms (GFLOP/s)", "sparse W ms (GFLOP/s)"))
 
 # %%
 figure = Figure(figsize=(12, 4.2), layout="constrained")
 left, middle, right = figure.subplots(1, 3)
-style = dict(zip(METHODS, (("tab:red", "o"), ("tab:orange", "s"), ("tab:blue", "^"), ("tab:green", "v"), ("grey", "x"))))
+style = dict(zip(METHODS, (("tab:red", "o"), ("tab:orange", "s"), ("tab:blue", "^"), ("tab:purple", "D"),
+                          ("tab:green", "v"), ("grey", "x"))))
 for name, (colour, marker) in style.items():
     of = [r for r in results if r[0] == name]
     left.loglog([r[1] for r in of], [r[3] for r in of], color=colour, marker=marker, label=name)
-    if name != "loops":
+    if name not in ("loops", "fast path"):
         middle.loglog([r[1] for r in of], [r[4] / 2**20 for r in of], color=colour, marker=marker, label=name)
 middle.axhline(1024, color="black", linestyle=":", linewidth=1)
 middle.text(sides[0], 1150, "1 GiB", fontsize=8)
 left.set(title="time of a 3 x 3 convolution, 1 channel", xlabel="side of the image", ylabel="ms")
 middle.set(title="memory it needs", xlabel="side of the image", ylabel="MiB", ylim=(None, 4000))
 channels = [r[0] for r in rows]
-for k, name in ((2, "im2col"), (3, "shifts"), (4, "sparse W")):
+for k, name in ((2, "im2col"), (3, "fast path"), (4, "shifts"), (5, "sparse W")):
     points = [(r[0], r[1] / r[k] / 1e6) for r in rows if r[k]]
     right.loglog(*zip(*points), color=style[name][0], marker=style[name][1], label=name)
 right.set(title=f"rate against channels, {n} x {n}", xlabel="channels in and out", ylabel="GFLOP/s", xticks=channels)

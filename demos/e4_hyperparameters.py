@@ -13,9 +13,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from pathlib import Path
 
-from common import arguments, save, scenes, settings, table
+from common import ROOT, arguments, save, scenes, settings, table
 from matplotlib.figure import Figure
 
 args = arguments(__doc__, lambda parser: parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time"))
@@ -62,7 +61,7 @@ def command(name, changes):
 def run(item):
     name, changes = item
     out, line = command(name, changes)
-    home = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    home = {"PYTHONPATH": str(ROOT)}
     one_thread = {variable: "1" for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     done = subprocess.run(line, env=os.environ | one_thread | home, capture_output=True, text=True)
     if done.returncode:
