@@ -252,8 +252,8 @@ def _add_train(commands):
         f"resnet18 for ImageNet's, downloaded to {DOWNLOADS / SOURCES['resnet18'].file} if they are not there", metavar="FILE")
 
     training = parser.add_argument_group("training")
-    training.add_argument("--chapter", choices=list(chapter.RECIPES), help="the recipe of the book's PyTorch or MXNet code, "
-                          "and its log lines: other defaults for the backbone and for everything below but the seed")
+    training.add_argument("--chapter", choices=list(chapter.RECIPES), help="the recipe of the book's PyTorch or MXNet code and "
+                          "its log lines: other defaults for --backbone, --void, --flip, --drop-last and what follows here")
     add(training, "--batch-size", "images in a step", type=int, metavar="N")
     add(training, "--epochs", "passes over the training images", type=int, metavar="N")
     add(training, "--lr", "learning rate, to be read together with --reduction", type=float)
