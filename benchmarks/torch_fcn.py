@@ -1,6 +1,5 @@
 """The network of minifcn.models.fcn32s in plain PyTorch, with the same names, so that one state dict fits both."""
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -64,12 +63,3 @@ def train_step(net, optimizer, images, labels):
     optimizer.step()
     return loss.item()
 
-
-def build(state, layout, threads):
-    """FCN32s in train mode with the given weights (name -> ndarray), in "nchw" or "channels_last", on so many threads."""
-    torch.set_num_threads(threads)
-    width = len(state["trunk.bn1.weight"])
-    net = FCN32s(len(state["final_conv.bias"]), width)
-    missing, _ = net.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in state.items()}, strict=False)
-    assert all(name.endswith("num_batches_tracked") for name in missing), missing
-    return net.to(memory_format=torch.channels_last) if layout == "channels_last" else net

@@ -1,0 +1,42 @@
+"""Fair clocks: what is compared runs in turn in one process, so that both meet the same neighbours and the same heat."""
+
+import time
+from statistics import quantiles
+
+import numpy as np
+
+
+def in_turn(candidates, repeats):
+    """{name: function} -> {name: [seconds, ...]}: after one round that does not count, `repeats` rounds of one call each."""
+    times = {name: [] for name in candidates}
+    for count in range(repeats + 1):
+        for name, function in candidates.items():
+            start = time.perf_counter()
+            function()
+            if count:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def quartiles(times):
+    """(lower quartile, median, upper quartile) of at least two times."""
+    return tuple(quantiles(times, n=4, method="inclusive"))
+
+
+def ceilings(repeats=5):
+    """What this machine can do now: {"gflops": one 2048^3 float32 product, "gbs": bytes read and written by a copy / s}."""
+    a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
+    out, source = np.empty_like(a), np.ones(2**25, np.float32)
+    target = np.empty_like(source)
+    times = in_turn({"product": lambda: np.matmul(a, a, out=out), "copy": lambda: np.copyto(target, source)}, repeats)
+    return {"gflops": 2e-9 * 2048**3 / min(times["product"]), "gbs": 2e-9 * source.nbytes / min(times["copy"])}
+
+
+def table(head, rows):
+    """Print rows under their heads, columns aligned, in the form of a Markdown table."""
+    cells = [list(map(str, row)) for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    cells.insert(1, ["-" * w for w in widths])
+    for row in cells:
+        print("| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |")
+    print(flush=True)
