@@ -49,7 +49,7 @@ def curves(history, baseline=None):
     right.set(xlabel="epoch", ylabel="fraction", ylim=(0, 1), title="Scores")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.set_xlim(0, max(row["epoch"] for row in history))
+        axes.set_xlim(0, 1.03 * max(row["epoch"] for row in history))               # room for the last marker
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(frameon=False)
     right.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
@@ -67,15 +67,16 @@ def prediction_rows(images, predictions, truths, classes):
         "prediction": [index_to_colour(labels, classes) for labels in predictions],
         "truth": [index_to_colour(labels, classes) for labels in truths],
     }
-    aspect = max(image.shape[0] / image.shape[1] for image in images)               # of the tallest: sets the row height
-    side = 2.2                                                                      # inches per column
+    # All pictures are equally high, so that landscape and portrait stand side by side without gaps.
+    widths = [min(max(image.shape[1] / image.shape[0], 1 / 3), 3) for image in images]          # of height 1
+    height = 2.2 * len(images) / sum(widths)                                        # inches; 2.2 is the mean width
     handles = _legend(np.unique(np.concatenate([x.ravel() for x in (*predictions, *truths)])), classes)
-    width = max(side * len(images) + 0.4, 3)
+    width = max(2.2 * len(images) + 0.4, 3)
     entry = 0.6 + 0.1 * max(len(handle.get_label()) for handle in handles)          # inches: patch, gap, letters
     columns = max(1, min(len(handles), int(width / entry)))
     lines = -(-len(handles) // columns)
-    figure = Figure(figsize=(width, 3 * side * aspect + 0.25 * lines + 0.2), layout="constrained")
-    grid = figure.subplots(3, len(images), squeeze=False)
+    figure = Figure(figsize=(width, 3 * height + 0.25 * lines + 0.2), layout="constrained")
+    grid = figure.subplots(3, len(images), squeeze=False, width_ratios=widths)
     for axes_row, (name, pictures) in zip(grid, rows.items()):
         for axes, picture in zip(axes_row, pictures):
             axes.imshow(picture, interpolation="nearest")
