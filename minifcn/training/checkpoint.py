@@ -127,16 +127,24 @@ def _check_width(checkpoint):
         raise ValueError(f"{name} is {shape}, which is not that of a net of width {width}")
 
 
-def load_model(path):
-    """Rebuild the net that a checkpoint holds, in eval mode on the CPU; returns (net, Checkpoint).
+def restore(checkpoint, path):
+    """The net of a Checkpoint that was read from `path`, in eval mode on the CPU.
 
-    Raises CheckpointError also when the arrays do not fit the net that the checkpoint names.
+    Raises CheckpointError when the arrays do not fit the net that the checkpoint names.
     """
-    checkpoint = load(path)
     try:
         _check_width(checkpoint)
         net = build(checkpoint.architecture, len(checkpoint.classes.names))
         net.load_state_dict(checkpoint.model)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return net.eval(), checkpoint
+    return net.eval()
+
+
+def load_model(path):
+    """Rebuild the net that a checkpoint file holds, in eval mode on the CPU; returns (net, Checkpoint).
+
+    Raises CheckpointError, as load() and restore() do.
+    """
+    checkpoint = load(path)
+    return restore(checkpoint, path), checkpoint

@@ -317,9 +317,9 @@ class _Run:
         self.classes = self.folder.classes
         self.images = zlib.crc32("\n".join(self.folder.ids).encode())              # which images, in which order
         self.architecture = {"name": options.model, "backbone": options.backbone, "width": options.width}
-        nn.init.seed(options.seed)
-        self.net = checkpoints.build(self.architecture, len(self.classes.names))
         if saved is None:
+            nn.init.seed(options.seed)
+            self.net = checkpoints.build(self.architecture, len(self.classes.names))
             self.state = State()
             self.pretrained = load_pretrained(self.net, options.pretrained) if options.pretrained else set()
         else:
@@ -327,7 +327,7 @@ class _Run:
                 raise ValueError(f"{options.data}: not the classes and training images that {self.path} was trained on")
             self.state = State(**saved.info["state"])
             self.pretrained = set(saved.info["pretrained"])
-            self.net.load_state_dict(saved.model)
+            self.net = checkpoints.restore(saved, self.path)
         self.net.to(self.device)
         self.optimizer = self._optimizer()
         if saved is not None:
