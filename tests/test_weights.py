@@ -195,6 +195,29 @@ def test_torch_reads_what_we_write(tmp_path):
     check_equal({name: value.numpy() for name, value in net.state_dict().items()}, load_state(FILES / "net.pth"))
 
 
+def test_a_checkpoint_for_pytorch(tmp_path):
+    """The two lines of save_safetensors' docstring; PyTorch's net then gives the same scores, to float32's roundings."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    library = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    from benchmarks.torch_fcn import FCN32s
+    from minifcn import models, nn
+    from minifcn.data.voc import VOC
+    from minifcn.training.checkpoint import Checkpoint, load_model, save
+
+    nn.init.seed(0)
+    architecture = {"name": "fcn32s", "backbone": "resnet18", "width": 8}
+    save(tmp_path / "checkpoint.npz", Checkpoint(architecture, VOC, models.fcn32s(width=8).state_dict(), {}, {}))
+    net, _ = load_model(tmp_path / "checkpoint.npz")
+    save_safetensors(tmp_path / "fcn.safetensors", net.state_dict())
+    theirs = FCN32s(width=8).eval()
+    theirs.load_state_dict(library.load_file(tmp_path / "fcn.safetensors"))             # strict: all names, all shapes
+    x = np.random.default_rng(0).standard_normal((1, 3, 45, 70)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x)).numpy()
+    # about 20 layers of sums of up to 600 terms, each rounded by 2^-24 of its size; random signs
+    np.testing.assert_allclose(net(x).data, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 # -- save_safetensors --------------------------------------------------------------------------------------------------
 
 def test_save_safetensors_round_trip(tmp_path):

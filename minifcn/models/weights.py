@@ -76,11 +76,16 @@ def load_state(path):
 
 
 def save_safetensors(path, state, metadata=None):
-    """Write a state dict as .safetensors, for safetensors.torch.load_file; the file appears whole or not at all.
+    """Write a state dict as .safetensors; the file appears whole or not at all.
 
     state: dict name -> ndarray, of the dtypes that load_state returns.
     metadata: dict str -> str for the header, or None.
     raises: WeightsError for what the format has no word for.
+
+    A checkpoint for PyTorch, whose net needs the same names (trunk.* is torchvision's resnet18, without fc):
+    >>> net, checkpoint = load_model("runs/VOC2012/checkpoint.npz")
+    >>> save_safetensors("fcn.safetensors", net.state_dict())
+    and there: torch_net.load_state_dict(safetensors.torch.load_file("fcn.safetensors"))
     """
     words = {np.dtype(kind): word for word, kind in SAFETENSORS.items() if kind != "bfloat16"}
     header, end = {}, 0
