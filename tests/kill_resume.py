@@ -35,15 +35,15 @@ def arguments(data, out, *more):
             "--epochs", "3", "--jitter", "0.8", "1.5", "--save-every", "1", "--device", "cpu", *more]
 
 
-def _child(command):
+def _child(command, log):
     os.setpgid(0, 0)                            # Ctrl-C in the terminal is for the parent
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
     os._exit(main(command))
 
 
-def start(command):
-    """Run a command line in a process of its own, forked to save the imports."""
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(command,))
+def start(command, log=os.devnull):
+    """Run a command line in a process of its own, forked to save the imports; what it prints goes to the file `log`."""
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(command, log))
     process.start()
     return process
 

@@ -1,0 +1,616 @@
+"""One row per fault: what can be wrong with strangers' files, hosts and data, or end a run, and what happens then.
+
+Every row makes its fault: files are damaged, servers hang up, disks are full, processes are killed. Where another test
+module has the scenario already, the row runs that. `python tests/test_faults.py` writes the table, tests/FAULTS.md.
+"""
+
+import inspect
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kill_resume
+import numpy as np
+import pytest
+import test_checkpoint
+import test_cli
+import test_download
+import test_voc
+import test_weights
+from pickles import Global, pickled, tensor, write_pth
+
+from minifcn import models, nn
+from minifcn.__main__ import main
+from minifcn.data import download
+from minifcn.data.voc import write_labels
+from minifcn.training import checkpoint as checkpoints
+
+ROWS = {}                                               # area: [(fault, what happens, scenario, its arguments), ...]
+TABLE = Path(__file__).with_name("FAULTS.md")
+root, server = test_voc.root, test_download.server      # fixtures
+
+
+def printed(capsys, code, *command):
+    """What a command line writes to stderr and stdout; it ends with this code, and on a fault says "minifcn: ..."."""
+    assert main([str(word) for word in command]) == code
+    out, err = capsys.readouterr()
+    assert code != 2 or re.search("^minifcn: ", err, re.MULTILINE)
+    return err + out
+
+
+# ---- weights ----
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A data set, and the checkpoint of a run on it that was left alone."""
+    folder = tmp_path_factory.mktemp("reference")
+    data = kill_resume.draw_data(folder / "data")
+    kill_resume.run(kill_resume.arguments(data, folder / "run"))
+    return data, folder / "run" / "checkpoint.npz"
+
+
+@pytest.fixture
+def checkpoint(reference):
+    return str(reference[1])
+
+
+def pretrained_is_refused(reference, tmp_path, capsys, make, rule):
+    path, out = tmp_path / "weights", tmp_path / "run"
+    make(path)
+    message = printed(capsys, 2, *kill_resume.arguments(reference[0], out, "--pretrained", str(path)))
+    assert str(path) in message and re.search(rule, message)
+    assert not (out / "checkpoint.npz").exists()
+
+
+def stored(name):
+    """A file of tests/files."""
+    return lambda path: shutil.copy(test_weights.FILES / name, path)
+
+
+def content(raw):
+    return lambda path: path.write_bytes(raw)
+
+
+def pth(value):
+    """A .pth that holds this."""
+    return lambda path: write_pth(path, pickled(value))
+
+
+def bit_flipped(path):
+    write_pth(path, pickled({"conv1.weight": tensor()}))
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(struct.pack("<f", 5.0))] ^= 1         # in the last of the six numbers
+    path.write_bytes(raw)
+
+
+def trunk(width=2, value=None, kind=None):
+    """Weights in torchvision's names as .npz."""
+    def make(path):
+        nn.init.seed(0)
+        state = models.resnet18(num_classes=5, width=width).state_dict()
+        if value is not None:
+            state["layer2.0.conv1.weight"][0, 0, 0, 0] = value
+        with open(path, "wb") as file:
+            np.savez(file, **state)
+    return make
+
+
+def npz(save=np.savez, **arrays):
+    def make(path):
+        with open(path, "wb") as file:
+            save(file, **arrays)
+    return make
+
+
+GAP = b'{"conv1.weight": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}'
+
+ROWS["Weights: `train --pretrained FILE`"] = [
+    (fault, outcome, pretrained_is_refused, {"make": make, "rule": rule}) for fault, outcome, make, rule in [
+        ("a pickle that would run a command", "refused, naming the function; nothing is run",
+         stored("malicious.pth"), "asks for 'posix.system'"),
+        ("a pickle that calls any other function, of torch's too", "refused, naming the function",
+         pth({"w": Global("torch", "load")}), "'torch.load'"),
+        ("a bare pickle, from before PyTorch 1.6", "refused, with the two lines of PyTorch that convert it",
+         stored("legacy.pth"), r"torch\.save\(torch\.load"),
+        ("a `.pth` cut short", "refused as damaged",
+         content((test_weights.FILES / "net.pth").read_bytes()[:-100]), "damaged zip archive"),
+        ("a `.pth` with one bit flipped", "refused: the checksum in the archive is wrong", bit_flipped, "Bad CRC-32"),
+        ("a tensor that reaches outside its storage", "refused, with both sizes", pth({"w": tensor(offset=1)}),
+         "reaches number 6, but the storage has 6"),
+        ("three numbers that pose as 12 TiB", "refused before memory is taken",
+         pth({"w": tensor(shape=(2**40, 3), stride=(0, 1))}), "13,194,139,533,312 bytes in a file of"),
+        ("100 MB of zeros in a zip archive of 100 kB", "refused before memory is taken",
+         npz(np.savez_compressed, w=np.zeros(10**8, np.uint8)), r"100,000,\d+ bytes in a file of"),
+        ("an `.npz` that holds Python objects", "refused; nothing is unpickled", npz(w=np.array([{}])), "not a plain .npy"),
+        ("a `.safetensors` with gaps or overlaps", "refused, naming the tensor",
+         content(len(GAP).to_bytes(8, "little") + GAP + bytes(12)), "'conv1.weight': bytes 4 to 12 of 12 leave a gap"),
+        ("a `.safetensors` whose header is longer than the file", "refused, with both sizes",
+         content((10**6).to_bytes(8, "little") + GAP), "a header of 1,000,000 bytes in a file of"),
+        ("MXNet's `.params`", "refused: not one of the formats", content(struct.pack("<QQQ", 0x112, 0, 1)), "neither a zip"),
+        ("an error page saved under the file's name", "refused: not one of the formats", content(b"<html>404</html>"),
+         "neither a zip"),
+        ("weights of another network", "refused, naming an array that was expected", npz(w=np.ones(3)),
+         "none of the trunk's arrays, such as conv1.weight"),
+        ("weights of another width", "refused, with both shapes", trunk(width=4),
+         r"\(4, 3, 7, 7\), the net wants \(2, 3, 7, 7\)"),
+        ("a weight that is NaN or infinite", "refused, naming the array", trunk(value=np.nan),
+         "layer2.0.conv1.weight holds numbers that are not finite"),
+        ("no such file", "refused", lambda path: None, "No such file"),
+    ]
+] + [
+    ("half precision, bfloat16, integers, strides, shared storages", "read exactly",
+     test_weights.test_every_type_and_stride, {}),
+    ("a training checkpoint with a state dict inside", "the state dict is read; a warning names what is ignored",
+     test_weights.test_nested_checkpoint, {}),
+]
+
+
+# ---- downloads ----
+
+def command_fails(server, tmp_path, monkeypatch, capsys, path, reason):
+    """The message has what went wrong, the address, and where to put the file by hand; what is there is not believed."""
+    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, path))
+    message = printed(capsys, 1, "download", "resnet18", "--to", tmp_path)
+    assert re.search(reason, message) and server.url + path in message and f"put it at\n    {tmp_path}/file.bin" in message
+    assert not (tmp_path / "file.bin").exists()
+
+
+def train_fetches_what_it_needs(server, tmp_path, monkeypatch, capsys, reference):
+    """`train --pretrained resnet18`, twice: one download, to a place that the message states."""
+    trunk()(tmp_path / "weights")
+    server.content = (tmp_path / "weights").read_bytes()
+    source = test_download.source(server, "good", content=server.content)
+    monkeypatch.setitem(download.SOURCES, "resnet18", source)
+    monkeypatch.chdir(tmp_path)
+    for out in ("a", "b"):
+        text = printed(capsys, 0, *kill_resume.arguments(reference[0], out, "--pretrained", "resnet18"), "--epochs", "1")
+        assert "pretrained: 100 of the trunk's 100 arrays from runs/data/file.bin" in text
+    assert test_download.faults(server) == ["good"]
+    source = source._replace(size=len(server.content) + 1)
+    monkeypatch.setitem(download.SOURCES, "resnet18", source)
+    message = printed(capsys, 1, *kill_resume.arguments(reference[0], "c", "--pretrained", "resnet18"))
+    assert "runs/data/file.bin has" in message and "delete it" in message and not Path("c").exists()
+
+
+def download_is_interrupted(server, tmp_path, monkeypatch, number, code):
+    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "stall", "good"))
+    command, part = ["download", "resnet18", "--to", str(tmp_path)], tmp_path / "file.bin.part"
+    process = kill_resume.start(command)
+    while not (part.exists() and part.stat().st_size == 300_000):
+        time.sleep(0.001)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code and os.listdir(tmp_path) == ["file.bin.part"]
+    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "good"))
+    assert main(command) == 0 and (tmp_path / "file.bin").read_bytes() == test_download.BYTES
+    assert server.requests[-1] == ("good", "bytes=300000-")
+
+
+def second_download(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "stall"))
+    process = kill_resume.start(["download", "resnet18", "--to", str(tmp_path)])
+    while not server.requests:
+        time.sleep(0.001)
+    message = printed(capsys, 1, "download", "resnet18", "--to", tmp_path)
+    assert "another process is downloading into this folder" in message and len(server.requests) == 1
+    process.kill()
+    process.join()
+    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "good"))
+    assert main(["download", "resnet18", "--to", str(tmp_path)]) == 0   # the lock went with its holder
+
+
+def member(name, kind, message):
+    tar = test_download.tarfile
+    return {"name": test_download.ROOT + name, "kind": getattr(tar, kind), "linkname": "/etc", "message": message,
+            "everything": False}
+
+
+got, gave_up = test_download.test_gets_the_file_in_spite_of, test_download.test_gives_up_with_a_message
+ROWS["Downloads: `download voc2012 | resnet18`"] = [
+    ("the official host is down", "the mirror is asked", got, {"paths": ["404", "good"], "asked": ["404", "good"]}),
+    ("the connection is cut off", "continued where it broke (HTTP range)", test_download.test_continues_where_it_broke_off, {}),
+    ("the host stalls", "given up after a time without a byte, and continued", got,
+     {"paths": ["stall/good"], "asked": ["stall", "good"]}),
+    ("the host ignores ranges", "what is there is skipped", got, {"paths": ["cut/unranged"], "asked": ["cut", "unranged"]}),
+    ("the host sends another range", "left for the mirror, which continues", got,
+     {"paths": ["cut/shifted", "good"], "asked": ["cut", "shifted", "good"]}),
+    ("the host announces a wrong length", "left for the mirror", got, {"paths": ["long", "good"], "asked": ["long", "good"]}),
+    ("the host never ends", "cut at the file's size", got, {"paths": ["endless"], "asked": ["endless"]}),
+    ("wrong bytes after a break", "the checksum tells; fetched once more from the start", got,
+     {"paths": ["cut/wrong/good"], "asked": ["cut", "wrong", "good"]}),
+    ("wrong bytes again and again", "given up with address, checksums, and where to put the file by hand", command_fails,
+     {"path": "wrong", "reason": "has the sha256 .* instead of"}),
+    ("an error page with status 200", "given up in the same way", command_fails,
+     {"path": "other", "reason": "announces 43 bytes instead of 700,001"}),
+    ("a host that drips", "given up after 20 requests", test_download.test_a_host_that_drips_is_left, {}),
+    ("no network", "a message with the address and where to put the file by hand", test_download.test_without_a_network, {}),
+    ("a file put there by hand", "used if size and checksum are right; else \"delete it\", and it is kept",
+     test_download.test_a_file_put_there_by_hand, {}),
+    ("Ctrl-C", "the next run continues", download_is_interrupted, {"number": signal.SIGINT, "code": 130}),
+    ("SIGKILL", "the next run continues", download_is_interrupted, {"number": signal.SIGKILL, "code": -signal.SIGKILL}),
+    ("two downloads into one folder", "the second is refused", second_download, {}),
+    ("too little free space", "said before the first byte", test_download.test_full_disk, {}),
+    ("the disk fills up while writing", "said at once; the next run continues",
+     test_download.test_disk_that_fills_up_while_writing, {}),
+    ("`train --pretrained resnet18` without the file", "fetched once, to `runs/data/`, and checked at every use",
+     train_fetches_what_it_needs, {}),
+    ("a tar member that leads out of the folder", "refused; nothing is extracted", test_download.test_refuses_members,
+     member("../../../escaped.txt", "REGTYPE", test_download.OUT)),
+    ("a link in the tar", "refused; nothing is extracted", test_download.test_refuses_members,
+     member("link", "SYMTYPE", test_download.PLAIN)),
+    ("a device in the tar", "refused; nothing is extracted", test_download.test_refuses_members,
+     member("device", "CHRTYPE", test_download.PLAIN)),
+    ("a tar cut short", "refused; nothing is extracted", test_download.test_refuses_a_tar_cut_short, {"size": 3000}),
+    ("a tar that lacks listed images", "refused; nothing is extracted",
+     test_download.test_refuses_a_tar_that_lacks_listed_files, {"lacking": "JPEGImages/b.jpg"}),
+    ("killed while extracting", "the folder does not get its name; the next run extracts anew",
+     test_download.test_a_half_extracted_tree_never_looks_whole, {}),
+]
+
+
+# ---- data ----
+
+DATA_OPTIONS = ["--width", "2", "--crop", "16", "16", "--batch-size", "3", "--epochs", "1", "--device", "cpu"]
+
+
+def data_is_refused(root, capsys, change, rule, before=True):
+    """`train` ends with the rule (before: ahead of its first step), and `check` lists it, alone."""
+    test_voc.write_list(root, "b\n", "val")
+    change(root)
+    command = ["train", "--data", root, "--out", root / "run", *DATA_OPTIONS]
+    assert re.search(rule, printed(capsys, 2, *command))
+    assert (root / "run" / "checkpoint.npz").exists() != before
+    report = printed(capsys, 1, "check", "--data", root)
+    assert re.search(rule, report) and f"{root}: 1 problems" in report
+
+
+def mended(root, capsys):
+    mask = root / "SegmentationClass" / "a.png"
+    good = mask.read_bytes()
+    data_is_refused(root, capsys, altered("SegmentationClass/a.png", test_voc.broken_pixels), "broken image", before=False)
+    mask.write_bytes(good)
+    printed(capsys, 0, "train", "--data", root, "--out", root / "run", *DATA_OPTIONS, "--resume")
+
+
+def altered(path, change):
+    """Change the content of ROOT/path; None removes the file."""
+    def alter(root):
+        (root / path).unlink() if change is None else (root / path).write_bytes(change((root / path).read_bytes()))
+    return alter
+
+
+def listed(text):
+    return lambda root: test_voc.write_list(root, text)
+
+
+def too_small(root, capsys):
+    command = ["train", "--data", root, "--out", root / "run", *DATA_OPTIONS, "--crop", "32", "16"]
+    assert "no image of train is at least 32 high and 16 wide" in printed(capsys, 2, *command)
+    assert not (root / "run" / "checkpoint.npz").exists()
+
+
+def predict_is_refused(reference, tmp_path, capsys):
+    (tmp_path / "bomb.png").write_bytes(test_voc.png_header(30_000, 30_000))
+    message = printed(capsys, 2, "predict", reference[1], tmp_path / "bomb.png", "--out", tmp_path / "out")
+    assert re.search("bomb.png: refused as a decompression bomb", message)
+
+
+def many_problems(root, capsys):
+    """All of five, in one report."""
+    for path in ("JPEGImages/a.jpg", "SegmentationClass/b.png"):
+        (root / path).write_bytes(b"")
+    write_labels(root / "SegmentationClass" / "c.png", np.zeros((9, 9), int), test_voc.VOC)
+    test_voc.write_list(root, "a\nb\nc\nb\nd e\n\n")
+    test_voc.write_list(root, "", "val")
+    report = printed(capsys, 1, "check", "--data", root)
+    for rule in (r"line 4: b is there already", r"a\.jpg: not a readable", r"b\.png: not a readable", r"mask has 9 x 9",
+                 r"d e\.jpg: no such file", r"d e\.png: no such file", r"val\.txt: the list is empty", "7 problems"):
+        assert len(re.findall(rule, report)) == 1
+
+
+EARLY, LATE = "`train` stops before its first step", "`train` stops at the batch that has it"
+ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
+    (f"{what}: {fault}", f"{EARLY if early else LATE}; `check` lists it", data_is_refused,
+     {"change": altered(path, change), "rule": rule, "before": early})
+    for what, path, faults in (("an image", "JPEGImages/a.jpg", test_voc.IMAGE_FAULTS),
+                               ("a mask", "SegmentationClass/a.png", test_voc.MASK_FAULTS))
+    for fault, (change, rule, early) in faults.items()
+] + [
+    (fault, outcome, data_is_refused, {"change": change, "rule": rule}) for fault, outcome, change, rule in [
+        ("a list: empty", EARLY, listed(" \r\n"), r"train\.txt: the list is empty"),
+        ("a list: an id twice", f"{EARLY}, naming both lines", listed("a\nb\na\n"), "line 3: a is there already, in line 1"),
+        ("a list: an id that leads out of the folder", EARLY, listed("../a\n"), "line 1: '../a' is not a plain file name"),
+        ("a list: not UTF-8", EARLY, listed(b"\xff\xfe\x00a"), "not a readable UTF-8 text"),
+        ("`classes.json`: broken, or classes that contradict each other", EARLY,
+         lambda root: (root / "classes.json").write_text('{"names": ["a", "a"], "palette": [[0, 0, 0], [1, 1, 1]]}'),
+         "classes.json: .*different class names"),
+    ]
+] + [
+    ("mended after training stopped at it", "`--resume` goes on", mended, {}),
+    ("many faults at once", "`check` lists them all", many_problems, {}),
+    ("all images smaller than the crop", EARLY, too_small, {}),
+    ("a decompression bomb given to `predict`", "refused", predict_is_refused, {}),
+    ("CRLF, blank lines, spaces", "read as if they were not there", test_voc.test_line_endings_and_blank_lines,
+     {"text": "\r\n a\r\nb\t\r\n\r\nc"}),
+    ("a byte order mark", "read as if it was not there", test_voc.test_line_endings_and_blank_lines, {"text": "\ufeffa\nb\nc"}),
+    ("a grey image", "read as RGB", test_voc.test_image_modes, {"mode": "L", "expected": (90, 90, 90)}),
+    ("a CMYK image", "read as RGB", test_voc.test_image_modes, {"mode": "CMYK", "expected": (200, 10, 30)}),
+    ("an RGBA image", "read as RGB, alpha dropped", test_voc.test_image_modes, {"mode": "RGBA", "expected": (200, 10, 30)}),
+    ("an image of one pixel", "read", test_voc.test_one_pixel_and_twenty_megapixels, {"hw": (1, 1)}),
+    ("an image of 20 megapixels", "read", test_voc.test_one_pixel_and_twenty_megapixels, {"hw": (4000, 5000)}),
+    ("EXIF orientation, image with a mask", "ignored: the mask does not turn with it", test_voc.test_exif_orientation, {}),
+    ("EXIF orientation in `predict`", "applied", test_cli.test_predict_turns_photos_upright, {}),
+    ("bytes behind a whole image", "ignored", test_voc.test_bytes_behind_a_whole_image_are_harmless, {}),
+]
+
+
+# ---- runs ----
+
+def started(command, path, log=os.devnull):
+    """A run in a process of its own, once its first checkpoint is written."""
+    process = kill_resume.start(command, log)
+    while process.is_alive() and not path.exists():
+        time.sleep(0.001)
+    return process
+
+
+def ends_as_the_reference(reference, out):
+    """Resumed and left alone: the same weights, velocities and log, bit for bit."""
+    kill_resume.run(kill_resume.arguments(reference[0], out, "--resume"))
+    assert kill_resume.differences(out / "checkpoint.npz", reference[1]) == []
+
+
+def killed(reference, tmp_path):
+    process = started(kill_resume.arguments(reference[0], tmp_path), tmp_path / "checkpoint.npz")
+    time.sleep(0.05)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    ends_as_the_reference(reference, tmp_path)
+
+
+def killed_in_a_write(reference, tmp_path):
+    path, half = tmp_path / "checkpoint.npz", tmp_path / "checkpoint.npz.tmp"
+    process = kill_resume.start(kill_resume.arguments(reference[0], tmp_path))
+    assert kill_resume.kill(process, path, 2, 0, in_write=True)
+    for _ in range(5):                                  # the kill may come a moment late
+        if half.exists():
+            break
+        assert kill_resume.kill(kill_resume.start(kill_resume.arguments(reference[0], tmp_path, "--resume")), path, 1, 0, True)
+    assert half.exists()
+    ends_as_the_reference(reference, tmp_path)
+    assert not half.exists()
+
+
+def signalled(reference, tmp_path, number, code, words):
+    log = tmp_path / "log"
+    process = started(kill_resume.arguments(reference[0], tmp_path), tmp_path / "checkpoint.npz", log)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code and re.search(words, log.read_text())
+    ends_as_the_reference(reference, tmp_path)
+
+
+def signalled_twice(reference, tmp_path):
+    process = started(kill_resume.arguments(reference[0], tmp_path), tmp_path / "checkpoint.npz")
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(10)
+    assert process.exitcode == 128 + signal.SIGINT
+    ends_as_the_reference(reference, tmp_path)
+
+
+def signalled_at_the_start(reference, tmp_path):
+    process = kill_resume.start(kill_resume.arguments(reference[0], tmp_path))
+    while not (tmp_path / ".lock").exists():
+        time.sleep(0.0001)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(10)
+    assert process.exitcode == 128 + signal.SIGINT
+    saved = (tmp_path / "checkpoint.npz").exists()      # the signal came after the first save
+    kill_resume.run(kill_resume.arguments(reference[0], tmp_path, *["--resume"] * saved))
+    assert kill_resume.differences(tmp_path / "checkpoint.npz", reference[1]) == []
+
+
+def on_a_disk_of_its_own(reference, tmp_path, prepare, words, more=()):
+    """Train into a file system that is mounted for this alone; returns the folder into which its checkpoint was copied."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "kept").mkdir()
+    shutil.copy(reference[1], tmp_path / "good.npz")
+    own = ["unshare", "-rm", "sh", "-c"]                # a process may mount what it likes where nobody else sees it
+    if not shutil.which("unshare") or subprocess.run([*own, "mount -t tmpfs disk /mnt"], capture_output=True).returncode:
+        pytest.skip("this system lets a process mount no disk of its own")
+    command = [sys.executable, "-m", "minifcn", *kill_resume.arguments(reference[0], tmp_path / "disk", *more)]
+    script = f'{prepare} && "$@"; code=$?; cp disk/checkpoint.npz kept; exit $code'
+    run = subprocess.run([*own, script, "sh", *command], cwd=tmp_path, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
+    assert run.returncode == 2 and re.search(words, run.stderr), run.stderr
+    return tmp_path / "kept"
+
+
+def disk_is_full(reference, tmp_path):
+    """There is room for one checkpoint, but not for the next one beside it."""
+    size = reference[1].stat().st_size * 3 // 2
+    kept = on_a_disk_of_its_own(reference, tmp_path, f"mount -t tmpfs -o size={size} disk disk",
+                                "checkpoint.npz: the checkpoint could not be written: No space left on device")
+    assert checkpoints.load(kept / "checkpoint.npz").info["state"]["step"] == 0
+    ends_as_the_reference(reference, kept)
+
+
+def folder_is_read_only(reference, tmp_path):
+    prepare = "mount -t tmpfs disk disk && cp good.npz disk/checkpoint.npz && mount -o remount,ro disk"
+    kept = on_a_disk_of_its_own(reference, tmp_path, prepare, "Read-only file system: .*disk", ["--resume"])
+    assert (kept / "checkpoint.npz").read_bytes() == reference[1].read_bytes()
+
+
+def folder_is_moved(reference, tmp_path):
+    out, moved, log = tmp_path / "run", tmp_path / "moved", tmp_path / "log"
+    process = started(kill_resume.arguments(reference[0], out), out / "checkpoint.npz", log)
+    out.rename(moved)
+    process.join()
+    assert process.exitcode == 2 and "checkpoint.npz: the checkpoint could not be written: No such file" in log.read_text()
+    ends_as_the_reference(reference, moved)
+
+
+def folder_is_a_file(reference, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert "File exists" in printed(capsys, 2, *kill_resume.arguments(reference[0], tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def damaged(reference, tmp_path, capsys, change, rule):
+    path = tmp_path / "checkpoint.npz"
+    shutil.copy(reference[1], path)
+    change(path)
+    before = path.read_bytes()
+    for command in (kill_resume.arguments(reference[0], tmp_path, "--resume"), ["evaluate", path], ["predict", path, "x.jpg"]):
+        assert re.search(f"checkpoint.npz.*{rule}", printed(capsys, 2, *command))
+    assert path.read_bytes() == before
+
+
+def bit_of_a_weight(path):
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(checkpoints.load(path).model["trunk.layer4.1.conv2.weight"].tobytes()) + 1000] ^= 4
+    path.write_bytes(raw)
+
+
+def without_an_array(path):
+    saved = checkpoints.load(path)
+    del saved.model["trunk.layer4.1.bn2.weight"]
+    checkpoints.save(path, saved)
+
+
+def of_enormous_width(path):
+    saved = checkpoints.load(path)
+    checkpoints.save(path, saved._replace(architecture=saved.architecture | {"width": 100_000}))
+
+
+def with_remains(reference, tmp_path):
+    shutil.copy(reference[1], tmp_path)
+    (tmp_path / "checkpoint.npz.tmp").write_bytes(b"half a checkpoint")
+    ends_as_the_reference(reference, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock", "checkpoint.npz", "checkpoint.npz.tmp", "curves.png", "log.csv", "metrics.json", "predictions.png"]
+
+
+def started_again_by_mistake(reference, tmp_path, capsys):
+    shutil.copy(reference[1], tmp_path)
+    command = kill_resume.arguments(reference[0], tmp_path)
+    assert "holds a run already: go on with it (--resume)" in printed(capsys, 2, *command)
+    assert "no folder JPEGImages" in printed(capsys, 2, *command, "--overwrite", "--data", tmp_path)
+    assert (tmp_path / "checkpoint.npz").read_bytes() == reference[1].read_bytes()
+
+
+def resumed_with_something_else(reference, tmp_path, capsys, more, rule):
+    shutil.copy(reference[1], tmp_path)
+    assert re.search(rule, printed(capsys, 2, *kill_resume.arguments(reference[0], tmp_path, "--resume", *more)))
+    assert (tmp_path / "checkpoint.npz").read_bytes() == reference[1].read_bytes()
+
+
+def resumed_on_other_images(reference, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(reference[0], data)
+    train = data / "ImageSets" / "Segmentation" / "train.txt"
+    train.write_text("\n".join(reversed(train.read_text().split())))
+    resumed_with_something_else(reference, tmp_path, capsys, ["--data", str(data)], "not the classes and training images")
+
+
+def two_trainers(reference, tmp_path, capsys):
+    command = kill_resume.arguments(reference[0], tmp_path)
+    process = started(command, tmp_path / "checkpoint.npz")
+    os.kill(process.pid, signal.SIGSTOP)                # it holds the folder for as long as this test likes
+    assert "another process is training into this folder" in printed(capsys, 2, *command, "--resume")
+    process.kill()
+    process.join()
+    ends_as_the_reference(reference, tmp_path)
+
+
+def diverges(reference, tmp_path, capsys, rate):
+    message = printed(capsys, 1, *kill_resume.arguments(reference[0], tmp_path, "--lr", rate))
+    assert re.search(r"the loss is (nan|inf) at step \d+, with the images train_\d+, train_\d+;|"
+                     r"holds numbers that are not finite after step \d+;", message)
+    assert re.search("nothing of it was saved. Lower --lr .* minifcn check --data", message)
+    saved = checkpoints.load(tmp_path / "checkpoint.npz")
+    assert all(np.isfinite(array).all() for array in saved.model.values())
+
+
+RESUMED = "`--resume` gives the same bits as a run left alone"
+ROWS["Runs: `train`, `train --resume`"] = [
+    ("SIGKILL at any moment", f"at most `--save-every` steps to do again; {RESUMED}", killed, {}),
+    ("SIGKILL while a checkpoint is written", f"the last one is still there; {RESUMED}", killed_in_a_write, {}),
+    ("Ctrl-C", f"finishes the step, saves, prints the command that goes on, code 130; {RESUMED}", signalled,
+     {"number": signal.SIGINT, "code": 130, "words": r"SIGINT after step \d+; .*\ngo on with: .* train --resume --out \S+"}),
+    ("SIGTERM", f"the same, code 143; {RESUMED}", signalled,
+     {"number": signal.SIGTERM, "code": 143, "words": r"SIGTERM after step \d+; .*\ngo on with: .* train --resume --out \S+"}),
+    ("the terminal is closed (SIGHUP)", f"as SIGKILL; {RESUMED}", signalled,
+     {"number": signal.SIGHUP, "code": -signal.SIGHUP, "words": ""}),
+    ("Ctrl-C twice", f"ends at once; {RESUMED}", signalled_twice, {}),
+    ("Ctrl-C before the first step", "ends at once; start again", signalled_at_the_start, {}),
+    ("the disk is full at a checkpoint", f"said, with the file; the last one is kept; {RESUMED}", disk_is_full, {}),
+    ("the quota of the disk is used up", "said, with the file; the last one is kept",
+     test_checkpoint.test_full_disk_keeps_the_good_checkpoint, {}),
+    ("the folder is read-only", "said before the first step; nothing is changed", folder_is_read_only, {}),
+    ("the folder is a file", "said before the first step; the file is kept", folder_is_a_file, {}),
+    ("the folder is moved away meanwhile", "said at the next checkpoint; where it is now, `--resume` goes on",
+     folder_is_moved, {}),
+    ("files were left by a killed run", "in nobody's way", with_remains, {}),
+] + [
+    (f"checkpoint: {fault}", "refused by `train --resume`, `evaluate`, `predict`, and kept", damaged,
+     {"change": change, "rule": rule}) for fault, change, rule in [
+        ("cut short", lambda path: path.write_bytes(path.read_bytes()[:-1000]), "damaged zip archive"),
+        ("one bit flipped", bit_of_a_weight, "Bad CRC-32"),
+        ("empty", lambda path: path.write_bytes(b""), "neither a zip archive"),
+        ("weights of another program in its place", stored("net.pth"), "not a checkpoint of minifcn"),
+        ("an array is missing", without_an_array, "trunk.layer4.1.bn2.weight"),
+        ("claims a net of 27 TB", of_enormous_width, "not that of a net of width 100000"),
+    ]
+] + [
+    ("a run is started again by mistake", "refused without `--overwrite`; with it, kept until the new one has begun",
+     started_again_by_mistake, {}),
+    ("resumed with other options", "refused, naming stored and given", resumed_with_something_else,
+     {"more": ["--lr", "0.5"], "rule": r"lr: 0\.02 stored, 0\.5 given"}),
+    ("resumed on other images, or in another order", "refused", resumed_on_other_images, {}),
+    ("resumed without the data", "said, with the folder", resumed_with_something_else,
+     {"more": ["--data", "/nowhere"], "rule": "/nowhere: no folder JPEGImages"}),
+    ("two trainers in one folder", "the second is refused; a killed one leaves no lock", two_trainers, {}),
+    ("the loss becomes NaN or infinite", "stops with step, images and advice, code 1; what is saved is finite", diverges,
+     {"rate": "1e20"}),
+    ("a weight becomes infinite", "stops in the same way", diverges, {"rate": "1e39"}),
+]
+
+
+# ---- the table ----
+
+ALL = {f"{area.split(':')[0]}: {row[0]}": row for area, rows in ROWS.items() for row in rows}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("scenario, arguments", [row[2:] for row in ALL.values()], ids=ALL)
+def test_fault(scenario, arguments, request):
+    wanted = [name for name, parameter in inspect.signature(scenario).parameters.items()
+              if name not in arguments and parameter.default is parameter.empty]
+    scenario(**arguments, **{name: request.getfixturevalue(name) for name in wanted})
+
+
+def table():
+    lines = ["# What can go wrong, and what happens then", "",
+             "Each row is a test: `python -m pytest tests/test_faults.py`; `python tests/test_faults.py` writes this file."]
+    for area, rows in ROWS.items():
+        lines += ["", f"## {area}", "", "| fault | what happens |", "|---|---|", *(f"| {row[0]} | {row[1]} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_is_what_is_tested():
+    assert TABLE.read_text(encoding="utf-8") == table(), "run: python tests/test_faults.py"
+    assert len(ALL) == sum(map(len, ROWS.values()))     # no fault stands there twice
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
