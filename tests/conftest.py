@@ -17,7 +17,7 @@ settings.register_profile("mutate", max_examples=100, deadline=None, derandomize
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
-@pytest.fixture(scope="module", params=["numpy", "strict", "cupy"])
+@pytest.fixture(scope="module", params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
     """The array namespace under test: `numpy`; `strict_cupy`, in CuPy's place; `cupy` itself where a device answers.
 

@@ -1,6 +1,10 @@
-"""`gpu_on_cpu`: a device made of parts that can be checked. Arrays are the strict CuPy stand-in's, kernels run through the
-C++ shim, matrix products through the strict cuBLAS, and memory is surrounded by canaries and never zero by luck."""
+"""Two devices to run the GPU path on: `gpu_on_cpu`, made of parts that can be checked, and `gpu`, that one and a real one.
 
+On the pretended device arrays are the strict CuPy stand-in's, kernels run through the C++ shim, matrix products through the
+strict cuBLAS, and memory is surrounded by canaries and never zero by luck.
+"""
+
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +20,24 @@ from minifcn.fast import launch
 @pytest.fixture(scope="module")
 def gpu_on_cpu():
     """The pretended `cupy`, in the place of the real one, with `.blas` the FakeCublas and `.kernels` the RawModule."""
+    with pretended() as cupy:
+        yield cupy
+
+
+@pytest.fixture(scope="module", params=["shim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request):
+    """The pretended device, and a real one where there is one: for tests that hold on both."""
+    if request.param == "shim":
+        with pretended() as cupy:
+            yield cupy
+    elif backend.has_gpu():
+        yield backend.cupy
+    else:
+        pytest.skip("no CUDA device, or CuPy is not installed")
+
+
+@contextlib.contextmanager
+def pretended():
     if COMPILER is None:
         pytest.skip("no g++: the CUDA kernels cannot be compiled for the CPU")
     blas = FakeCublas()

@@ -13,7 +13,7 @@ import test_kernels as tests
 from cuda_on_cpu import RawModule, guarded, intact
 from fake_cublas import FakeCublas
 
-from minifcn.fast import launch
+from minifcn.fast import cuda, launch
 
 STEM, HEAD = tests.LAYERS[0], tests.LAYERS[3]
 DILATED = (2, 2, 2, (9, 8), (3, 2), (1, 2), (2, 1), (2, 3))
@@ -70,9 +70,6 @@ MUTANTS = {
 }
 
 
-small_gpu = tests.small_gpu
-
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(gpu_on_cpu, monkeypatch, name):
     old, new, test, arguments = MUTANTS[name]
@@ -81,6 +78,7 @@ def test_mutant_is_caught(gpu_on_cpu, monkeypatch, name):
     mutant = RawModule(source.replace(old, new), host=gpu_on_cpu.kernels.host)
     monkeypatch.setattr(launch, "_kernel", lambda cupy, kernel: mutant.get_function(kernel))
     monkeypatch.setattr(gpu_on_cpu, "kernels", mutant)
+    monkeypatch.setattr(cuda, "BLOCKS", 8)      # as in test_kernels.py
     assert any(fails(test, gpu_on_cpu, arguments, seed) for seed in range(6))
 
 

@@ -1,0 +1,113 @@
+"""benchmarks.gpu end to end on the pretended device, tiny, with PyTorch on the CPU: that it measures, compares, writes and
+survives a failing section. What the times are means nothing here."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import streams
+
+from benchmarks import gpu as benchmark
+from minifcn.core import backend
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: there is nothing to compare with")
+
+
+class TimedEvent(streams.Event):
+    def record(self, stream):
+        super().record(stream)
+        self.wall = time.perf_counter()
+
+
+@pytest.fixture
+def options(gpu_on_cpu, monkeypatch, tmp_path):
+    cuda = SimpleNamespace(**vars(gpu_on_cpu.cuda) | {
+        "Event": TimedEvent, "Device": lambda: SimpleNamespace(synchronize=lambda: None),
+        "get_elapsed_time": lambda start, end: 1e3 * (end.wall - start.wall)})
+    pool = SimpleNamespace(total_bytes=lambda: 0, free_all_blocks=lambda: None)
+    monkeypatch.setattr(gpu_on_cpu, "cuda", cuda)
+    monkeypatch.setattr(gpu_on_cpu, "get_default_memory_pool", lambda: pool, raising=False)
+    monkeypatch.setattr(benchmark, "LEAST_MS", 0)
+    options = benchmark.parse(["--batch", "2", "--size", "64", "64", "--width", "4", "--json", str(tmp_path / "gpu.json")])
+    options.torch_device, options.rounds, options.seeds, options.classes = "cpu", 1, 1, 3
+    options.copies, options.products = (1,), (("layer1", 4, 600, 36),)
+    yield options
+    torch.backends.cudnn.benchmark = False
+
+
+def test_sections(options, capsys):
+    options.sections = ["device", "ops", "steps", "accuracy", "kernels"]
+    results = benchmark.report(options, {"gpu": "none"})
+    assert [name for name in options.sections if "failed" in results[name]] == []
+    assert json.loads(options.json.read_text()) == json.loads(json.dumps(results))
+
+    for name, case in results["ops"].items():
+        if isinstance(case, dict):
+            assert case["fp32"]["ours error"] < 1e-5, name
+            assert case["tf32"]["ours error"] < 1e-3, name
+            assert case["fp32"]["ours ms"] > 0 and case["fp32"]["torch ms"] > 0
+    assert results["accuracy"]["ours / torch fp32"] < 4 < results["accuracy"]["ours / torch tf32"]      # torch's is fp32 here
+    steps = [name for name, value in results["steps"].items() if isinstance(value, dict)]
+    assert len(steps) == 7 and all(results["steps"][name]["images_per_second"] > 0 for name in steps)
+    rows = results["kernels"]["fp32"]["rows"]
+    assert {"im2col", "col2im", "gemm, one piece", "softmax_nll_grad", "sgd"} <= {row[0] for row in rows}
+    assert sum(row[2] for row in rows) == pytest.approx(results["kernels"]["fp32"]["step_ms"])
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_a_failing_section_does_not_stop_the_others(options, monkeypatch):
+    def broken(options):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setitem(benchmark.SECTIONS, "ops", broken)
+    monkeypatch.setitem(benchmark.SECTIONS, "device", lambda options: {"fine": 1})
+    options.sections = ["ops", "device"]
+    results = benchmark.report(options, {})
+    assert "planted" in results["ops"]["failed"] and results["device"]["fine"] == 1
+    options.minutes = 0.0
+    assert "were over" in benchmark.report(options, {})["device"]["left out"]
+
+
+def test_the_cases_run_in_pytorch_at_every_size():
+    from benchmarks import gpu_ops
+    for case in gpu_ops.cases(2, (64, 96), 4, 5):
+        arrays, labels, cotangent = gpu_ops.inputs(case)
+        exact = gpu_ops.theirs(case, arrays, labels, cotangent, "cpu", torch.float64)()
+        assert gpu_ops.worst_error(gpu_ops.theirs(case, arrays, labels, cotangent, "cpu")(), exact) < 1e-5, case.name
+
+
+def test_without_a_device_it_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(backend, "cupy", None)
+    assert benchmark.main(["--json", str(tmp_path / "gpu.json")]) == 2
+    assert "nothing to measure: CuPy is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "gpu.json").exists()
+    for wrong in (["nonsense"], ["--size", "100", "480"]):
+        with pytest.raises(SystemExit):
+            benchmark.main(wrong)
+
+
+def test_show(capsys):
+    benchmark.show(["what", "ms"], [("a", 1.23456), ("b", 4321.0), ("c", 2.5e-7), ("d", None), ("e", 3)])
+    cells = [line.split("|")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert cells[-5:] == ["1.23", "4321", "2.5e-07", "-", "3"]
+
+
+def test_alternate_takes_the_median_of_each(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(benchmark, "synchronize", lambda: None)
+    monkeypatch.setattr(benchmark, "LEAST_MS", 5.0)
+    now = [0.0]
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    order = []
+
+    def step(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += seconds(next(clock))
+        return run
+
+    slow, fast = step("slow", lambda k: 0.02 + 0.5 * (k % 7 == 0)), step("fast", lambda k: 0.002)
+    ms = benchmark.alternate({"slow": slow, "fast": fast}, 5)
+    assert ms["slow"] == pytest.approx(20) and ms["fast"] == pytest.approx(2)
+    assert order[-3:] == ["slow", "fast", "fast"]                        # 2 ms are repeated until they last 5
