@@ -331,7 +331,10 @@ class _Run:
         self.net.to(self.device)
         self.optimizer = self._optimizer()
         if saved is not None:
-            self.optimizer.load_state_dict(saved.optimizer)
+            try:
+                self.optimizer.load_state_dict(saved.optimizer)
+            except ValueError as error:
+                raise checkpoints.CheckpointError(f"{self.path}: {error}") from error
         self.pending = []
         self.last_read = 0.0
 
@@ -448,17 +451,17 @@ class _Run:
         state.loss, state.correct, state.pixels = 0.0, 0, 0
 
     def _end_epoch(self, bar):
-        """Log the evaluation, move to the next epoch, and save."""
+        """Log the evaluation, move to the next epoch, save, and only then print: nobody may be listening any more."""
         state, scores = self.state, self.state.scores
         state.history[-1] |= {f"val_{name}": scores[name] for name in ("loss", "pixel_accuracy", "mean_iou")}
-        row = state.history[-1]
-        bar.write(f"epoch {state.epoch + 1}/{self.options.epochs}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f} | "
-                  f"validation: loss {scores['loss']:.3f}, accuracy {scores['pixel_accuracy']:.3f}, "
-                  f"mean IoU {scores['mean_iou']:.3f} | {self._speed()}")
-        sys.stdout.flush()                          # into a log file as well, now and not hours later
         state.epoch, state.batch = state.epoch + 1, 0
         self.save()
         self._tables()
+        row = state.history[-1]
+        bar.write(f"epoch {state.epoch}/{self.options.epochs}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f} | "
+                  f"validation: loss {scores['loss']:.3f}, accuracy {scores['pixel_accuracy']:.3f}, "
+                  f"mean IoU {scores['mean_iou']:.3f} | {self._speed()}")
+        sys.stdout.flush()                          # into a log file as well, now and not hours later
 
     def _tables(self):
         """log.csv and metrics.json."""
