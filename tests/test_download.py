@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 
+from minifcn.__main__ import main
 from minifcn.data import download as module
 from minifcn.data.download import DownloadError, Source, download, extract_voc, fetch, mismatch
 
@@ -339,6 +340,22 @@ def test_voc_from_address_to_folder_once(server, tmp_path, monkeypatch):
     assert download("voc2012", tmp_path / "new" / "folder") == voc and len(server.requests) == asked
     with pytest.raises(DownloadError, match="segmentation files only"):
         download("voc2012", tmp_path / "new" / "folder", everything=True)
+
+
+def test_command_line(server, tmp_path, monkeypatch, capsys):
+    server.content = tar(VOC)
+    tar_file = source(server, "good", content=server.content)._replace(file="voc.tar")
+    monkeypatch.setitem(module.SOURCES, "voc2012", tar_file)
+    monkeypatch.setitem(module.SOURCES, "resnet18", tar_file._replace(file="some.pth"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["download", "voc2012", "--to", "some folder", "--everything"]) == 0
+    assert capsys.readouterr().out == "use it with: minifcn train --data 'some folder/VOCdevkit/VOC2012'\n"
+    assert tree(tmp_path / "some folder" / "VOCdevkit" / "VOC2012") == {name.removeprefix(ROOT) for name in VOC}
+    assert main(["download", "resnet18"]) == 0
+    assert capsys.readouterr().out == "use it with: minifcn train --pretrained runs/data/some.pth\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["download", "mnist"])
+    assert "choose from" in capsys.readouterr().err
 
 
 def test_where_no_folder_can_be(tmp_path):

@@ -450,6 +450,18 @@ def folder_is_read_only(reference, tmp_path):
     assert (kept / "checkpoint.npz").read_bytes() == reference[1].read_bytes()
 
 
+def output_is_closed(reference, tmp_path):
+    """`minifcn train | head -0`: the first line is written when an epoch ends."""
+    command = [sys.executable, "-m", "minifcn", *kill_resume.arguments(reference[0], tmp_path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "minifcn: [Errno 32] Broken pipe" in process.stderr.read() and process.wait() != 0
+    process.stderr.close()
+    state = checkpoints.load(tmp_path / "checkpoint.npz").info["state"]
+    assert (state["epoch"], state["batch"]) == (1, 0) and (tmp_path / "log.csv").exists()
+    ends_as_the_reference(reference, tmp_path)
+
+
 def folder_is_moved(reference, tmp_path):
     out, moved, log = tmp_path / "run", tmp_path / "moved", tmp_path / "log"
     process = started(kill_resume.arguments(reference[0], out), out / "checkpoint.npz", log)
@@ -514,6 +526,14 @@ def resumed_with_something_else(reference, tmp_path, capsys, more, rule):
     assert (tmp_path / "checkpoint.npz").read_bytes() == reference[1].read_bytes()
 
 
+def resumed_without_a_velocity(reference, tmp_path, capsys):
+    saved = checkpoints.load(reference[1])
+    del saved.optimizer["7"]
+    checkpoints.save(tmp_path / "checkpoint.npz", saved)
+    message = printed(capsys, 2, *kill_resume.arguments(reference[0], tmp_path, "--resume"))
+    assert re.search(rf"{tmp_path}/checkpoint.npz: SGD: the state holds \d+ velocities, \d+ are wanted", message)
+
+
 def resumed_on_other_images(reference, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(reference[0], data)
@@ -560,6 +580,7 @@ ROWS["Runs: `train`, `train --resume`"] = [
     ("the folder is a file", "said before the first step; the file is kept", folder_is_a_file, {}),
     ("the folder is moved away meanwhile", "said at the next checkpoint; where it is now, `--resume` goes on",
      folder_is_moved, {}),
+    ("nobody reads its output any more (`| head`)", f"ends after saving an epoch; {RESUMED}", output_is_closed, {}),
     ("files were left by a killed run", "in nobody's way", with_remains, {}),
 ] + [
     (f"checkpoint: {fault}", "refused by `train --resume`, `evaluate`, `predict`, and kept", damaged,
@@ -576,6 +597,7 @@ ROWS["Runs: `train`, `train --resume`"] = [
      started_again_by_mistake, {}),
     ("resumed with other options", "refused, naming stored and given", resumed_with_something_else,
      {"more": ["--lr", "0.5"], "rule": r"lr: 0\.02 stored, 0\.5 given"}),
+    ("resumed, but a velocity is missing", "refused, with the numbers of velocities", resumed_without_a_velocity, {}),
     ("resumed on other images, or in another order", "refused", resumed_on_other_images, {}),
     ("resumed without the data", "said, with the folder", resumed_with_something_else,
      {"more": ["--data", "/nowhere"], "rule": "/nowhere: no folder JPEGImages"}),
