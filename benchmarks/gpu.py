@@ -99,11 +99,11 @@ def device(options):
         for transposed, what in ((False, "forward"), (True, "weight gradient")):
             M, N, K = (filters, taps, positions) if transposed else (filters, positions, taps)
             a, b = cupy.ones((M, K), np.float32), cupy.ones((taps, positions), np.float32)
-            for precision in launch.COMPUTE:
-                launch.set_precision(precision)
+            for precision in backend.PRECISIONS:
+                backend.set_precision(precision)
                 ms = alternate({"": partial(launch.gemm, a, b, transpose_b=transposed)}, options.rounds)[""]
                 result["gemm_tflops"][f"{name} {what} {precision}"] = 2 * M * N * K / ms / 1e9
-    launch.set_precision("fp32")
+    backend.set_precision("fp32")
     x = cupy.zeros(4, np.float32)
     calls = {"kernel": lambda: launch.launch("sgd", (1, 1), (x, x, None, 4, 0.0, 0.0, 0.0)), "x + x": lambda: x + x,
              "empty": lambda: cupy.empty(1000, np.float32)}
@@ -127,8 +127,8 @@ def ops(options):
         given = gpu_ops.inputs(case)
         exact = gpu_ops.theirs(case, *given, options.torch_device, gpu_ops.torch.float64)()
         one, row = {"flops": case.flops}, [case.name]
-        for precision in launch.COMPUTE:
-            launch.set_precision(precision)
+        for precision in backend.PRECISIONS:
+            backend.set_precision(precision)
             gpu_ops.set_torch_precision(precision)
             runs = {"ours": gpu_ops.ours(case, *given), "torch": gpu_ops.theirs(case, *given, options.torch_device)}
             one[precision] = {f"{name} error": gpu_ops.worst_error(run(), exact) for name, run in runs.items()}
@@ -136,8 +136,8 @@ def ops(options):
             row += [one[precision][f"{name} {what}"] for what in ("error", "ms") for name in runs]
         rows.append(row)
         result[case.name] = one
-    launch.set_precision("fp32")
-    columns = [f"{p} {n} {w}" for p in launch.COMPUTE for w in ("error", "ms") for n in ("ours", "torch")]
+    backend.set_precision("fp32")
+    columns = [f"{p} {n} {w}" for p in backend.PRECISIONS for w in ("error", "ms") for n in ("ours", "torch")]
     show(["forward + backward", *columns], rows)
     return result
 
@@ -204,7 +204,7 @@ def in_precision(precision, function, readable=False):
     def run():
         from benchmarks.gpu_ops import set_torch_precision
         set_torch_precision(precision)
-        launch.set_precision(precision)
+        backend.set_precision(precision)
         with readable_only() if readable else contextlib.nullcontext():
             return function()
 
@@ -216,7 +216,7 @@ def steps(options):
     given = batch(options)
     variants, step = {}, our_step(options, *given)[1]
     variants["minifcn definitions fp32"] = in_precision("fp32", step, readable=True)
-    for precision in launch.COMPUTE:
+    for precision in backend.PRECISIONS:
         variants[f"minifcn {precision}"] = in_precision(precision, step)
         for layout in ("nchw", "channels_last"):
             variants[f"torch {precision} {layout}"] = in_precision(precision, torch_step(options, *given, layout)[1])
@@ -224,7 +224,7 @@ def steps(options):
     result = {name: {"ms": t, "images_per_second": 1e3 * options.batch / t} for name, t in ms.items()}
     show(["one training step", "ms", "images/s"], [(n, v["ms"], v["images_per_second"]) for n, v in result.items()])
     result["our memory pool, GB"] = backend.cupy.get_default_memory_pool().total_bytes() / 1e9
-    for precision in launch.COMPUTE:
+    for precision in backend.PRECISIONS:
         best = min(t for name, t in ms.items() if name.startswith(f"torch {precision}"))
         result[f"speed relative to PyTorch's best {precision}"] = best / ms[f"minifcn {precision}"]
         print(f"{precision}: {best / ms[f'minifcn {precision}']:.2f} of PyTorch's best speed")
@@ -239,7 +239,7 @@ def accuracy(options):
     for seed in range(options.seeds):
         given = batch(options, seed, 4, size)
         exact = gradient64(options, *given)
-        for precision in launch.COMPUTE:
+        for precision in backend.PRECISIONS:
             for name, make in (("ours", our_step), ("torch", torch_step)):
                 net, step = make(options, *given, *(["nchw"] if name == "torch" else []))
                 in_precision(precision, step)()
@@ -249,7 +249,7 @@ def accuracy(options):
         torch.cuda.empty_cache()
     result = {name: statistics.median(e) for name, e in errors.items()}
     show(["gradient's distance to float64", ""], result.items())
-    for precision in launch.COMPUTE:
+    for precision in backend.PRECISIONS:
         result[f"ours / torch {precision}"] = result[f"ours {precision}"] / result[f"torch {precision}"]
         print(f"{precision}: {result[f'ours / torch {precision}']:.2f} times PyTorch's")
     return result
@@ -270,7 +270,7 @@ def kernels(options):
     result = {}
     ceilings = options.done.get("device") or device(options)
     copy = max(ceilings["copy_gbs"].values())
-    for precision in launch.COMPUTE:
+    for precision in backend.PRECISIONS:
         step = in_precision(precision, our_step(options, *batch(options))[1])
         step()
         peak = max(v for name, v in ceilings["gemm_tflops"].items() if name.endswith(precision))
@@ -284,7 +284,7 @@ def kernels(options):
         headings = [f"a step in {precision}: {whole:.1f} ms", "calls", "ms", "of the step", "rate", "", "of the ceiling"]
         show(headings, rows)
         result[precision] = {"step_ms": whole, "rows": rows}
-    launch.set_precision("fp32")
+    backend.set_precision("fp32")
     return result
 
 
@@ -335,7 +335,7 @@ def training(options):
         print("no --data: left out")
         return {"left out": "no --data"}
     result = {}
-    for precision in launch.COMPUTE:
+    for precision in backend.PRECISIONS:
         with tempfile.TemporaryDirectory() as out:
             settings = {"--data": options.data.resolve(), "--device": options.device, "--out": out, "--epochs": options.epochs,
                         "--batch-size": options.batch, "--workers": options.workers, "--precision": precision}
@@ -470,7 +470,7 @@ def report(options, about):
 def release():
     """Give the memory of both libraries back to the device, and both precisions to fp32."""
     import torch
-    launch.set_precision("fp32")
+    backend.set_precision("fp32")
     backend.cupy.get_default_memory_pool().free_all_blocks()
     torch.cuda.empty_cache()
 

@@ -9,10 +9,8 @@ import numpy as np
 
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
-from minifcn.fast.launch import BLOCKS, T, blocks_of, gemm, launch, set_precision
+from minifcn.fast.launch import BLOCKS, T, blocks_of, gemm, launch
 from minifcn.functional import batchnorm, conv, descent, loss, pool
-
-__all__ = ["set_precision"]
 
 
 def on_gpu(*arrays):

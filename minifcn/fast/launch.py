@@ -92,21 +92,10 @@ FLOAT32, DEFAULT_ALGORITHM = 0, -1              # CUDA_R_32F, CUBLAS_GEMM_DEFAUL
 COMPUTE = {"fp32": 68, "tf32": 77}              # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32: 24 or 11 bits of factors
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)      # alpha and beta, read by cuBLAS on the host
 TILE, SHORTEST = 128, 512                       # edge of the output tile of a block; least length of a slice
-_precision = "fp32"
-
-
-def set_precision(name):
-    """How factors are rounded in the GPU's convolutions: "fp32" (the default) not at all, "tf32" to 11 bits, several
-    times faster on tensor cores. Sums are float32 in both. Raises ValueError for another name.
-    """
-    global _precision
-    if name not in COMPUTE:
-        raise ValueError(f"precision must be one of {', '.join(map(repr, COMPUTE))}, not {name!r}")
-    _precision = name
 
 
 def gemm(a, b, transpose_a=False, transpose_b=False):
-    """a b for C-contiguous float32 CuPy matrices, either of them transposed first; in the precision that was set.
+    """a b for C-contiguous float32 CuPy matrices, either of them transposed first; in backend.precision().
 
     Returns (M, N). Raises ValueError where the inner sizes differ. Cost: 2 M N K flops.
     """
@@ -123,7 +112,7 @@ def gemm(a, b, transpose_a=False, transpose_b=False):
         cupy.cuda.device.get_cublas_handle(), int(transpose_b), int(transpose_a), N, M, length, ONE.ctypes.data,
         b.data.ptr, FLOAT32, b.shape[1], length * (1 if transpose_b else N),
         a.data.ptr, FLOAT32, a.shape[1], length * (M if transpose_a else 1), ZERO.ctypes.data,
-        c.data.ptr, FLOAT32, N, M * N, slices, COMPUTE[_precision], DEFAULT_ALGORITHM)
+        c.data.ptr, FLOAT32, N, M * N, slices, COMPUTE[backend.precision()], DEFAULT_ALGORITHM)
     return c[0] if slices == 1 else c.sum(axis=0)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import minifcn.functional as F
 from minifcn import nn
+from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
 from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Batch, normalize
@@ -24,7 +25,7 @@ K, H, W = 3, 64, 96
 @pytest.fixture(autouse=True)
 def strict_fp32():
     yield
-    launch.set_precision("fp32")
+    backend.set_precision("fp32")
 
 
 def network(target):
@@ -93,7 +94,7 @@ def test_precision_of_a_convolution(gpu_on_cpu):
     x, w = rng.standard_normal((2, 8, 9, 11)), rng.standard_normal((5, 8, 3, 3))
     exact = F.conv2d(x, w, padding=1).data
     for precision, least, most in (("fp32", 0, 1e-6), ("tf32", 1e-4, 1e-3)):
-        launch.set_precision(precision)
+        backend.set_precision(precision)
         y = F.conv2d(*(gpu_on_cpu.asarray(a.astype(np.float32)) for a in (x, w)), padding=1).data.get()
         assert least < np.linalg.norm(y - exact) / np.linalg.norm(exact) < most
 

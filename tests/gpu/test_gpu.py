@@ -21,7 +21,7 @@ def device():
     if not backend.has_gpu():
         pytest.skip("no CUDA device, or CuPy is not installed")
     yield
-    launch.set_precision("fp32")
+    backend.set_precision("fp32")
     backend.cupy.get_default_memory_pool().free_all_blocks()
 
 
@@ -36,7 +36,7 @@ def test_op_at_real_size(k, precision, bound):
     case, where = everything[k], torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given = gpu_ops.inputs(case)
     exact = gpu_ops.theirs(case, *given, where, torch.float64)()
-    launch.set_precision(precision)
+    backend.set_precision(precision)
     assert gpu_ops.worst_error(gpu_ops.ours(case, *given)(), exact) < bound, case.name
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minifcn.core import dispatch
+from minifcn.core import backend, dispatch
 from minifcn.fast import cuda, launch
 from minifcn.functional import conv
 
@@ -11,7 +11,7 @@ from minifcn.functional import conv
 @pytest.fixture(autouse=True)
 def precision():
     yield
-    launch.set_precision("fp32")
+    backend.set_precision("fp32")
 
 
 def test_launch_checks_every_argument(gpu_on_cpu):
@@ -48,10 +48,10 @@ def test_a_long_sum_is_cut_into_slices():
 def test_gemm_rounds_its_factors_in_tf32(gpu_on_cpu):
     a, b = (gpu_on_cpu.full((1, 1), v, np.float32) for v in (1 + 2.0**-12, 1))
     assert launch.gemm(a, b).item() == 1 + 2.0**-12
-    launch.set_precision("tf32")
+    backend.set_precision("tf32")
     assert launch.gemm(a, b).item() == 1
     with pytest.raises(ValueError, match="precision must be one of 'fp32', 'tf32', not 'fp16'"):
-        launch.set_precision("fp16")
+        backend.set_precision("fp16")
 
 
 def test_gemm_asks_for_slices(gpu_on_cpu):
