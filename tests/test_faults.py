@@ -453,7 +453,8 @@ def folder_is_read_only(reference, tmp_path):
 def output_is_closed(reference, tmp_path):
     """`minifcn train | head -0`: the first line is written when an epoch ends."""
     command = [sys.executable, "-m", "minifcn", *kill_resume.arguments(reference[0], tmp_path)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               cwd=Path(__file__).parents[1])
     process.stdout.close()
     assert "minifcn: [Errno 32] Broken pipe" in process.stderr.read() and process.wait() != 0
     process.stderr.close()
