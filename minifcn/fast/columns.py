@@ -22,7 +22,7 @@ POSITIONS = 512                                 # but not fewer positions: BLAS 
 @replaces(conv.correlate, when=lambda x, w, *_: is_fast(x, w))
 def correlate_columns(x, w, stride, padding, dilation):
     """y = columns(x) w, a block at a time."""
-    (F, _, KH, KW), x = w.shape, channels_last(x)
+    (F, _, KH, KW), x = w.shape, x.transpose(0, 2, 3, 1)                 # any order in memory: `columns` copies it anyway
     N, OH, OW = len(x), *conv.output_size(x.shape[1:3], (KH, KW), stride, padding, dilation)
     kernel = w.transpose(2, 3, 1, 0).reshape(-1, F)                      # (KH*KW*C, F)
     y = np.empty((N, OH, OW, F), np.float32)
@@ -66,22 +66,22 @@ def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
 @replaces(conv.correlate_grad_w, when=lambda gy, x, *_: is_fast(gy, x))
 def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation, saved):
     """gw = gy^T columns(x), summed over the blocks: each thread keeps its own sum, and they are added in order."""
-    gy, x = channels_last(gy), channels_last(x)
+    gy, x = channels_last(gy), x.transpose(0, 2, 3, 1)
     (N, OH, OW, F), C = gy.shape, x.shape[3]
     shares = list(enumerate(tasks(N, OH, OW, khw[0] * khw[1] * C)))
-    sums = scratch("kernel", (len(shares), F, khw[0] * khw[1] * C))      # (threads, F, KH*KW*C)
+    sums = scratch("kernel", (len(shares), khw[0] * khw[1] * C, F))      # (threads, KH*KW*C, F)
 
     def work(share):
         total = sums[share[0]]
         for k, (n, i) in enumerate(share[1]):
             cols = columns(x[n], i, OW, khw, stride, padding, dilation)              # (T, KH*KW*C)
             product = scratch("product", total.shape) if k else total
-            np.matmul(gy[n, i].reshape(-1, F).T, cols, out=product)
+            np.matmul(cols.T, gy[n, i].reshape(-1, F), out=product)
             if k:
                 total += product
 
     in_parallel(work, shares)
-    return np.ascontiguousarray(sums.sum(axis=0).reshape(F, *khw, C).transpose(0, 3, 1, 2))      # (F, C, KH, KW)
+    return np.ascontiguousarray(sums.sum(axis=0).reshape(*khw, C, F).transpose(3, 2, 0, 1))      # (F, C, KH, KW)
 
 
 def tasks(N, OH, OW, K):

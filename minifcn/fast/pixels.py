@@ -105,7 +105,7 @@ def _moments(rows, C):
             ones = np.ones((1, len(part)), np.float32)
             mean = (ones @ part)[0] / np.float32(len(part))              # a product adds faster than .sum
             centred = np.subtract(rows[block], np.tile(mean, rows.shape[1] // C), out=scratch("a", rows[block].shape))
-            rest = (ones @ centred.reshape(-1, C))[0]                    # what rounding of the mean left over
+            rest = (ones @ centred.reshape(-1, C))[0]                    # what the sum over thousands had rounded away
             np.square(centred, out=centred)
             parts[number].append((len(part), mean + rest / np.float64(len(part)), (ones @ centred.reshape(-1, C))[0]))
 
@@ -157,15 +157,15 @@ def _normalize_grad(x, gy, masked, out, w, saved, y=None):
     gb, gc = np.array([s for part in sums for s in part], np.float64).sum(axis=0)[:, 0]          # sum g, sum g (x - mean)
     gw, M = gc * inv_std, N * H * W
     a = (w * inv_std).astype(np.float64)
-    scale, slope, shift = (in_row(v.astype(np.float32), x) for v in (a, -a * gw * inv_std / M, -a * gb / M))
+    slope = -a * gw * inv_std / M
+    scale, slope, shift = (in_row(v.astype(np.float32), x) for v in (a, slope, -a * gb / M - slope * mean))
 
-    def apply(blocks):
+    def apply(blocks):                                                   # gx = scale g + slope x + shift
         for block in blocks:
-            t = np.subtract(rows[block], centre, out=scratch("a", rows[block].shape))
-            t *= slope
+            t = np.multiply(rows[block], slope, out=scratch("a", rows[block].shape))
+            t += shift
             part = np.multiply(masked[block], scale, out=out[block])
             part += t
-            part += shift
 
     in_parallel(apply, todo)
     return gw.astype(np.float32), gb.astype(np.float32)

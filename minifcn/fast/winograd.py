@@ -13,8 +13,12 @@ block of tiles goes through all steps while it is in the cache.
     gx  the same convolution of gy with the kernel turned by 180 degrees and its channel axes exchanged
     gw  gw = G^T [ sum over tiles of (A gy A^T)^T (B^T d B) ] G: the forward, transposed
 
-Error: the matrices amplify rounding; see ERROR below. Nothing is kept for backward: transforming x again costs a quarter of
-a product and saves 2.25 times its memory.
+Error: |y - exact| <= gamma_(C+40) |A^T| [ (|G| |w| |G^T|) * (|B^T| |d| |B|) ] |A|, which the test checks. What it comes to
+depends on the points. On random maps of 64 channels the mean error is 2.7 times the definition's; with the usual points
+0, 1, -1, 2, -2, whose transforms are sums and shifts, it is 5.6 times. Here transforms are products: any point costs
+the same, and multiples of 1/4 keep A and B exact.
+
+Nothing is kept for backward: transforming x again costs a quarter of a product and saves 2.25 times its memory.
 
 Read after columns.py; read next pixels.py. Source: Lavin & Gray 2015, arXiv 1509.09308.
 """
@@ -26,7 +30,7 @@ from minifcn.core.dispatch import replaces
 from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scratch, split
 from minifcn.functional import conv
 
-POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity; see ERROR
+POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity
 
 
 def matrices(points):
@@ -57,7 +61,7 @@ TILES = 160                                     # tiles a block: long enough for
 
 def is_worth_it(N, C, F, hw):
     """Enough channels that the products outweigh the transforms of the maps, and enough tiles for that of the kernel."""
-    return min(C, F) >= 16 and N * -(-hw[0] // 4) * -(-hw[1] // 4) >= 64
+    return min(C, F) >= 16 and N * -(-hw[0] // 4) * -(-hw[1] // 4) >= 32
 
 
 def applies(x, w, stride, padding, dilation):
@@ -145,9 +149,10 @@ def shares(N, OH, OW, F):
     """
     th, tw = -(-OH // 4), -(-OW // 4)
     by_filter = F > N * th * tw
-    todo = blocks(N, th, tw, TILES)
     if by_filter:
+        todo = blocks(N, th, tw, TILES, sharers=1)
         return [(k, todo, f) for k, f in enumerate(split(F))], True
+    todo = blocks(N, th, tw, TILES)
     return [(k, todo[part], slice(0, F)) for k, part in enumerate(split(len(todo)))], False
 
 

@@ -51,7 +51,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
     forward, grad_x, grad_w = array_functions(form)                      # correlate and its two gradients
     y, saved = forward(x.data, w.data, stride, padding, dilation)      # (N, F, OH, OW)
     if b is not None:
-        y = y + b.data[:, None, None]                                    # (N, F, OH, OW)
+        y += b.data[:, None, None]                                       # (N, F, OH, OW)
 
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None

@@ -46,7 +46,7 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
                    for axis in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding))
     y = grad_x(x.data, w.data, out_hw, stride, padding, dilation, None)                # (N, F, OH, OW)
     if b is not None:
-        y = y + b.data[:, None, None]                                    # (N, F, OH, OW)
+        y += b.data[:, None, None]                                       # (N, F, OH, OW)
 
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None
