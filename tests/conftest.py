@@ -13,7 +13,7 @@ from minifcn.core.dispatch import readable_only
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
-settings.register_profile("mutate", max_examples=100, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+settings.register_profile("mutate", max_examples=40, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 

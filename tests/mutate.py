@@ -9,9 +9,11 @@ reduction, argument, condition, returned gradient, or a deleted statement. After
 the mistakes that people make here. A mutant runs the tests of its file, first failure wins, on a copy of the tree in the
 temporary folder. What cannot be told apart from the original is listed with its reason in tests/mutants_equivalent.txt.
 
-The price is kept low by forking: the parent process has imported pytest, NumPy, Hypothesis and torch but not minifcn; a
-child imports the package with one file replaced in memory, runs pytest in itself and dies. Kills are remembered by
-the text of the mutant (--fresh forgets them), so a second run costs only what survived and what is new.
+The price is kept low by forking: the parent process is a pytest session that has collected all tests. For every mutant it
+forks a child, which exchanges the code of the changed function, runs the tests of its file and dies at the first failure:
+a fifth of a second. (A change outside functions, such as a constant, costs more: the child imports everything anew.)
+Outcomes are remembered (--fresh forgets them), so that a second run costs only what is new: a mutant, or a test for one
+that survived.
 Not mutated: error messages, docstrings, annotations, package __init__ files, and the table of examples in checks.py (its
 inputs are arbitrary).
 """
@@ -19,7 +21,9 @@ inputs are arbitrary).
 import argparse
 import ast
 import copy
+import gc
 import hashlib
+import inspect
 import json
 import os
 import resource
@@ -28,36 +32,45 @@ import signal
 import sys
 import tempfile
 import time
+import types
 from collections import Counter
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+from _pytest import runner
+
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = ROOT / "tests" / "mutants_equivalent.txt"
 TIMEOUT = 150                                   # seconds; the longest list of tests takes a fifth of it
 MEMORY = 4 * 2**30                              # bytes a child may claim
 
+QUIET = ["-x", "-q", "-s", "--tb=no"] + [part for name in (
+    "cacheprovider", "warnings", "unraisableexception", "threadexception", "faulthandler", "logging", "junitxml", "doctest")
+    for part in ("-p", f"no:{name}")]
+
 # file -> the tests that know it, the fastest to notice first
 TESTS = {
-    "functional/basic.py": "basic tensor linear checks torch_reference",
-    "functional/linear.py": "linear basic torch_reference",
-    "functional/conv.py": "conv conv_transpose conv_forms seed_facts torch_reference",
-    "functional/conv_forms.py": "conv_forms conv conv_transpose seed_facts",
-    "functional/conv_transpose.py": "conv_transpose conv_forms seed_facts torch_reference",
-    "functional/batchnorm.py": "batchnorm torch_reference",
-    "functional/pool.py": "pool torch_reference",
-    "functional/resize.py": "resize pool torch_reference",
-    "functional/loss.py": "loss torch_reference",
+    "functional/basic.py": "basic tensor linear strangers torch_reference",
+    "functional/linear.py": "linear basic strangers torch_reference",
+    "functional/conv.py": "conv conv_transpose conv_forms seed_facts strangers torch_reference",
+    "functional/conv_forms.py": "conv_forms conv conv_transpose seed_facts strangers",
+    "functional/conv_transpose.py": "conv_transpose conv_forms seed_facts strangers torch_reference",
+    "functional/batchnorm.py": "batchnorm strangers torch_reference",
+    "functional/pool.py": "pool strangers torch_reference",
+    "functional/resize.py": "resize pool strangers torch_reference",
+    "functional/loss.py": "loss strangers torch_reference",
     "functional/descent.py": "optim",
     "functional/checks.py": "checks",
-    "nn/module.py": "module models weights",
-    "nn/layers.py": "module seed_facts init models",
+    "nn/module.py": "module strangers models weights",
+    "nn/layers.py": "module strangers seed_facts init models",
     "nn/init.py": "init module seed_facts",
     "training/optim.py": "optim trainer",
     "training/metrics.py": "metrics",
 }
+MOST_FILES = None                               # --quick takes the first only
 SKIPPED_FUNCTIONS = {("functional/checks.py", "cases")}
 
 
@@ -85,8 +98,8 @@ RENAMED = {
 }
 
 
-def replacements(node):
-    """New nodes that may stand in node's place."""
+def replacements(node, owner):
+    """New nodes that may stand in node's place, below owner."""
     def but(**changes):
         new = copy.copy(node)
         for name, value in changes.items():
@@ -143,7 +156,7 @@ def replacements(node):
                 yield func.value
         case ast.Attribute(attr="T"):
             yield node.value
-        case ast.Tuple(elts=elts, ctx=ast.Load()):
+        case ast.Tuple(elts=elts, ctx=ast.Load()) if not is_set(node, owner):
             for i in range(len(elts) - 1):
                 if not any(isinstance(e, ast.Starred) for e in elts[i:i + 2]):
                     yield but(elts=[*elts[:i], elts[i + 1], elts[i], *elts[i + 2:]])
@@ -160,20 +173,29 @@ def replacements(node):
             yield ast.Pass()
 
 
+def is_set(node, owner):
+    """Whether a tuple's order means nothing: x in (...), isinstance(x, (...))."""
+    return (isinstance(owner, ast.Compare) and isinstance(owner.ops[0], ast.In | ast.NotIn)
+            or isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "isinstance")
+
+
 def mutants_of(file):
     """Every Mutant of one file."""
     text = (ROOT / "minifcn" / file).read_text()
     lines, tree, seen = text.splitlines(), ast.parse(text), Counter()
+    unchanged = ast.unparse(tree)
     for owner, field, index, node, function in places(tree, file, "module"):
-        for new in replacements(node):
+        for new in replacements(node, owner):
             old = ast.unparse(node).splitlines()[0]
             line = lines[node.lineno - 1].split("  #")[0].strip() if hasattr(node, "lineno") else old
             change = ast.unparse(ast.fix_missing_locations(copy.copy(new))).splitlines()[0]
-            key = f"{file} | {function} | {line} | {old} => {change}"
-            seen[key] += 1
             put(owner, field, index, new)
             source = ast.unparse(ast.fix_missing_locations(tree))
             put(owner, field, index, node)
+            if source == unchanged:                                      # such as (1, 1) with its elements exchanged
+                continue
+            key = f"{file} | {function} | {line} | {old} => {change}"
+            seen[key] += 1
             yield Mutant(file, key + (f" (no. {seen[key]})" if seen[key] > 1 else ""), source)
 
 
@@ -230,81 +252,133 @@ class Replaced(MetaPathFinder, Loader):
         exec(compile(self.source, f"<mutant of {self.module}>", "exec"), module.__dict__)
 
 
-class HostFirst:
-    """Pytest plugin: tests on NumPy arrays before those on the stand-in, so that a mutant dies early."""
+def functions(body, prefix=""):
+    """(qualified name, node) of the functions and methods of a module; those inside functions belong to them."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef):
+            yield prefix + node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from functions(node.body, f"{prefix}{node.name}.")
 
-    @staticmethod
-    def pytest_collection_modifyitems(items):
-        items.sort(key=lambda item: "[strict" in item.name or "-strict" in item.name)
+
+def exchange(mutant):
+    """Give the live functions the mutant's code and defaults. False if the mutant differs elsewhere, too."""
+    module = sys.modules[module_of(mutant.file)]
+    old, new = ast.parse((ROOT / "minifcn" / mutant.file).read_text()), ast.parse(mutant.source)
+    codes = dict(code_objects(compile(new, f"<mutant of {mutant.file}>", "exec")))
+    before, after = dict(functions(old.body)), dict(functions(new.body))
+    if len(before) < len(list(functions(old.body))):                     # one name for two functions: not for us
+        return False
+    for name, node in after.items():
+        if ast.dump(node) != ast.dump(before[name]):
+            live = module
+            for part in name.split("."):
+                live = vars(live)[part]
+            live = inspect.unwrap(live.fget if isinstance(live, property) else live)
+            live.__code__ = codes[name]
+            live.__defaults__ = tuple(map(ast.literal_eval, node.args.defaults)) or None
+            live.__kwdefaults__ = {a.arg: ast.literal_eval(d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults)}
+    for tree in (old, new):
+        for _, node in functions(tree.body):
+            node.body, node.args = [], None
+    return ast.dump(old) == ast.dump(new)
 
 
-def child(tree, mutant, files):
-    """In a forked process: import the mutant, run the tests, exit with pytest's code."""
-    import pytest
+def code_objects(code):
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant.co_qualname, constant
+            yield from code_objects(constant)
 
-    signal.alarm(TIMEOUT)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    os.chdir(tree)
-    sys.path[:0] = [str(tree), str(tree / "tests")]
-    if mutant is not None:
-        module = "minifcn." + mutant.file.removesuffix(".py").replace("/", ".")
-        sys.meta_path.insert(0, Replaced(module, mutant.source))
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", *files]
-    os._exit(pytest.main(arguments, plugins=[HostFirst]))
+
+def module_of(file):
+    return "minifcn." + file.removesuffix(".py").replace("/", ".")
+
+
+class Session:
+    """Pytest plugin: in place of running the collected tests once, run them for every mutant in a forked child."""
+
+    def __init__(self, tree, mutants, jobs, memory, report):
+        self.tree, self.mutants, self.jobs, self.memory, self.report = tree, mutants, jobs, memory, report
+
+    def pytest_runtestloop(self, session):
+        by_file = {}
+        for item in session.items:
+            by_file.setdefault(item.path.name, []).append(item)
+        self.items = {}
+        for file in sorted({m.file for m in self.mutants}):
+            items = [item for name in tests_of(file) for item in by_file[Path(name).name]]
+            # on NumPy before the stand-in: a mutant dies early
+            self.items[file] = sorted(items, key=lambda item: "[strict" in item.name or "-strict" in item.name)
+        gc.collect()
+        gc.freeze()                                                      # all this is not to be looked through again
+        self.baseline()
+        self.run_all()
+        return True
+
+    def baseline(self):
+        """The tests must pass on the unchanged copy, and in good time."""
+        for file in self.items:
+            original = identity(Mutant(file, "", (ROOT / "minifcn" / file).read_text()), "survived")
+            if original in self.memory:
+                continue
+            start = time.perf_counter()
+            pid = os.fork()
+            if pid == 0:
+                self.child(file, None)
+            if os.waitpid(pid, 0)[1]:
+                raise SystemExit(f"the tests of {file} fail without any mutant: pytest {' '.join(tests_of(file))}")
+            self.memory[original] = "survived"
+            print(f"{file:32} {len(self.items[file]):4} tests pass in {time.perf_counter() - start:5.1f} s", flush=True)
+
+    def run_all(self):
+        """Fork a child for every mutant, `jobs` at a time; report "killed", "timeout" or "survived"."""
+        waiting, running = list(reversed(self.mutants)), {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    mutant = waiting.pop()
+                    pid = os.fork()
+                    if pid == 0:
+                        self.child(mutant.file, mutant)
+                    running[pid] = mutant
+                pid, status = os.wait()
+                code = os.waitstatus_to_exitcode(status)
+                self.report(running.pop(pid), {0: "survived", -signal.SIGALRM: "timeout"}.get(code, "killed"))
+        finally:
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
+
+    def child(self, file, mutant):
+        """Never returns: exits with 0 if all tests of the file pass."""
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.alarm(TIMEOUT)
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            if mutant is not None and not exchange(mutant):
+                self.import_anew(mutant)
+            items = self.items[file]
+            for item, following in zip(items, [*items[1:], None]):
+                if any(report.failed for report in runner.runtestprotocol(item, log=False, nextitem=following)):
+                    os._exit(1)
+            os._exit(0)
+        finally:
+            os._exit(2)                                                  # an error outside the tests
+
+    def import_anew(self, mutant):
+        """Never returns: forget all modules of the copy, import the mutant in their place, and run pytest inside."""
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None)).startswith(str(self.tree)):
+                del sys.modules[name]
+        sys.meta_path.insert(0, Replaced(module_of(mutant.file), mutant.source))
+        os._exit(pytest.main([*QUIET, *tests_of(mutant.file)]))
 
 
 def tests_of(file):
-    return [f"tests/test_{name}.py" for name in TESTS[file].split()]
-
-
-def run_all(tree, mutants, jobs, report):
-    """Fork a child for every mutant, `jobs` at a time; report(mutant, outcome) with "killed", "timeout" or "survived"."""
-    waiting, running = list(reversed(mutants)), {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            mutant = waiting.pop()
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    child(tree, mutant, tests_of(mutant.file))
-                finally:
-                    os._exit(99)                                         # an import that fails kills the mutant too
-            running[pid] = mutant
-        pid, status = os.wait()
-        mutant = running.pop(pid)
-        code = os.waitstatus_to_exitcode(status)
-        report(mutant, "survived" if code == 0 else "timeout" if code == -signal.SIGALRM else "killed")
-
-
-def baseline(tree, files):
-    """The tests must pass on the unchanged copy, and in good time."""
-    for file in files:
-        start = time.perf_counter()
-        pid = os.fork()
-        if pid == 0:
-            child(tree, None, tests_of(file))
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code:
-            raise SystemExit(f"the tests of {file} fail without any mutant (exit {code}): {' '.join(tests_of(file))}")
-        print(f"{file:32} tests pass in {time.perf_counter() - start:5.1f} s", flush=True)
-
-
-def warm_up():
-    """Import what every child needs, before forking; torch on one thread, as its pools do not survive a fork."""
-    import hypothesis.extra.numpy  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import numpy  # noqa: F401
-    import PIL.Image  # noqa: F401
-    import pytest  # noqa: F401
-    import tqdm  # noqa: F401
-    try:
-        import torch
-        torch.set_num_threads(1)
-    except ImportError:
-        pass
+    return [f"tests/test_{name}.py" for name in TESTS[file].split()[:MOST_FILES]]
 
 
 def equivalents():
@@ -325,9 +399,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("words", nargs="*", help="run only files whose path contains one of these")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
-    parser.add_argument("--fresh", action="store_true", help="forget the kills of earlier runs")
+    parser.add_argument("--fresh", action="store_true", help="forget the outcomes of earlier runs")
+    parser.add_argument("--quick", action="store_true", help="only the first test file of each source file: a preview")
     parser.add_argument("--jobs", type=int, default=2, help="children at a time")
     options = parser.parse_args()
+    global MOST_FILES
+    MOST_FILES = 1 if options.quick else None
     files = [f for f in TESTS if not options.words or any(word in f for word in options.words)]
     mutants = [m for file in files for m in mutants_of(file)] + [m for m in planted() if m.file in files]
     known = equivalents()
@@ -336,43 +413,60 @@ def main():
         return 0
 
     os.environ |= {"HYPOTHESIS_PROFILE": "mutate", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)            # what is known by then is remembered
     store = Path(tempfile.gettempdir()) / "minifcn-mutants"
     store.mkdir(exist_ok=True)
-    remembered = store / "killed.json"
-    killed = {} if options.fresh or not remembered.exists() else json.loads(remembered.read_text())
+    remembered = store / "outcomes.json"
+    if options.fresh:
+        remembered.unlink(missing_ok=True)
+    memory = json.loads(remembered.read_text()) if remembered.exists() else {}
     tree = Path(tempfile.mkdtemp(prefix="tree-", dir=store))
     for name in ("minifcn", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    warm_up()
+    os.chdir(tree)
+    sys.path[:] = [str(tree), *(p for p in sys.path if Path(p) != ROOT / "tests")]
     outcomes, start = {}, time.perf_counter()
 
     def report(mutant, outcome):
         outcomes[mutant.key] = outcome
-        if outcome != "survived":
-            killed[identity(mutant)] = outcome
-        elif mutant.key not in known:
+        memory[identity(mutant, outcome)] = outcome
+        if outcome == "survived":
             print(f"SURVIVED  {mutant.key}", flush=True)
         if len(outcomes) % 50 == 0:
-            remembered.write_text(json.dumps(killed))
+            remember(remembered, memory)
             print(f"{len(outcomes)} of {len(mutants)}, {time.perf_counter() - start:.0f} s", flush=True)
 
     try:
         todo = []
         for mutant in mutants:
-            if identity(mutant) in killed:
-                outcomes[mutant.key] = killed[identity(mutant)]
+            known_outcome = memory.get(identity(mutant, "killed")) or memory.get(identity(mutant, "survived"))
+            if known_outcome:
+                outcomes[mutant.key] = known_outcome
             elif mutant.key not in known:
                 todo.append(mutant)
-        baseline(tree, sorted({m.file for m in todo}))
-        run_all(tree, todo, options.jobs, report)
+        tests = sorted({name for m in todo for name in tests_of(m.file)})
+        if todo and pytest.main([*QUIET, *tests], plugins=[Session(tree, todo, options.jobs, memory, report)]):
+            raise SystemExit("pytest could not collect or run the tests")
     finally:
-        remembered.write_text(json.dumps(killed))
+        remember(remembered, memory)
         shutil.rmtree(tree)
     return summary(files, mutants, outcomes, known)
 
 
-def identity(mutant):
-    return hashlib.sha256(f"{mutant.file}\n{mutant.source}".encode()).hexdigest()
+def remember(file, memory):
+    """Add to what the file knows, as another run may have done meanwhile."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    draft = file.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(known | memory))
+    draft.replace(file)
+
+
+def identity(mutant, outcome):
+    """What an outcome is remembered by: the mutant's text; for a survivor also its tests', since new ones may kill it."""
+    text = f"{mutant.file}\n{mutant.source}"
+    if outcome == "survived":
+        text += "".join((ROOT / name).read_text() for name in tests_of(mutant.file))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def summary(files, mutants, outcomes, known):

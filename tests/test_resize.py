@@ -56,6 +56,10 @@ def test_complaints():
         ({"x": x, "size": 2, "scale_factor": 2, "mode": "bilinear"}, ValueError, "give either size or scale_factor"),
         ({"x": x, "size": 0, "mode": "bilinear"}, ValueError, "interpolate: size must be at least 1"),
         ({"x": x, "size": 2.0, "mode": "bilinear"}, TypeError, "interpolate: size must be an int or a pair"),
+        ({"x": x, "scale_factor": (2, 0), "mode": "bilinear"}, ValueError, r"one or two positive numbers, got \(2, 0\)"),
+        ({"x": x, "scale_factor": (float("inf"), 2), "mode": "bilinear"}, ValueError, "one or two positive numbers"),
+        ({"x": x, "scale_factor": (2, 2, 2), "mode": "bilinear"}, ValueError, "one or two positive numbers"),
+        ({"x": x[:, :0], "size": 2, "mode": "bilinear"}, ValueError, "no axis but the batch may be empty"),
         ({"x": x, "scale_factor": (0.2, 1), "mode": "bilinear"}, ValueError,
          r"scale_factor \(0.2, 1\) leaves no pixel of x: 2x3x4x5"),
     ]:
