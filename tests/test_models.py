@@ -17,8 +17,11 @@ def count(net):
 def randomise(net, seed):
     """Weights and statistics that are all different, so that no two layers can be exchanged unseen."""
     rng = np.random.default_rng(seed)
-    net.load_state_dict({name: abs(rng.standard_normal(a.shape)) + 0.5 if name.endswith("running_var")
-                         else rng.standard_normal(a.shape) * (0.1 if a.ndim == 4 else 1) for name, a in net.state_dict().items()})
+    net.load_state_dict({
+        name: abs(rng.standard_normal(a.shape)) + 0.5 if name.endswith("running_var")
+        else rng.standard_normal(a.shape) * (0.1 if a.ndim == 4 else 1)
+        for name, a in net.state_dict().items()
+    })
     return net
 
 
@@ -67,7 +70,8 @@ def test_state_dict_keys():
     assert {"trunk.conv1.weight", "trunk.layer1.0.bn1.running_mean", "trunk.layer4.0.downsample.1.running_var",
             "final_conv.weight", "final_conv.bias", "transpose_conv.weight", "transpose_conv.bias"} <= set(names)
     assert names[-4:] == ["final_conv.weight", "final_conv.bias", "transpose_conv.weight", "transpose_conv.bias"]
-    assert [n.removeprefix("trunk.") for n in names[:-4]] == [n for n in models.resnet18(width=4).state_dict() if "fc." not in n]
+    trunk = [n for n in models.resnet18(width=4).state_dict() if not n.startswith("fc.")]
+    assert [n.removeprefix("trunk.") for n in names[:-4]] == trunk
 
 
 def test_head_starts_as_bilinear_enlargement_and_skips_start_silent():

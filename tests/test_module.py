@@ -119,8 +119,12 @@ def test_repr(layer, text):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: nn.Conv2d(3, 4, 3, groups=3), lambda: nn.Conv2d(3, 4, 3, 1, 0, 1, 1), lambda: nn.BatchNorm2d(3, track_running_stats=False),
-    lambda: nn.MaxPool2d(3, ceil_mode=True), lambda: nn.Conv2d(3, 4, 3, padding="same"), lambda: nn.ConvTranspose2d(3, 3, 2.5),
+    lambda: nn.Conv2d(3, 4, 3, groups=3),
+    lambda: nn.Conv2d(3, 4, 3, 1, 0, 1, 1),
+    lambda: nn.Conv2d(3, 4, 3, padding="same"),
+    lambda: nn.ConvTranspose2d(3, 3, 2.5),
+    lambda: nn.BatchNorm2d(3, track_running_stats=False),
+    lambda: nn.MaxPool2d(3, ceil_mode=True),
 ])
 def test_what_is_left_out_is_a_type_error(make):
     with pytest.raises(TypeError):
