@@ -49,7 +49,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
     dilation = pair(dilation, "conv2d: dilation", 1)
     check_conv2d(x, w, b, stride, padding, dilation)
     forward, grad_x, grad_w = array_functions(form)                      # correlate and its two gradients
-    y, saved = forward(x.data, w.data, stride, padding, dilation)      # (N, F, OH, OW)
+    y, saved = forward(x.data, w.data, stride, padding, dilation)        # (N, F, OH, OW)
     if b is not None:
         y += b.data[:, None, None]                                       # (N, F, OH, OW)
 

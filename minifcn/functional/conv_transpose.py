@@ -44,7 +44,7 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
     correlate, grad_x, grad_w = array_functions(form)
     out_hw = tuple(conv_transpose_size(*axis)
                    for axis in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding))
-    y = grad_x(x.data, w.data, out_hw, stride, padding, dilation, None)                # (N, F, OH, OW)
+    y = grad_x(x.data, w.data, out_hw, stride, padding, dilation, None)  # (N, F, OH, OW)
     if b is not None:
         y += b.data[:, None, None]                                       # (N, F, OH, OW)
 
