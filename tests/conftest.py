@@ -7,7 +7,7 @@ import pytest
 import strict_cupy
 from hypothesis import Phase, settings
 
-from minifcn.core import backend, dispatch
+from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
 
 settings.register_profile("dev", max_examples=25, deadline=None)
@@ -29,7 +29,6 @@ def xp(request):
     elif request.param == "strict":
         with pytest.MonkeyPatch.context() as patch, readable_only():     # it has no kernels; tests/gpu lends it some
             patch.setattr(backend, "cupy", strict_cupy)
-            patch.setattr(dispatch, "_readable", True)              # it runs no CUDA kernels: tests/gpu does
             yield strict_cupy
     elif backend.has_gpu():
         yield backend.cupy

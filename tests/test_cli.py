@@ -130,9 +130,16 @@ def test_help_names_every_option(capsys):
         main(["train", "--help"])
     text = capsys.readouterr().out
     for name in ("data model backbone width crop scale batch-size epochs lr lr-pretrained momentum weight-decay schedule "
-                 "reduction void pretrained seed out resume device workers limit flip jitter").split():
+                 "reduction void pretrained seed out resume device precision workers limit flip jitter").split():
         assert f"--{name}" in text
     assert re.search(r"default\s+64;\s+synthetic\s+data:\s+16", text)
+
+
+def test_out_of_memory_says_what_to_lower(data, tmp_path, capsys):
+    command = ["train", "--data", str(data), *SMALL, "--width", "1000000000", "--out", str(tmp_path / "out")]       # 588 GB
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("minifcn: out of memory (") and "lower --batch-size, --crop or --width" in err
 
 
 def test_runs_as_a_module():

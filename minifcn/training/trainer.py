@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import minifcn.functional as F
 from minifcn import nn, plotting
-from minifcn.core.backend import array_module, choose_device, to_device, to_host
+from minifcn.core.backend import PRECISIONS, array_module, choose_device, set_precision, to_device, to_host
 from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Loader, normalize
 from minifcn.data.upload import Uploader
@@ -88,9 +88,10 @@ class Options:
     limit: int | None = None
     save_every: int = 100
     device: str = "auto"
+    precision: str = "fp32"
     workers: int = 2
 
-    ELSEWHERE = ("data", "save_every", "device", "workers")     # where and how, not what: free to change on resume
+    ELSEWHERE = ("data", "save_every", "device", "precision", "workers")    # where and how, not what: free to change on resume
 
     def __post_init__(self):
         kinds = {"data": str, "crop": tuple, "jitter": tuple} | ({"pretrained": str} if self.pretrained else {})
@@ -99,7 +100,8 @@ class Options:
         for name in ("width", "batch_size", "epochs", "save_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        for name, known in (("model", MODELS), ("schedule", SCHEDULES), ("reduction", REDUCTIONS)):
+        for name, known in (("model", MODELS), ("schedule", SCHEDULES), ("reduction", REDUCTIONS),
+                            ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(known)}")
 
@@ -233,7 +235,7 @@ def train(options, out, overwrite=False):
 def resume(out, **given):
     """Go on with the run in the folder `out` where its checkpoint stands; returns what metrics.json holds.
 
-    given: options to compare with the stored ones; data, save_every, device and workers may differ and are taken over.
+    given: options to compare with the stored ones; those in Options.ELSEWHERE may differ and are taken over.
     Raises ValueError naming every other option that differs, and what train() raises.
     """
     path = Path(out) / "checkpoint.npz"
@@ -307,6 +309,7 @@ class _Run:
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
         self.device = choose_device(options.device)
         self.upload = Uploader(self.device)
+        set_precision(options.precision)
         folder = Folder(options.data, "train", options.scale).at_least(options.crop)
         self.folder = folder if options.limit is None else folder.first(options.limit)
         self.loader = Loader(self.folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
