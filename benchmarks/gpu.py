@@ -338,10 +338,12 @@ def training(options):
     for precision in backend.PRECISIONS:
         with tempfile.TemporaryDirectory() as out:
             settings = {"--data": options.data.resolve(), "--device": options.device, "--out": out, "--epochs": options.epochs,
-                        "--batch-size": options.batch, "--workers": options.workers, "--precision": precision}
+                        "--width": options.width, "--batch-size": options.batch, "--workers": options.workers,
+                        "--precision": precision}
             if options.weights:
                 settings["--pretrained"] = options.weights.resolve()
-            command = [sys.executable, "-m", "minifcn", "train", *(str(part) for pair in settings.items() for part in pair)]
+            command = [sys.executable, "-m", "minifcn", "train", *(str(part) for pair in settings.items() for part in pair),
+                       "--crop", *map(str, options.size)]
             run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=options.left())
             if run.returncode:
                 raise RuntimeError(f"{' '.join(command)}\n{run.stderr[-2000:]}")

@@ -10,6 +10,7 @@ import streams
 
 from benchmarks import gpu as benchmark
 from minifcn.core import backend
+from minifcn.data.synthetic import write_synthetic
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: there is nothing to compare with")
 
@@ -54,6 +55,18 @@ def test_sections(options, capsys):
     assert {"im2col", "col2im", "gemm, one piece", "softmax_nll_grad", "sgd"} <= {row[0] for row in rows}
     assert sum(row[2] for row in rows) == pytest.approx(results["kernels"]["fp32"]["step_ms"])
     assert "images/s" in capsys.readouterr().out
+
+
+def test_training_reads_what_the_command_line_wrote(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "PRECISIONS", ("tf32",))                # one run is enough here
+    options.data, options.device, options.epochs, options.workers = tmp_path / "data", "cpu", 1, 1
+    write_synthetic(options.data, train=4, val=2, size=(64, 64))
+    options.sections = ["training"]
+    result = benchmark.report(options, {})["training"]
+    assert 0 <= result["tf32"]["mean_iou"] <= 1 and result["tf32"]["images_per_second"] > 0
+    assert 0 <= result["tf32"]["waiting"] <= 1 and result["tf32"]["curve"]
+    options.epochs = 0                          # refused by the command line: its message must not be lost
+    assert "epochs is 0" in benchmark.report(options, {})["training"]["failed"]
 
 
 def test_a_failing_section_does_not_stop_the_others(options, monkeypatch):
