@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                                            # a checkout works without being installed
 
 from minifcn.data import index_to_colour, write_synthetic  # noqa: E402
-from minifcn.training import Options  # noqa: E402
+from minifcn.training import Options, resume, train  # noqa: E402
 
 OUTPUT = ROOT / "demos" / "output"
 
@@ -30,18 +31,26 @@ def arguments(doc, add=lambda parser: None):
     return args
 
 
-def scenes(args, size=(128, 192), train=400, val=80):
+def scenes(args):
     """The folder of the drawn scenes that the demos train on, written once; a handful in --quick."""
     if args.quick:
-        return write_synthetic(args.out / f"scenes_quick_{size[0]}", 16, 8, size=(size[0] // 2, size[1] // 2))
-    return write_synthetic(args.out / f"scenes_{size[0]}", train, val, size=size)
+        return write_synthetic(args.out / "scenes_quick", 16, 8, size=(64, 96))
+    return write_synthetic(args.out / "scenes", 400, 100, size=(96, 160))
 
 
 def settings(args, data, **changes):
-    """Options for the scenes: a small FCN-32s from random weights, some 2 minutes on a laptop; changes win."""
-    small = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 8, "lr": 0.1, "weight_decay": 1e-4}
+    """Options for the scenes: a small FCN-32s from random weights, about a minute on a laptop; changes win."""
+    small = {"width": 16, "crop": (96, 160), "batch_size": 8, "epochs": 6, "lr": 0.1, "weight_decay": 1e-4}
     quick = {"width": 4, "crop": (64, 96), "batch_size": 4, "epochs": 1} if args.quick else {}
     return Options(**small | changes | quick | {"data": str(data)})
+
+
+def trained(options, out):
+    """Train into the folder `out`; a run of the same options that is there is gone on with, or used if it is finished."""
+    try:
+        return resume(out, **asdict(options))
+    except ValueError:                                                   # none there, or one of other options or images
+        return train(options, out, overwrite=True)
 
 
 def save(figure, path, dpi=110):
@@ -94,13 +103,16 @@ def deepest(inside):
     return 4 * (rows[middle] - 1) + 2, 4 * (columns[middle] - 1) + 2, depth
 
 
-def picture_rows(rows, classes, columns=None, width=2.2):
-    """A grid of images and masks: {row name: [images (H, W, 3) or masks (H, W)]}, with a legend. Returns a Figure."""
+def picture_rows(rows, classes, titles=None, width=2.2):
+    """A grid of images and masks: {row name: [images (H, W, 3) or masks (H, W)]}, with a legend. Returns a Figure.
+
+    titles: of the pictures, row after row, or of the first row only.
+    """
     pictures = [picture for row in rows.values() for picture in row]
     n = max(map(len, rows.values()))
     aspect = max(p.shape[0] / p.shape[1] for p in pictures)
     present = np.unique(np.concatenate([np.unique(p) for p in pictures if p.ndim == 2]))
-    figure = Figure(figsize=(width * n + 0.5, len(rows) * (width * aspect + 0.08) + 0.45 + 0.25 * bool(columns)),
+    figure = Figure(figsize=(width * n + 0.5, len(rows) * (width * aspect + 0.08) + 0.45 + 0.25 * len(titles or []) / n),
                     layout="constrained")
     grid = figure.subplots(len(rows), n, squeeze=False)
     for line, (name, row) in zip(grid, rows.items()):
@@ -112,9 +124,9 @@ def picture_rows(rows, classes, columns=None, width=2.2):
                 axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(name)
-    for axes, title in zip(grid[0], columns or []):
+    for axes, title in zip(grid.ravel(), titles or []):
         axes.set_title(title, fontsize="medium")
     handles = [Patch(facecolor=index_to_colour(np.array([[k]]), classes)[0, 0] / 255, edgecolor="grey",
                      label="void" if k == classes.void else classes.names[k]) for k in present.tolist()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), int(1.2 * n) + 1), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), int(1.6 * n) + 1), frameon=False)
     return figure

@@ -18,7 +18,7 @@ from minifcn.training import SGD, evaluate, poly, train_step
 
 args = arguments(__doc__)
 root = scenes(args)
-options = settings(args, root, epochs=5)
+options = settings(args, root, epochs=4)
 train_set, val = Folder(root, "train"), Folder(root, "val")
 classes = train_set.classes
 K = len(classes.names)

@@ -12,13 +12,13 @@ Read after  minifcn/models/fcn.py
 
 # %%
 import numpy as np
-from common import arguments, picture_rows, save, scenes, settings, table
+from common import arguments, picture_rows, save, scenes, settings, table, trained
 from matplotlib.figure import Figure
 
 from minifcn import models, nn, no_grad
 from minifcn.data import Folder
 from minifcn.inference import predict
-from minifcn.training import Options, load_model, resume, train
+from minifcn.training import Options, load_model
 
 MODELS = ("fcn32s", "fcn16s", "fcn8s")
 
@@ -65,12 +65,8 @@ else:
     options = {model: settings(args, scenes(args), model=model) for model in args.models}
 scores = {}
 for model, option in options.items():
-    out = args.out / "e6" / model
     print(f"\n{model}")
-    if args.data and (out / "checkpoint.npz").exists():
-        scores[model] = resume(out)
-    else:
-        scores[model] = train(option, out, overwrite=not args.data)
+    scores[model] = trained(option, args.out / "e6" / model)
 
 # %%
 print()
