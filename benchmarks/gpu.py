@@ -99,7 +99,7 @@ def device(options):
         for transposed, what in ((False, "forward"), (True, "weight gradient")):
             M, N, K = (filters, taps, positions) if transposed else (filters, positions, taps)
             a, b = cupy.ones((M, K), np.float32), cupy.ones((taps, positions), np.float32)
-            for precision in backend.PRECISIONS:
+            for precision in options.precisions:
                 backend.set_precision(precision)
                 ms = alternate({"": partial(launch.gemm, a, b, transpose_b=transposed)}, options.rounds)[""]
                 result["gemm_tflops"][f"{name} {what} {precision}"] = 2 * M * N * K / ms / 1e9
@@ -127,7 +127,7 @@ def ops(options):
         given = gpu_ops.inputs(case)
         exact = gpu_ops.theirs(case, *given, options.torch_device, gpu_ops.torch.float64)()
         one, row = {"flops": case.flops}, [case.name]
-        for precision in backend.PRECISIONS:
+        for precision in options.precisions:
             backend.set_precision(precision)
             gpu_ops.set_torch_precision(precision)
             runs = {"ours": gpu_ops.ours(case, *given), "torch": gpu_ops.theirs(case, *given, options.torch_device)}
@@ -137,7 +137,7 @@ def ops(options):
         rows.append(row)
         result[case.name] = one
     backend.set_precision("fp32")
-    columns = [f"{p} {n} {w}" for p in backend.PRECISIONS for w in ("error", "ms") for n in ("ours", "torch")]
+    columns = [f"{p} {n} {w}" for p in options.precisions for w in ("error", "ms") for n in ("ours", "torch")]
     show(["forward + backward", *columns], rows)
     return result
 
@@ -216,7 +216,7 @@ def steps(options):
     given = batch(options)
     variants, step = {}, our_step(options, *given)[1]
     variants["minifcn definitions fp32"] = in_precision("fp32", step, readable=True)
-    for precision in backend.PRECISIONS:
+    for precision in options.precisions:
         variants[f"minifcn {precision}"] = in_precision(precision, step)
         for layout in ("nchw", "channels_last"):
             variants[f"torch {precision} {layout}"] = in_precision(precision, torch_step(options, *given, layout)[1])
@@ -224,7 +224,7 @@ def steps(options):
     result = {name: {"ms": t, "images_per_second": 1e3 * options.batch / t} for name, t in ms.items()}
     show(["one training step", "ms", "images/s"], [(n, v["ms"], v["images_per_second"]) for n, v in result.items()])
     result["our memory pool, GB"] = backend.cupy.get_default_memory_pool().total_bytes() / 1e9
-    for precision in backend.PRECISIONS:
+    for precision in options.precisions:
         best = min(t for name, t in ms.items() if name.startswith(f"torch {precision}"))
         result[f"speed relative to PyTorch's best {precision}"] = best / ms[f"minifcn {precision}"]
         print(f"{precision}: {best / ms[f'minifcn {precision}']:.2f} of PyTorch's best speed")
@@ -239,7 +239,7 @@ def accuracy(options):
     for seed in range(options.seeds):
         given = batch(options, seed, 4, size)
         exact = gradient64(options, *given)
-        for precision in backend.PRECISIONS:
+        for precision in options.precisions:
             for name, make in (("ours", our_step), ("torch", torch_step)):
                 net, step = make(options, *given, *(["nchw"] if name == "torch" else []))
                 in_precision(precision, step)()
@@ -249,7 +249,7 @@ def accuracy(options):
         torch.cuda.empty_cache()
     result = {name: statistics.median(e) for name, e in errors.items()}
     show(["gradient's distance to float64", ""], result.items())
-    for precision in backend.PRECISIONS:
+    for precision in options.precisions:
         result[f"ours / torch {precision}"] = result[f"ours {precision}"] / result[f"torch {precision}"]
         print(f"{precision}: {result[f'ours / torch {precision}']:.2f} times PyTorch's")
     return result
@@ -270,7 +270,7 @@ def kernels(options):
     result = {}
     ceilings = options.done.get("device") or device(options)
     copy = max(ceilings["copy_gbs"].values())
-    for precision in backend.PRECISIONS:
+    for precision in options.precisions:
         step = in_precision(precision, our_step(options, *batch(options))[1])
         step()
         peak = max(v for name, v in ceilings["gemm_tflops"].items() if name.endswith(precision))
@@ -335,7 +335,7 @@ def training(options):
         print("no --data: left out")
         return {"left out": "no --data"}
     result = {}
-    for precision in backend.PRECISIONS:
+    for precision in options.precisions:
         with tempfile.TemporaryDirectory() as out:
             settings = {"--data": options.data.resolve(), "--device": options.device, "--out": out, "--epochs": options.epochs,
                         "--width": options.width, "--batch-size": options.batch, "--workers": options.workers,
@@ -378,7 +378,7 @@ class Options(argparse.Namespace):
 
     device = "gpu"
     torch_device = "cuda"
-    rounds, seeds, classes = ROUNDS, 5, CLASSES
+    rounds, seeds, classes, precisions = ROUNDS, 5, CLASSES, backend.PRECISIONS
     copies = (8, 64, 512, 4096)                 # MB
     products = (("layer1", 64, 307_200, 576), ("layer2", 128, 76_800, 1152), ("layer3", 256, 19_200, 2304),
                 ("layer4", 512, 4800, 4608), ("square", 4096, 4096, 4096))     # filters, N*OH*OW, C*KH*KW

@@ -57,8 +57,8 @@ def test_sections(options, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
-def test_training_reads_what_the_command_line_wrote(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(backend, "PRECISIONS", ("tf32",))                # one run is enough here
+def test_training_reads_what_the_command_line_wrote(options, tmp_path):
+    options.precisions = ("tf32",)              # one run is enough here
     options.data, options.device, options.epochs, options.workers = tmp_path / "data", "cpu", 1, 1
     write_synthetic(options.data, train=4, val=2, size=(64, 64))
     options.sections = ["training"]
