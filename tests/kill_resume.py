@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minifcn.__main__ import main
-from minifcn.data.synthetic import write_synthetic
-from minifcn.training import checkpoint
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from minifcn.__main__ import main  # noqa: E402
+from minifcn.data.synthetic import write_synthetic  # noqa: E402
+from minifcn.training import checkpoint  # noqa: E402
 
 BATCHES = 6                                     # of an epoch
 TIMES = ("images_per_second", "waiting")        # columns of log.csv that are measured and differ between runs

@@ -395,7 +395,10 @@ def signalled(reference, tmp_path, number, code, words):
     process = started(kill_resume.arguments(reference[0], tmp_path), tmp_path / "checkpoint.npz", log)
     os.kill(process.pid, number)
     process.join()
-    assert process.exitcode == code and re.search(words, log.read_text())
+    text, path = log.read_text(), tmp_path / "checkpoint.npz"
+    assert process.exitcode == code and re.search(words, text)
+    for step in re.findall(r"after step (\d+);", text):
+        assert checkpoints.load(path).info["state"]["step"] == int(step)
     ends_as_the_reference(reference, tmp_path)
 
 
