@@ -3,10 +3,10 @@
 Read the source in this order; every file says what comes before and after it.
 
     core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
-    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, checks     the operations
+    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, descent, checks     the operations
     nn          init, module, layers                             operations that own weights
     models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
-    data        voc, synthetic, loader, download                 Pascal VOC's layout, and batches from it
+    data        voc, synthetic, loader, upload, download         Pascal VOC's layout, and batches from it
     training    optim, metrics, checkpoint, trainer, chapter     from weights to better weights
     inference, plotting                                          images of any size; pictures
     fast        replacements for array functions, last: the library is whole without them
