@@ -1,8 +1,9 @@
 """Exercise: what changes when the transposed convolution starts from Xavier's random numbers instead of the bilinear kernel?
 
 Shows       both initialisations, two seeds each, trained on the same batches: curves, masks, and what became of the kernels
-Takes       about 8 minutes on a laptop (--quick: 10 s)
-Expect      bilinear starts with smooth masks and stays ahead; Xavier has 420 kernels of noise to unlearn
+Takes       about 2 minutes on a laptop (--quick: 10 s)
+Expect      mean IoU 0.58 from the bilinear kernel, 0.26 from Xavier's numbers, whose masks look like sand: each of the 32 x 32
+            pixels of a cell has its own random weights, and tents have only begun to appear in them
 Read after  demos/4_fcn.py
 """
 
@@ -25,7 +26,7 @@ K = len(classes.names)
 
 # %% [markdown]
 # The bilinear kernel has weights on the channel diagonal only: 5 tents that sum to 1, and 20 kernels of zeros. Xavier's
-# fills all 25 kernels with random numbers whose 64 x 64 values share one variance. The trunk starts the same in both.
+# fills all 25 kernels with random numbers of one variance. The trunk starts the same in both.
 
 # %%
 def build(start, seed):

@@ -1,7 +1,7 @@
 """Exercise: can the accuracy be improved by other hyper-parameters?
 
 Shows       nine trainings that differ from the first in one setting each, run side by side, ending in a table
-Takes       about 12 minutes on two cores (--quick: 20 s)
+Takes       about 3 minutes on two cores (--quick: 20 s)
 Expect      the learning rate and momentum decide: with the book's plain descent the mean IoU stays near "all background"
 Read after  minifcn/training/optim.py
 """
