@@ -18,10 +18,11 @@ import threading
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+_threads = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or os.cpu_count() or 1)
 _blas = ThreadpoolController().select(user_api="blas")
 _tasks = []                                     # one queue a worker; the calling thread does the first share itself
 _local = threading.local()
+_turn = threading.Lock()                        # one caller at a time: BLAS has one number of threads
 
 
 def set_threads(count):
@@ -39,13 +40,13 @@ def in_parallel(function, shares):
     """Call function(share) for every share, each in its own thread, with BLAS held to one thread; return when all are done.
 
     shares: at most as many as threads, as made by `split`. What a share computes must not depend on who else runs.
-    Raises what a share raised. Cost: about 20 us, so a share should be worth several times that.
+    A share must not call this itself. Raises what a share raised. Cost: 20 us; a share should be worth several times that.
     """
-    while len(_tasks) < len(shares) - 1:
-        tasks = queue.SimpleQueue()
-        threading.Thread(target=_work, args=(tasks,), daemon=True, name="minifcn").start()
-        _tasks.append(tasks)
-    with _blas.limit(limits=1):
+    with _turn, _blas.limit(limits=1):
+        while len(_tasks) < len(shares) - 1:
+            tasks = queue.SimpleQueue()
+            threading.Thread(target=_work, args=(tasks,), daemon=True, name="minifcn").start()
+            _tasks.append(tasks)
         done = queue.SimpleQueue()
         for tasks, share in zip(_tasks, shares[1:]):
             tasks.put((function, share, done))
@@ -68,7 +69,13 @@ def _attempt(function, share):
         return error
 
 
-os.register_at_fork(after_in_child=_tasks.clear)                         # threads do not survive a fork
+def _forked():
+    _tasks.clear()                                                       # threads do not survive a fork
+    _turn.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_forked)
 
 
 def split(count):
