@@ -172,8 +172,8 @@ def maximum_of_windows_grad_cuda(gy, tap, hw, khw, stride, padding):
 
 
 def fits(H, W):
-    """A plane that the second axis of a grid can count."""
-    return blocks_of(H * W) < 2**16
+    """A plane, a row and a column larger by padding perhaps, that the second axis of a grid can count."""
+    return blocks_of((H + 1) * (W + 1)) < 2**16
 
 
 @replaces(loss.softmax_nll, when=lambda x, target: on_gpu(x) and target.dtype == np.int64)

@@ -34,6 +34,7 @@ def test_float64_and_host_arrays_are_left_to_the_definitions(gpu_on_cpu):
     assert not cuda.on_gpu(x.astype(np.float32)) and not cuda.on_gpu(gpu_on_cpu.asarray(x))
     assert not cuda.on_gpu(gpu_on_cpu.zeros((0, 3), np.float32))
     assert cuda.on_gpu(gpu_on_cpu.asarray(x.astype(np.float32)), None)
+    assert cuda.fits(4094, 4094) and not cuda.fits(4095, 4095)           # 65,535 blocks of 256 threads
 
 
 def test_a_long_sum_is_cut_into_slices():
