@@ -20,6 +20,7 @@ inputs are arbitrary).
 
 import argparse
 import ast
+import contextlib
 import copy
 import gc
 import hashlib
@@ -65,7 +66,7 @@ TESTS = {
     "functional/descent.py": "optim",
     "functional/checks.py": "checks",
     "nn/module.py": "module strangers models weights",
-    "nn/layers.py": "module strangers seed_facts init models",
+    "nn/layers.py": "layers module strangers seed_facts init models",
     "nn/init.py": "init module seed_facts",
     "training/optim.py": "optim trainer",
     "training/metrics.py": "metrics",
@@ -96,6 +97,8 @@ RENAMED = {
     "zeros_like": "ones_like", "ones_like": "zeros_like", "argmax": "argmin", "exp": "sqrt", "log": "exp", "sqrt": "exp",
     "floor": "ceil", "ceil": "floor", "any": "all", "all": "any", "cos": "sin", "outer": "add", "abs": "negative",
 }
+
+COMMUTATIVE = ("maximum", "minimum", "swapaxes")
 
 
 def replacements(node, owner):
@@ -149,7 +152,7 @@ def replacements(node, owner):
             for i, keyword in enumerate(keywords):
                 if keyword.arg is not None:
                     yield but(keywords=[*keywords[:i], *keywords[i + 1:]])
-            for i in range(len(args) - 1):
+            for i in range(len(args) - 1 if getattr(func, "attr", "") not in COMMUTATIVE else 0):
                 if not any(isinstance(a, ast.Starred | ast.Lambda | ast.Tuple | ast.Constant) for a in args[i:i + 2]):
                     yield but(args=[*args[:i], args[i + 1], args[i], *args[i + 2:]])
             if isinstance(func, ast.Attribute) and func.attr in ("swapaxes", "reshape", "transpose", "astype", "copy"):
@@ -343,11 +346,12 @@ class Session:
                         self.child(mutant.file, mutant)
                     running[pid] = mutant
                 pid, status = os.wait()
-                code = os.waitstatus_to_exitcode(status)
-                self.report(running.pop(pid), {0: "survived", -signal.SIGALRM: "timeout"}.get(code, "killed"))
+                mutant, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+                self.report(mutant, {0: "survived", -signal.SIGALRM: "timeout"}.get(code, "killed"))
         finally:
             for pid in running:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def child(self, file, mutant):
         """Never returns: exits with 0 if all tests of the file pass."""
@@ -446,7 +450,7 @@ def main():
                 todo.append(mutant)
         tests = sorted({name for m in todo for name in tests_of(m.file)})
         if todo and pytest.main([*QUIET, *tests], plugins=[Session(tree, todo, options.jobs, memory, report)]):
-            raise SystemExit("pytest could not collect or run the tests")
+            raise SystemExit("pytest did not collect or finish the tests")
     finally:
         remember(remembered, memory)
         shutil.rmtree(tree)

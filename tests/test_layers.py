@@ -1,0 +1,150 @@
+"""Every layer beside torch.nn's: names and shapes of its state, initial values, printed form, and what it computes."""
+
+import numpy as np
+import pytest
+
+import minifcn.functional as F
+from minifcn import Tensor, nn
+from minifcn.nn import init
+
+# (layer, arguments, settings, shape of its input): distinct numbers everywhere, so that none can stand for another
+LAYERS = [
+    ("Conv2d", (3, 4, 2), {}, (2, 3, 7, 8)),
+    ("Conv2d", (3, 4, (2, 3), (2, 1), (1, 2), (1, 3)), {}, (2, 3, 7, 8)),
+    ("Conv2d", (3, 4, 3), {"stride": 2, "padding": 1, "dilation": 2, "bias": False}, (2, 3, 9, 8)),
+    ("ConvTranspose2d", (3, 4, 2), {}, (2, 3, 4, 5)),
+    ("ConvTranspose2d", (3, 4, (2, 3), (3, 4), (1, 0), (1, 2)), {}, (2, 3, 4, 5)),
+    ("ConvTranspose2d", (3, 4, 3), {"stride": 2, "padding": 1, "output_padding": 1, "bias": False}, (2, 3, 4, 5)),
+    ("ConvTranspose2d", (3, 4, 3), {"dilation": 2}, (2, 3, 4, 5)),
+    ("BatchNorm2d", (3,), {}, (2, 3, 4, 5)),
+    ("BatchNorm2d", (3, 0.5, 0.25), {}, (2, 3, 4, 5)),
+    ("BatchNorm2d", (3,), {"affine": False}, (2, 3, 4, 5)),
+    ("ReLU", (), {}, (2, 3)),
+    ("MaxPool2d", (3,), {}, (2, 3, 7, 8)),
+    ("MaxPool2d", ((3, 2), (1, 2), (1, 0)), {}, (2, 3, 7, 8)),
+    ("MaxPool2d", (3, 2, 1), {}, (2, 3, 7, 8)),
+    ("AvgPool2d", (3,), {}, (2, 3, 7, 8)),
+    ("AvgPool2d", ((3, 2), (1, 2), (1, 0)), {}, (2, 3, 7, 8)),
+    ("AdaptiveAvgPool2d", ((2, 3),), {}, (2, 3, 7, 8)),
+    ("AdaptiveAvgPool2d", (1,), {}, (2, 3, 7, 8)),
+    ("Linear", (5, 4), {}, (2, 5)),
+    ("Linear", (5, 4), {"bias": False}, (2, 5)),
+    ("Flatten", (), {}, (2, 3, 4, 5)),
+]
+layers = pytest.mark.parametrize("name, args, settings, shape", LAYERS, ids=[f"{n}-{a}-{s}" for n, a, s, _ in LAYERS])
+
+
+def values(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@layers
+def test_beside_torch(name, args, settings, shape):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    ours, theirs = getattr(nn, name)(*args, **settings), getattr(torch.nn, name)(*args, **settings)
+    state = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    mine = ours.state_dict()
+    assert [(k, v.shape) for k, v in mine.items()] == [(k, tuple(v.shape)) for k, v in state.items()]
+    assert [k for k, _ in ours.named_parameters()] == [k for k, _ in theirs.named_parameters()]
+    if name == "BatchNorm2d":                                            # the others are drawn: test_init.py
+        assert all(np.array_equal(mine[k], v.numpy()) for k, v in state.items())
+    state = {k: abs(values(*v.shape)) if "var" in k else values(*v.shape) for k, v in state.items()}
+    ours.load_state_dict(state)
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in state.items()}, strict=False)
+    x = values(*shape)
+    for training in (False, True):
+        y, z = ours.train(training)(Tensor(x)), theirs.train(training)(torch.tensor(x)).detach().numpy()
+        assert y.shape == z.shape
+        np.testing.assert_allclose(y.data, z, rtol=0, atol=2e-6 * max(1, np.abs(z).max()))
+    for key, v in ours.state_dict().items():                             # running statistics have moved alike
+        np.testing.assert_allclose(v, theirs.state_dict()[key].numpy(), rtol=0, atol=2e-6)
+    if "Conv" in name or name == "Linear":
+        assert repr(ours) == repr(theirs)
+
+
+@layers
+def test_on_xp(xp, device, name, args, settings, shape):
+    """Each layer computes on the device that it was moved to, in the dtype that it was given, forward and backward."""
+    layer = getattr(nn, name)(*args, **settings).to(np.float64).to(device)
+    x = Tensor(xp.asarray(values(*shape).astype(np.float64)), requires_grad=True)
+    y = layer(x)
+    assert isinstance(y.data, xp.ndarray) and y.dtype == np.float64
+    y.backward(xp.ones_like(y.data))
+    for t in (x, *layer.parameters()):
+        assert isinstance(t.grad, xp.ndarray) and t.grad.dtype == np.float64
+    assert all(type(a) is np.ndarray for a in layer.state_dict().values())
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_add_relu_is_the_fused_operation(xp, device, shortcut, training):
+    layer, same = (nn.BatchNorm2d(3, 0.5, 0.25).to(device).train(training) for _ in range(2))
+    for net in (layer, same):
+        net.load_state_dict({k: abs(values(*a.shape)) + i for i, (k, a) in enumerate(net.state_dict().items())})
+    x, s = (Tensor(xp.asarray(values(n, 3, 4, 5)[:2])) for n in (2, 3))
+    y = layer.add_relu(x, s if shortcut else None)
+    z = F.relu(same(x) + s) if shortcut else F.relu(same(x))
+    assert np.array_equal(y.numpy(), z.numpy())
+    for a, b in zip(layer.state_dict().values(), same.state_dict().values()):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind, fan_in", [
+    (lambda: nn.Conv2d(30, 40, (3, 5)), 30 * 15),
+    (lambda: nn.ConvTranspose2d(40, 30, (3, 5)), 30 * 15),
+    (lambda: nn.Linear(450, 40), 450),
+])
+def test_initial_values(kind, fan_in):
+    """Uniform within 1 / sqrt(fan_in): weights and biases nearly reach it and never pass it."""
+    init.seed(3)
+    layer = kind()
+    for p in layer.parameters():
+        top = np.abs(p.data).max() * np.sqrt(fan_in)
+        assert 0.9 < top <= 1 + 1e-6 and abs(p.data.mean() * np.sqrt(fan_in)) < 0.3 and p.dtype == np.float32
+
+
+def test_defaults_as_printed():
+    """Built here and not while the tests are collected, so that a change of a default shows."""
+    for layer, text in [
+        (nn.BatchNorm2d(512), "BatchNorm2d(512, eps=1e-05, momentum=0.1, affine=True)"),
+        (nn.MaxPool2d(3), "MaxPool2d(kernel_size=3, stride=3, padding=0)"),
+        (nn.AvgPool2d((3, 2), 1, 1), "AvgPool2d(kernel_size=(3, 2), stride=1, padding=1)"),
+        (nn.AdaptiveAvgPool2d((1, 1)), "AdaptiveAvgPool2d(output_size=(1, 1))"),
+        (nn.Sequential(nn.ReLU(), nn.Flatten()), "Sequential(\n  (0): ReLU()\n  (1): Flatten()\n)"),
+    ]:
+        assert repr(layer) == text
+
+
+def test_batch_norm_wants_four_axes():
+    for shape in ((2, 3), (2, 3, 4), (2, 3, 4, 5, 6)):
+        with pytest.raises(ValueError, match="BatchNorm2d: x must have 4 axes"):
+            nn.BatchNorm2d(3)(np.ones(shape, np.float32))
+
+
+def test_settings_are_kept():
+    layer = nn.Conv2d(3, 4, (2, 5), 2, (1, 0), 3)
+    assert (layer.in_channels, layer.out_channels, layer.kernel_size) == (3, 4, (2, 5))
+    assert (layer.stride, layer.padding, layer.dilation) == ((2, 2), (1, 0), (3, 3))
+    layer = nn.ConvTranspose2d(3, 4, (2, 5), 6, (1, 0), (3, 2), dilation=4)
+    assert (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride) == (3, 4, (2, 5), (6, 6))
+    assert (layer.padding, layer.output_padding, layer.dilation) == ((1, 0), (3, 2), (4, 4))
+    layer = nn.Linear(3, 4)
+    assert (layer.in_features, layer.out_features) == (3, 4)
+    layer = nn.BatchNorm2d(3, 0.5, 0.25, False)
+    assert (layer.num_features, layer.eps, layer.momentum, layer.affine) == (3, 0.5, 0.25, False)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: nn.Conv2d(3, 4, 0), "Conv2d: kernel_size must be at least 1"),
+    (lambda: nn.Conv2d(3, 4, 1, 0), "Conv2d: stride must be at least 1"),
+    (lambda: nn.Conv2d(3, 4, 1, 1, -1), "Conv2d: padding must be at least 0"),
+    (lambda: nn.Conv2d(3, 4, 1, 1, 0, 0), "Conv2d: dilation must be at least 1"),
+    (lambda: nn.ConvTranspose2d(3, 4, 0), "ConvTranspose2d: kernel_size must be at least 1"),
+    (lambda: nn.ConvTranspose2d(3, 4, 1, 0), "ConvTranspose2d: stride must be at least 1"),
+    (lambda: nn.ConvTranspose2d(3, 4, 1, 1, -1), "ConvTranspose2d: padding must be at least 0"),
+    (lambda: nn.ConvTranspose2d(3, 4, 1, 1, 0, -1), "ConvTranspose2d: output_padding must be at least 0"),
+    (lambda: nn.ConvTranspose2d(3, 4, 1, dilation=0), "ConvTranspose2d: dilation must be at least 1"),
+])
+def test_complaints(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
