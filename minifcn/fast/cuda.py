@@ -195,6 +195,11 @@ def softmax_nll_grad_cuda(g, x, target, saved):
 
 # ---- gradient descent ----
 
-@replaces(descent.descend, when=lambda w, g, v, *_: on_gpu(w, g, v))
+@replaces(descent.descend, when=lambda w, g, v, *_: on_gpu(w, g, v) and in_place(w, v))
 def descend_cuda(w, g, v, lr, momentum, weight_decay):
     launch("sgd", (blocks_of(w.size), 1), (w, contiguous(g), v, w.size, lr, momentum, weight_decay))
+
+
+def in_place(*arrays):
+    """True if all (None aside) can be written by a kernel as they are."""
+    return all(a is None or a.flags.c_contiguous for a in arrays)

@@ -34,6 +34,8 @@ def test_float64_and_host_arrays_are_left_to_the_definitions(gpu_on_cpu):
     assert not cuda.on_gpu(x.astype(np.float32)) and not cuda.on_gpu(gpu_on_cpu.asarray(x))
     assert not cuda.on_gpu(gpu_on_cpu.zeros((0, 3), np.float32))
     assert cuda.on_gpu(gpu_on_cpu.asarray(x.astype(np.float32)), None)
+    w, gaps = gpu_on_cpu.zeros(4, np.float32), gpu_on_cpu.zeros(8, np.float32)[::2]
+    assert cuda.in_place(w, None) and cuda.in_place(w, w) and not cuda.in_place(w, gaps) and not cuda.in_place(gaps, w)
     assert cuda.fits(4094, 4094) and not cuda.fits(4095, 4095)           # 65,535 blocks of 256 threads
 
 
@@ -41,7 +43,7 @@ def test_a_long_sum_is_cut_into_slices():
     assert launch.slices_of(64, 576, 307_200) == 50                      # layer1's weight gradient: 5 tiles alone
     assert launch.slices_of(21, 4800, 86_016) == 6                       # the head's input gradient: 38 tiles alone
     assert launch.slices_of(512, 4800, 4608) == 1                        # enough tiles
-    for M, N, K in ((64, 147, 1_228_800), (3, 5, 7919), (1, 1, 4), (128, 1152, 76_800)):
+    for M, N, K in ((64, 147, 1_228_800), (3, 5, 7919), (1, 1, 4), (128, 1152, 76_800), (3, 5, 6150)):
         s = launch.slices_of(M, N, K)
         assert s == 1 or K % s == 0 and K // s % 4 == 0 and K // s >= launch.SHORTEST
 
