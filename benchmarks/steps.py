@@ -70,7 +70,5 @@ def _in_torch(kind, net, images):
 
     from benchmarks import torch_fcn
     layout = torch.channels_last if kind == "torch-channels-last" else torch.contiguous_format
-    theirs = torch_fcn.FCN32s()
-    lacking, unknown = theirs.load_state_dict({k: torch.from_numpy(v) for k, v in net.state_dict().items()}, strict=False)
-    assert not unknown and all(name.endswith("num_batches_tracked") for name in lacking), (lacking, unknown)
+    theirs = torch_fcn.with_weights(net.state_dict())
     return theirs.to(memory_format=layout), torch.from_numpy(images).to(memory_format=layout)

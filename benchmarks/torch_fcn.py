@@ -1,5 +1,6 @@
 """The network of minifcn.models.fcn32s in plain PyTorch, with the same names, so that one state dict fits both."""
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,6 +54,14 @@ class FCN32s(nn.Module):
 
     def forward(self, x):
         return self.transpose_conv(self.final_conv(self.trunk(x)))[..., :x.shape[2], :x.shape[3]]
+
+
+def with_weights(state):
+    """FCN32s with the weights of a minifcn.models.fcn32s; state: its state_dict(), name -> ndarray."""
+    net = FCN32s(len(state["final_conv.bias"]), len(state["trunk.bn1.weight"]))
+    lacking, unknown = net.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()}, strict=False)
+    assert not unknown and all(name.endswith("num_batches_tracked") for name in lacking), (lacking, unknown)
+    return net
 
 
 def train_step(net, optimizer, images, labels):

@@ -1,6 +1,7 @@
 """Hypothesis profiles, and `xp`: every test that touches arrays runs on NumPy, on a strict CuPy stand-in, and on CuPy."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import Phase, settings
 
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that; the tests send it on purpose.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)

@@ -117,7 +117,7 @@ def test_unknown_backbone():
 
 def torch_of(net):
     torch_fcn = pytest.importorskip("benchmarks.torch_fcn", reason="PyTorch is not installed", exc_type=ImportError)
-    return torch_fcn.build(net.state_dict(), "nchw", 1).double()
+    return torch_fcn.with_weights(net.state_dict()).double()
 
 
 @pytest.mark.parametrize("training", [False, True])

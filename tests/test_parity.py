@@ -29,7 +29,7 @@ def distance(gradients, exact):
 
 
 def torch_net(net):
-    return torch_fcn.build(net.state_dict(), "nchw", torch.get_num_threads()).train()
+    return torch_fcn.with_weights(net.state_dict()).train()
 
 
 def torch_gradients(net, x, labels):
