@@ -3,6 +3,7 @@
     python -m benchmarks.cpu                                about ten minutes; needs torch
     python -m benchmarks.cpu --only step memory             some of the sections
     python -m benchmarks.cpu --json out.json --plot out.png
+    OMP_NUM_THREADS=1 python -m benchmarks.cpu --busy       processor time of one thread, where others use the machine too
 
 Sections: step (training and inference of the whole network), ops (each layer, definition and twin beside PyTorch), ladder (one
 convolution from loops to Winograd), growth (batch, area, threads), memory (each in a process of its own), data (the
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 import minifcn
-from benchmarks import ops, steps
+from benchmarks import ops, steps, timing
 from benchmarks.shapes import CLASSES, HEIGHT, WIDTH
 from benchmarks.timing import ceilings, in_turn, quartiles, table
 from minifcn import fast
@@ -164,10 +165,16 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="the sections to run")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count, at least 2 (default: 5)")
+    parser.add_argument("--busy", action="store_true", help="count the processor time of one thread instead of wall time")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     parser.add_argument("--plot", type=Path, help="draw step and growth to this file")
     args = parser.parse_args()
-    set_threads(os.cpu_count())
+    if args.busy:
+        if os.environ.get("OMP_NUM_THREADS") != "1":
+            parser.error("--busy needs OMP_NUM_THREADS=1, so that no idle thread is counted")
+        timing.clock = time.process_time
+    else:
+        set_threads(os.cpu_count())
     results = {"machine": machine()}
     table(["machine", ""], [[k, f"{v:.0f}" if isinstance(v, float) else v] for k, v in results["machine"].items()])
     for name in args.only:

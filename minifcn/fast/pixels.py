@@ -4,7 +4,7 @@ On a CPU these layers cost what their memory traffic costs. The definitions read
 all statements run on one block of rows while it is in the cache, so that a map is read and written once per pass. A row of
 W*C numbers (cpu.py) meets the per-channel vectors repeated W times: one long contiguous loop.
 
-Read after winograd.py; read next head.py. Source: Welford 1962 and Chan et al. 1979 for merging means and variances.
+Read after winograd.py; read next head.py. Source: Chan, Golub & LeVeque 1983 (variance about a shift).
 """
 
 import numpy as np
@@ -91,30 +91,30 @@ def _normalize(x, w, b, eps, finish):
 
 
 def _moments(rows, C):
-    """Mean and biased variance of each channel in one pass: each block's own mean and squares about it, then merged.
+    """Mean and biased variance of each channel in one pass, about a pilot p, the mean of every k-th row:
 
-    Merging (Chan et al.): squares = sum of blocks' squares + sum of counts * (block mean - mean)^2. In float64: exact enough.
+        d = x - p:   mean = p + mean(d),   var = mean(d d) - mean(d)^2
+
+    That subtraction is harmless: the pilot of one row in k is off by at most sqrt(k var), and usually by far less.
     """
-    todo = blocks_of(rows)
-    parts = [[] for _ in todo]                                           # per thread: (count, sums, squares) of each block
+    sample = np.ascontiguousarray(rows[::max(1, len(rows) // 16)]).reshape(-1, C)
+    pilot = sample.mean(axis=0)                                          # (C,)
+    centre, todo = np.tile(pilot, rows.shape[1] // C), blocks_of(rows)
+    sums = [[] for _ in todo]
 
     def work(share):
         number, blocks = share
         for block in blocks:
-            part = rows[block].reshape(-1, C)                            # (pixels, C)
-            ones = np.ones((1, len(part)), np.float32)
-            mean = (ones @ part)[0] / np.float32(len(part))              # a product adds faster than .sum
-            centred = np.subtract(rows[block], np.tile(mean, rows.shape[1] // C), out=scratch("a", rows[block].shape))
-            rest = (ones @ centred.reshape(-1, C))[0]                    # what the sum over thousands had rounded away
-            np.square(centred, out=centred)
-            parts[number].append((len(part), mean + rest / np.float64(len(part)), (ones @ centred.reshape(-1, C))[0]))
+            d = np.subtract(rows[block], centre, out=scratch("a", rows[block].shape))
+            pixels = d.reshape(-1, C)
+            ones = np.ones((1, len(pixels)), np.float32)                 # a product adds faster than .sum
+            total = ones @ pixels
+            np.square(d, out=d)
+            sums[number].append((total, ones @ pixels))
 
     in_parallel(work, list(enumerate(todo)))
-    counts, means, squares = (np.array(column, np.float64) for column in zip(*(p for part in parts for p in part)))
-    total = counts.sum()
-    mean = counts @ means / total                                        # (C,)
-    var = (squares.sum(axis=0) + counts @ (means - mean) ** 2) / total
-    return mean.astype(np.float32), var.astype(np.float32)
+    first, second = np.array([s for part in sums for s in part], np.float64).sum(axis=0)[:, 0] / (rows.size // C)
+    return (pilot + first).astype(np.float32), np.maximum(second - first**2, 0).astype(np.float32)
 
 
 @replaces(batchnorm.normalize_grad, when=lambda gy, w, saved: worth_it(gy, w) and len(saved) == 3)
