@@ -65,7 +65,7 @@ TESTS = {
     "functional/loss.py": "loss strangers torch_reference",
     "functional/descent.py": "optim",
     "functional/checks.py": "checks",
-    "nn/module.py": "module strangers models weights",
+    "nn/module.py": "module layers strangers models weights",
     "nn/layers.py": "layers module strangers seed_facts init models",
     "nn/init.py": "init module seed_facts",
     "training/optim.py": "optim trainer",
@@ -186,20 +186,26 @@ def mutants_of(file):
     """Every Mutant of one file."""
     text = (ROOT / "minifcn" / file).read_text()
     lines, tree, seen = text.splitlines(), ast.parse(text), Counter()
-    unchanged = ast.unparse(tree)
-    for owner, field, index, node, function in places(tree, file, "module"):
-        for new in replacements(node, owner):
-            old = ast.unparse(node).splitlines()[0]
-            line = lines[node.lineno - 1].split("  #")[0].strip() if hasattr(node, "lineno") else old
-            change = ast.unparse(ast.fix_missing_locations(copy.copy(new))).splitlines()[0]
-            put(owner, field, index, new)
-            source = ast.unparse(ast.fix_missing_locations(tree))
-            put(owner, field, index, node)
-            if source == unchanged:                                      # such as (1, 1) with its elements exchanged
-                continue
-            key = f"{file} | {function} | {line} | {old} => {change}"
-            seen[key] += 1
-            yield Mutant(file, key + (f" (no. {seen[key]})" if seen[key] > 1 else ""), source)
+    parts = [ast.unparse(ast.Module(tree.body[:1], [])), *map(unparsed, tree.body[1:])]       # a change writes one anew
+    for i, statement in enumerate(tree.body):
+        for owner, field, index, node, function in places(ast.Module([statement], []), file, "module"):
+            for new in replacements(node, owner):
+                old = ast.unparse(node).splitlines()[0]
+                line = lines[node.lineno - 1].split("  #")[0].strip() if hasattr(node, "lineno") else old
+                change = ast.unparse(ast.fix_missing_locations(copy.copy(new))).splitlines()[0]
+                put(owner, field, index, new)
+                changed = unparsed(ast.fix_missing_locations(owner if isinstance(owner, ast.Module) else statement))
+                put(owner, field, index, node)
+                if changed == parts[i]:                                  # such as (1, 1) with its elements exchanged
+                    continue
+                key = f"{file} | {function} | {line} | {old} => {change}"
+                seen[key] += 1
+                source = "\n".join([*parts[:i], changed, *parts[i + 1:]])
+                yield Mutant(file, key + (f" (no. {seen[key]})" if seen[key] > 1 else ""), source)
+
+
+def unparsed(statement):
+    return ("\n" if isinstance(statement, ast.FunctionDef | ast.ClassDef) else "") + ast.unparse(statement)
 
 
 def put(owner, field, index, node):

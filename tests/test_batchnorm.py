@@ -206,6 +206,12 @@ COMPLAINTS = {
     "w": ((X, V, V, ONE), {}, ValueError, r"w must have shape \(3,\)"),
     "b": ((X, V, V, V, ONE), {}, ValueError, r"b must have shape \(3,\)"),
     "dtype": ((X, V, V, V.astype(np.float32)), {}, TypeError, r"x: float64, w: float32"),
+    "dtype of b": ((X, V, V, V, V.astype(np.float32)), {}, TypeError, r"w: float64, b: float32"),
+    "dtype of running_var": ((X, V, V.astype(np.float32)), {}, TypeError, r"running_mean: float64, running_var: float32"),
+    "running list": ((X, [0.0] * 3, V), {}, TypeError, r"running_mean must be an ndarray.*got list"),
+    "running Tensor": ((X, V, Tensor(V)), {}, TypeError, r"running_var must be an ndarray.*got Tensor"),
+    "eps": ((X, V, V, V, V, False, 0.1, -1e-5), {}, ValueError, r"eps must be at least 0, got -1e-05"),
+    "eps in training": ((X, V, V, V, V, True, 0.1, float("nan")), {}, ValueError, r"eps must be at least 0, got nan"),
     "running dtype": ((X, V.astype(np.float32), V.astype(np.float32)), {}, TypeError, r"running_mean: float32"),
     "no statistics": ((X, None, None), {}, ValueError, r"needs running_mean and running_var, or neither in training"),
     "half the statistics": ((X, V, None), {"training": True}, ValueError, r"needs running_mean and running_var"),
@@ -219,7 +225,7 @@ COMPLAINTS = {
 @pytest.mark.parametrize("op", [F.batch_norm, F.batch_norm_add_relu])
 @pytest.mark.parametrize("args, kwargs, error, message", COMPLAINTS.values(), ids=COMPLAINTS)
 def test_complaints(op, args, kwargs, error, message):
-    with pytest.raises(error, match=("batch_norm: |batch_norm_add_relu: ") + message if error is ValueError else message):
+    with pytest.raises(error, match=f"^{op.__name__}: .*{message}"):
         op(*args, **kwargs)
 
 

@@ -148,3 +148,32 @@ def test_settings_are_kept():
 def test_complaints(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---- Module, where its own tests do not look ----
+
+def test_a_new_module_trains():
+    assert nn.Module().training is True and nn.BatchNorm2d(3).training is True
+
+
+def test_to_the_same_dtype_keeps_the_arrays_and_integers_stay():
+    net = nn.Sequential(nn.Linear(2, 3))
+    net.steps, weight = np.arange(3), net[0].weight.data
+    net.to("float32")
+    assert net[0].weight.data is weight
+    net.to("float64")
+    assert net.steps.dtype.kind == "i" and net[0].weight.dtype == np.float64
+
+
+def test_load_refuses_what_are_no_real_numbers():
+    net = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="weight: expected real numbers, got complex128"):
+        net.load_state_dict({"weight": np.ones((1, 2), complex), "bias": np.ones(1)})
+
+
+def test_sequential_is_a_sequence():
+    net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
+    assert list(net) == list(net.children()) == [net[0], net[1], net[2]]
+    assert isinstance(net[:2], nn.Sequential) and list(net[:2]) == [net[0], net[1]]
+    with pytest.raises(TypeError, match="'0' must be a Module, got function"):
+        nn.Sequential(F.relu)

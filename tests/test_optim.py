@@ -136,3 +136,12 @@ def test_schedules():
     assert all(poly(s, 100) > poly(s + 1, 100) for s in range(100))
     assert [round(step_decay(s, 90), 12) for s in (0, 29, 30, 59, 60, 89)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
     assert [step_decay(s, 8, pieces=2, gamma=0.5) for s in range(8)] == [1] * 4 + [0.5] * 4
+
+
+def test_without_momentum_and_decay_by_default():
+    p = Tensor(np.array([2.0]), requires_grad=True)
+    optimizer = SGD([p], lr=0.5)
+    for _ in range(2):
+        p.grad = np.array([1.0])
+        optimizer.step()
+    assert p.data.tolist() == [1.0] and optimizer.state_dict() == {}
