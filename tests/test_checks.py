@@ -1,0 +1,71 @@
+"""The table behind `minifcn check`: complete, within its bounds, and able to say no."""
+
+import numpy as np
+import pytest
+
+import minifcn.functional as F
+from minifcn.core.backend import to_host
+from minifcn.core.tensor import record
+from minifcn.functional import checks, conv
+from minifcn.functional.checks import FLOAT32_BOUND, Row, gradcheck_table, gradients
+
+NOT_DIFFERENTIABLE = {"argmax", "conv_matrix", "conv_matrix_entries"}
+TOGETHER = {"pad": "pad, crop", "crop": "pad, crop", "reshape": "permute, reshape", "permute": "permute, reshape"}
+
+
+@pytest.fixture(scope="module")
+def table(xp, device):
+    return list(gradcheck_table(device))
+
+
+def test_every_op_is_there_in_both_dtypes_and_passes(table, device):
+    assert {row.op for row in table} == {TOGETHER.get(op, op) for op in F.__all__} - NOT_DIFFERENTIABLE
+    for wide, narrow in zip(table[::2], table[1::2]):
+        assert wide[:2] == narrow[:2] and (wide.dtype, narrow.dtype) == ("float64", "float32")
+        assert 0 <= wide.error <= wide.bound <= 1e-7 and 0 < narrow.error <= narrow.bound == 100 * 2.0**-24
+        assert wide.device == narrow.device == device
+    for op in ("conv2d", "conv_transpose2d"):
+        assert [row.form for row in table if row.op == op] == [f for f in ("gemm", "loops", "matrix") for _ in range(2)]
+
+
+def test_the_seed_draws_the_inputs():
+    tables = [[row.error for row in gradcheck_table(seed=s)][:6] for s in (0, 0, 1)]
+    assert tables[0] == tables[1] != tables[2]
+
+
+def errors_of(op, wrong, monkeypatch):
+    monkeypatch.setattr(checks, "cases", lambda rng, device: [(op, "form", wrong, (rng.standard_normal((3, 4)),))])
+    return list(gradcheck_table())
+
+
+def test_a_wrong_gradient_is_a_row_not_an_error(monkeypatch):
+    wide, narrow = errors_of("x", lambda x: record(x.data * 2, (x,), lambda gy: (gy * 2.1,), "wrong"), monkeypatch)
+    assert wide[:3] == ("x", "form", np.inf) and np.isnan(wide.bound) and wide[4:] == ("float64", "cpu")
+    assert narrow.error < FLOAT32_BOUND                                  # wrong alike in both precisions
+
+
+def test_a_nan_is_above_every_bound(monkeypatch):
+    def wrong(x):
+        return record(x.data * 2, (x,), lambda gy: ((gy if gy.dtype == np.float64 else gy * np.float32("nan")) * 2,), "nan")
+
+    wide, narrow = errors_of("x", wrong, monkeypatch)
+    assert wide.error < wide.bound and np.isnan(narrow.error) and narrow == Row("x", "form", narrow.error, FLOAT32_BOUND,
+                                                                                "float32", "cpu")
+
+
+def test_products_rounded_to_tf32_show_themselves(monkeypatch):
+    def tf32(a):
+        return (a.view(np.uint32) + 0x1000 & 0xFFFFE000).view(np.float32) if a.dtype == np.float32 else a
+
+    exact = conv.FORMS["gemm"]
+    monkeypatch.setitem(conv.FORMS, "gemm", (exact[0], lambda gy, w, *a: exact[1](tf32(gy), tf32(w), *a), exact[2]))
+    rows = [row for row in gradcheck_table() if row.op == "conv2d" and row.dtype == "float32"]
+    assert [row.error > row.bound for row in rows] == [True, False, False]
+
+
+def test_gradients_of_all_inputs_for_a_drawn_cotangent(xp):
+    a, b = (xp.asarray(np.full((2, 2), v)) for v in (2.0, 3.0))
+    ga, gb = gradients(F.mul, [a, b], 5)
+    assert np.array_equal(to_host(ga) * 2, to_host(gb) * 3) and len(np.unique(to_host(ga))) == 4
+    assert np.array_equal(to_host(ga), to_host(gradients(F.mul, [a, b], 5)[0]))
+    assert not np.array_equal(to_host(ga), to_host(gradients(F.mul, [a, b], 6)[0]))
