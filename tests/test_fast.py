@@ -240,11 +240,11 @@ def test_batch_norm(threads, shape, form, order):
 
 
 def test_moments_of_a_map_that_drifts(threads):
-    """The pilot is taken from a few rows: whatever they miss, the variance is as exact as about the mean itself."""
+    """The pilot is taken from a few rows: whatever they miss, nothing cancels."""
     x = draw(3, (4, 8, 50, 41))[0] + np.linspace(-50, 500, 50, dtype=np.float32)[:, None]
     x[3] *= 30
     _, mean, var, _ = pixels.normalize_blocks(x, *np.ones((2, 8), np.float32), 1e-5)
-    close(mean, x.mean(axis=(0, 2, 3), dtype=np.float64), 2e-7)
+    close(mean, x.mean(axis=(0, 2, 3), dtype=np.float64), 2e-6)          # a plain sum over a block's 8,192 pixels
     close(var, x.var(axis=(0, 2, 3), dtype=np.float64), 2e-6)
 
 
