@@ -182,6 +182,13 @@ COMPLAINTS = {
     "float labels": ((X, L.astype(np.float32)), {}, TypeError, r"labels must be integers, got float32"),
     "boolean labels": ((X, L.astype(bool)), {}, TypeError, r"labels must be integers, got bool"),
     "weight": ((X, L, np.ones(4)), {}, ValueError, r"weight must have shape \(3,\), one value per class, got 4"),
+    "labels as a Tensor": ((X, Tensor(L.astype(np.float32))), {}, TypeError, r"labels must be an ndarray, got Tensor"),
+    "labels as a list": ((X[:, :, 0, 0], [0, 1]), {}, TypeError, r"labels must be an ndarray, got list"),
+    "no labels": ((X, None), {}, TypeError, r"labels must be an ndarray, got NoneType"),
+    "weight as a list": ((X, L, [1.0] * 3), {}, TypeError, r"weight must be an ndarray, got list"),
+    "weight as a Tensor": ((X, L, Tensor([1.0] * 3)), {}, TypeError, r"weight must be an ndarray, got Tensor"),
+    "ignore_index": ((X, L), {"ignore_index": None}, TypeError, r"ignore_index must be an int, got None"),
+    "no classes": ((X[:, :0], L), {}, ValueError, r"do not fit \(x: 2x0x4x5"),
     "reduction": ((X, L), {"reduction": "batchmean"}, ValueError, r"reduction must be .* not 'batchmean'"),
     "label smoothing": ((X, L), {"label_smoothing": 0.1}, TypeError, r"label_smoothing"),
 }
@@ -191,6 +198,14 @@ COMPLAINTS = {
 def test_complaints(args, kwargs, error, message):
     with pytest.raises(error, match=message):
         F.cross_entropy(*args, **kwargs)
+
+
+def test_gradient_at_extremes(xp):
+    """softmax minus one-hot, although log 2 is rounded away next to 1e9."""
+    x = Tensor(xp.asarray(np.array([[1e9, 1e9, 0], [0, -1e9, 1e9]], np.float32)), requires_grad=True)
+    loss = F.cross_entropy(x, xp.asarray(np.array([0, 2])), reduction="sum")
+    loss.backward()
+    assert loss.item() == np.log(np.float32(2)) and to_host(x.grad).tolist() == [[-0.5, 0.5, 0], [0, 0, 0]]
 
 
 @given(st.integers(1, 4), st.sampled_from([1.0, 50.0, 1e4]), seeds)
