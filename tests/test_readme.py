@@ -1,0 +1,35 @@
+"""The README stays true: its example prints what it says, its files and functions exist, its links lead somewhere."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_prints_its_comments():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    said = [re.search(r"# (?:the same by W\^T: )?(.*)$", line)[1] for line in code.splitlines() if line.startswith("print")]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(code, {})
+    assert output.getvalue().splitlines() == said
+
+
+def test_where_is():
+    table = README[README.index("| Where is ...? |"):README.index("## Results")]
+    rows = [line.split("|")[2] for line in table.splitlines()[2:] if line.startswith("|")]
+    assert len(rows) > 12
+    for row in rows:
+        files = re.findall(r"`(\w+/\w+\.(?:py|cu))`", row)
+        assert files, row
+        text = "".join((ROOT / "minifcn" / name).read_text() for name in files)
+        for word in re.findall(r"`([\w.]+)`", row):
+            assert word.rsplit(".")[-1] in text, (word, files)
+
+
+def test_links():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
