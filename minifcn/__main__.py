@@ -133,6 +133,7 @@ def run_evaluate(args):
 def run_predict(args):
     net, checkpoint = load_model(args.checkpoint)
     classes, device = checkpoint.classes, backend.choose_device(args.device)
+    scale = trainer.stored_options(checkpoint, args.checkpoint).scale if args.scale is None else args.scale
     backend.set_precision(args.precision)
     net.to(device)
     stems = [Path(path).stem for path in args.images]
@@ -142,7 +143,7 @@ def run_predict(args):
     args.out.mkdir(parents=True, exist_ok=True)
     for path, stem in zip(args.images, stems):
         image = read_image(path, exif=True)                                         # (H, W, 3)
-        labels = predict(net, image, METHODS[args.method], device)                  # (H, W)
+        labels = predict(net, image, METHODS[args.method], device, scale)           # (H, W)
         mask, picture = args.out / f"{stem}.png", args.out / f"{stem}_overlay.png"
         write_labels(mask, labels, classes)
         Image.fromarray(plotting.overlay(image, labels, classes)).save(picture)
@@ -307,6 +308,8 @@ def _add_predict(commands):
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="(default %(default)s)")
+    parser.add_argument("--scale", type=float, metavar="FRACTION",
+                        help="show the net the image at this fraction of its size (default: the one it was trained at)")
     parser.add_argument("--method", choices=sorted(METHODS), default="whole",
                         help="the whole image at once; padded to multiples of 32; in overlapping tiles, for large images "
                              "(default %(default)s)")

@@ -6,10 +6,13 @@ Read after minifcn/models/fcn.py; read next minifcn/plotting.py. Source: Long, S
 """
 
 import numpy as np
+from PIL import Image
 
+import minifcn.functional as F
 from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.loader import normalize
+from minifcn.data.voc import scaled_size
 
 
 def whole(net, x):
@@ -76,11 +79,19 @@ def _pad(x, height, width):
 METHODS = {"whole": whole, "pad": pad_and_crop, "tile": tile_and_average}
 
 
-def predict(net, image, method=whole, device="cpu"):
+def predict(net, image, method=whole, device="cpu", scale=1.0):
     """Class of every pixel.
 
     net: an FCN in eval mode on `device`. image: (H, W, 3) uint8 RGB on the host. method: one of METHODS' functions.
+    scale: fraction of the image's size at which the net sees it (the one it was trained at); the logits are enlarged again.
     Returns (H, W) uint8 on the host: the class with the largest logit, the first of equals.
     """
-    x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device))      # (1, 3, H, W)
-    return to_host(method(net, x).argmax(axis=1)[0].astype(np.uint8))               # (H, W)
+    H, W = image.shape[:2]
+    h, w = scaled_size((H, W), scale)
+    if (h, w) != (H, W):
+        image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))    # (h, w, 3)
+    x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device))      # (1, 3, h, w)
+    logits = method(net, x)                                                         # (1, K, h, w)
+    if (h, w) != (H, W):
+        logits = F.interpolate(logits, (H, W), mode="bilinear").data                # (1, K, H, W)
+    return to_host(logits.argmax(axis=1)[0].astype(np.uint8))                       # (H, W)

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
 import minifcn.functional as F
 from minifcn import models, nn
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import Tensor
+from minifcn.data.loader import normalize
 from minifcn.inference import pad_and_crop, predict, starts, tile_and_average, whole
 
 
@@ -103,3 +105,23 @@ def test_predict_takes_the_largest_logit():
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     assert labels.dtype == np.uint8 and labels.shape == (45, 61)
     assert (labels == ((image / 255 - mean) / std).argmax(axis=2)).mean() > 0.999       # float32 may break near-ties
+
+
+def test_predict_at_half_the_size_answers_at_full_size():
+    """The net sees 20 x 30 pixels; the map of 41 x 60 agrees with the enlarged logits, not with those of the full image."""
+    seen = []
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (41, 60, 3), np.uint8)
+    w = rng.standard_normal((4, 3, 1, 1)).astype(np.float32)
+
+    def net(x):
+        seen.append(x.shape)
+        return F.conv2d(x, w)
+
+    labels = predict(net, image, scale=0.5)
+    assert seen == [(1, 3, 20, 30)] and labels.shape == (41, 60)
+    small = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BILINEAR))
+    logits = F.conv2d(normalize(small.transpose(2, 0, 1)[None].copy()), w)
+    expected = F.interpolate(logits, (41, 60), mode="bilinear").data.argmax(axis=1)[0]
+    np.testing.assert_array_equal(labels, expected)
+    assert (labels != predict(net, image)).any()

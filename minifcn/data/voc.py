@@ -282,6 +282,11 @@ def _read_list(root, split):
 
 
 # ----------------------------------------------------------------------------------------------------------- folders
+def scaled_size(hw, scale):
+    """(H, W) times scale, each rounded and at least 1."""
+    return tuple(max(1, round(side * scale)) for side in hw)
+
+
 class Folder:
     """The images and masks of one split of a VOC-layout folder, in the order of its list.
 
@@ -325,7 +330,7 @@ class Folder:
             for i in range(len(self)):
                 hw = _header_size(self.image_path(i), mask=False)
                 _check_same_size(self.mask_path(i), hw, _header_size(self.mask_path(i), mask=True))
-                sizes.append(self._scaled(hw))
+                sizes.append(scaled_size(hw, self.scale))
             self._sizes = sizes
         return self._sizes
 
@@ -333,7 +338,7 @@ class Folder:
         """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), scaled. Raises DataError."""
         image, labels = read_image(self.image_path(i)), read_labels(self.mask_path(i), self.classes)
         _check_same_size(self.mask_path(i), image.shape[:2], labels.shape)
-        h, w = self._scaled(labels.shape)
+        h, w = scaled_size(labels.shape, self.scale)
         if (h, w) != labels.shape:
             image = np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))     # (H, W, 3)
             labels = np.array(Image.fromarray(labels).resize((w, h), Image.Resampling.NEAREST))    # (H, W)
@@ -353,9 +358,6 @@ class Folder:
         if n < 1:
             raise ValueError(f"Folder.first: at least 1 image wanted, got {n}")
         return self._subset(range(min(n, len(self))))
-
-    def _scaled(self, hw):
-        return tuple(max(1, round(side * self.scale)) for side in hw)
 
     def _subset(self, kept: Iterable[int]):
         folder = copy.copy(self)
