@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
-from minifcn.fast import columns, cpu, descent, head, pixels, winograd
+from minifcn.fast import columns, cpu, head, pixels, winograd
 from minifcn.functional import basic, batchnorm, conv, loss, pool
-from minifcn.functional.descent import descend
 
 U = 2.0**-24
 THREADS = (1, 2, 3)
@@ -254,12 +253,11 @@ def close(mine, exact, tolerance):
 
 
 @pytest.mark.parametrize("shape", MAPS)
-def test_relu_and_scale_shift(threads, shape):
-    """Exactly: NaN stays NaN forward, no gradient where y is 0, -0 or NaN, and an infinite gradient does not become NaN."""
+def test_relu_gradient_and_scale_shift(threads, shape):
+    """Exactly: no gradient where y is 0, -0 or NaN, and an infinite gradient does not become NaN."""
     x, gy = draw(3, shape, shape)
     scale, shift = draw(4, shape[1:2], shape[1:2])
     x[0, 0, 0, :4], gy[0, 0, 0, :6] = [np.nan, -0.0, 0.0, -np.inf], np.inf
-    np.testing.assert_array_equal(repeated(pixels.rectify_blocks, x), np.maximum(x, 0))
     np.testing.assert_array_equal(pixels.rectify_grad_blocks(gy, x), np.where(x > 0, gy, 0))
     np.testing.assert_array_equal(repeated(pixels.scale_shift_blocks, x, scale, shift),
                                   x * scale[:, None, None] + shift[:, None, None])
@@ -296,20 +294,6 @@ def test_loss(threads):
     gx = repeated(lambda g: head.softmax_nll_grad_blocks(g, x, target, saved), g)
     exact = definition(loss.softmax_nll_grad, g, x, target, exact_saved)
     assert (abs(gx - exact) <= 4e-6 * abs(g)[:, None]).all()             # 0 where g is 0, whatever the logits
-
-
-@pytest.mark.parametrize("velocity", [True, False])
-@pytest.mark.parametrize("decay", [0.0, 5e-4])
-def test_descent(threads, velocity, decay):
-    """The same statements in the same order: the same bits as the definition."""
-    w, g, v = draw(9, *[(70, 65, 3, 5)] * 3)
-    mine, theirs = ([w.copy(), g.copy(), v.copy() if velocity else None] for _ in range(2))
-    descent.descend_blocks(*mine, 0.1, 0.9, decay)
-    with readable_only():
-        descend(*theirs, 0.1, 0.9, decay)
-    for a, b in zip(mine, theirs):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(mine[1], g)
 
 
 # ---- threads ----
@@ -379,5 +363,6 @@ def test_after_a_fork():
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_relu_of_a_bare_map_is_not_worth_threads():
-    assert not any(when(np.ones((1, 2, 3, 4), np.float32)) for when, _ in REPLACEMENTS[basic.rectify])
+def test_a_small_map_is_not_worth_threads():
+    small = np.ones((1, 2, 3, 4), np.float32)
+    assert not any(when(small, small) for when, _ in REPLACEMENTS[basic.rectify_grad])

@@ -1,12 +1,12 @@
 """Faster twins of the array functions, loaded last; the library is whole without them (`MINIFCN_READABLE=1`).
 
 Each file holds one idea. On the CPU, in reading order: cpu (threads, buffers, layout), columns (im2col in blocks), winograd
-(fewer products), pixels (fewer passes over memory), head (the 64 x 64 kernel and the loss), descent. The twin registered
-first is asked first, so what is special stands before what is general. What each bought: benchmarks/README.md.
+(fewer products), pixels (fewer passes over memory), head (the 64 x 64 kernel and the loss). The twin registered first is
+asked first, so what is special stands before what is general. What each bought: benchmarks/README.md.
 """
 
 # isort: skip_file
-from minifcn.fast import winograd, head, columns, pixels, descent, cuda
+from minifcn.fast import winograd, head, columns, pixels, cuda
 from minifcn.fast.cpu import set_threads
 
-__all__ = ["winograd", "head", "columns", "pixels", "descent", "cuda", "set_threads"]
+__all__ = ["winograd", "head", "columns", "pixels", "cuda", "set_threads"]
