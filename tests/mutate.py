@@ -235,7 +235,56 @@ def places(node, file, function):
 
 # ---- bugs planted by hand: (file, text that occurs once, replacement) ----
 
-PLANTED = []
+PLANTED = [
+    # height and width exchanged
+    ("functional/conv.py", "frame[:, :, u * DH:u * DH", "frame[:, :, u * DW:u * DW"),
+    ("functional/conv.py", "(PH, PW) = x.shape[:2], khw, ohw, padding", "(PW, PH) = x.shape[:2], khw, ohw, padding"),
+    ("functional/conv_forms.py", "h = i * stride[0] + u * dilation[0] - padding[0]",
+     "h = i * stride[1] + u * dilation[1] - padding[1]"),
+    ("functional/pool.py", "return (frame[:, :, PH:PH + H, PW:PW + W],)", "return (frame[:, :, PW:PW + H, PH:PH + W],)"),
+    ("functional/resize.py", "return (R.T @ gy @ Q,)", "return ((R.T @ gy @ Q)[:, :, ::-1],)"),
+    # a gradient of zeros, or one that forgets a term
+    ("functional/batchnorm.py", "centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)", "centred = gy * 0"),
+    ("functional/batchnorm.py", "centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)",
+     "centred = gy - per_channel(gb / M, gy)"),
+    ("functional/batchnorm.py", "centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)", "centred = gy"),
+    ("functional/basic.py", "return record(y, (x,), lambda gy: (rectify_grad(gy, y),), \"relu\")",
+     "return record(y, (x,), lambda gy: (gy,), \"relu\")"),
+    ("functional/loss.py", "gx -= target[:, None] == classes", "pass"),
+    # biased where it should be unbiased, and the other way round; momentum the wrong way round, as MXNet has it
+    ("functional/batchnorm.py", "momentum * (var * (M / (M - 1)) - running_var)", "momentum * (var - running_var)"),
+    ("functional/batchnorm.py", "var = (xhat * xhat).mean(axis=axes)",
+     "var = (xhat * xhat).sum(axis=axes) / (x.size // x.shape[1] - 1)"),
+    ("functional/batchnorm.py", "running_mean + momentum * (mean - running_mean)", "mean + momentum * (running_mean - mean)"),
+    # a wrong axis
+    ("functional/batchnorm.py", "return (0, *range(2, x.ndim))", "return tuple(range(1, x.ndim))"),
+    ("functional/loss.py", "top, rest = log_sum_exp(x, 1)", "top, rest = log_sum_exp(x, -1)"),
+    # ties, kinks, padding
+    ("functional/pool.py", "tap[view[:, :, 0, 0] > y] = k", "tap[view[:, :, 0, 0] >= y] = k"),
+    ("functional/pool.py", "constant_values=-np.inf", "constant_values=0"),
+    ("functional/pool.py", "np.min_scalar_type(khw[0] * khw[1] - 1)", "np.uint8"),
+    ("functional/basic.py", "where(y > 0, gy, 0)", "where(y >= 0, gy, 0)"),
+    ("functional/basic.py", "xp.add.at(gx, index, gy)", "gx[index] = gy"),
+    # the kernel flipped, as in a true convolution
+    ("functional/conv.py", "xp, rows = array_module(x), w.reshape(F, C * KH * KW)",
+     "xp, rows = array_module(x), w[:, :, ::-1, ::-1].reshape(F, C * KH * KW)"),
+    # labels: ignored pixels that count, an index that wraps
+    ("functional/loss.py", "xp.where(valid, weights, 0)", "weights"),
+    ("functional/loss.py", "target = xp.where(valid & ~wrong, labels, 0)", "target = labels"),
+    ("functional/loss.py", "weights = xp.where(wrong, np.nan, xp.where(valid, weights, 0))",
+     "weights = xp.where(valid, weights, 0)"),
+    # an input changed, a rounding lost, a promotion to float64
+    ("functional/batchnorm.py", "xhat = x - per_channel(mean, x)", "xhat = x; xhat -= per_channel(mean, x)"),
+    ("functional/batchnorm.py", "var = (xhat * xhat).mean(axis=axes)", "var = (x * x).mean(axis=axes) - mean * mean"),
+    ("functional/loss.py", "y = x.data - top - rest", "y = x.data - (top + rest)"),
+    ("functional/resize.py", "R, Q = xp.asarray(R, dtype=x.dtype), xp.asarray(Q, dtype=x.dtype)",
+     "R, Q = xp.asarray(R), xp.asarray(Q)"),
+    # the optimiser and the scores
+    ("functional/descent.py", "v += g", "v += lr * g"),
+    ("functional/descent.py", "g = g + weight_decay * w", "g += weight_decay * w"),
+    ("training/metrics.py", "K * truth + guess", "K * guess + truth"),
+    ("training/metrics.py", "- hits", "- 0 * hits"),
+]
 
 
 def planted():
