@@ -65,6 +65,7 @@ def step(repeats):
         rows.append([name, *(f"{result[k][1]:.0f} ({result[k][0]:.0f}-{result[k][2]:.0f})" for k in steps.KINDS),
                      *(f"{ratio[k]:.2f}" for k in ("fast", "readable"))])
         results[name] = {"ms_an_image": result, "ratio": ratio}
+        print(name, {kind: round(ms[1]) for kind, ms in result.items()}, file=sys.stderr, flush=True)
     table(["ms an image: median (quartiles)", *steps.KINDS, "fast / torch", "readable / torch"], rows)
     return results
 
