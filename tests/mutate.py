@@ -68,7 +68,7 @@ TESTS = {
     "nn/module.py": "module layers strangers models weights",
     "nn/layers.py": "layers module strangers seed_facts init models",
     "nn/init.py": "init module seed_facts",
-    "training/optim.py": "optim trainer",
+    "training/optim.py": "optim",
     "training/metrics.py": "metrics",
 }
 MOST_FILES = None                               # --quick takes the first only

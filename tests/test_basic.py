@@ -25,6 +25,7 @@ UNARY = {
     "log": (F.log, np.log, 0.25, 4),
     "square": (lambda x: F.power(x, 2), lambda x: x * x, -3, 3),
     "cube": (lambda x: x**3, lambda x: x * x * x, -3, 3),
+    "zeroth power": (lambda x: x**0, lambda x: 1 + 0 * x, -3, 3),
     "root": (lambda x: x**0.5, np.sqrt, 0.25, 4),
     "inverse": (lambda x: F.power(x, -1), lambda x: 1 / x, 0.25, 4),
     "one more operand": (lambda x: 2 + 3 * x - 1, lambda x: 3 * x + 1, -3, 3),
@@ -252,6 +253,7 @@ COMPLAINTS = {
     "permute, too many": (lambda a: a.permute(0, 1, 0), ValueError, r"permute: \(0, 1, 0\) is not an order of the 2 axes"),
     "pad mode": (lambda a: F.pad(a, (1, 1, 1, 1), "reflect"), NotImplementedError, "only mode='constant'.*'reflect'"),
     "pad amounts": (lambda a: F.pad(a, (1, 1)), ValueError, r"pad: needs four amounts.*got pad=\(1, 1\) for x: 2x3"),
+    "pad by one number": (lambda a: F.pad(a, 1), ValueError, r"pad: needs four amounts.*got pad=1"),
     "pad negative": (lambda a: F.pad(a, (0, 0, -1, 0)), ValueError, r"pad: needs four amounts >= 0"),
     "pad a vector": (lambda a: F.pad(a[0], (1, 1, 1, 1)), ValueError, r"at least 2 axes.*x: 3"),
     "crop right": (lambda a: F.crop(a, 0, 1, 2, 3), ValueError,
@@ -278,6 +280,15 @@ COMPLAINTS = {
 def test_complaints(op, error, message):
     with pytest.raises(error, match=message):
         op(Tensor(np.ones((2, 3))))
+
+
+def test_powers_at_zero(xp):
+    """The derivative of x^0 is 0, also where x^-1 is no number; that of x^1 is 1."""
+    for exponent, slope in ((0, 0), (1, 1), (2, 0), (np.int64(0), 0), (np.float64(1), 1)):
+        x = Tensor(xp.asarray(np.zeros(1, np.float32)), requires_grad=True)
+        y = x**exponent
+        y.backward(xp.asarray(np.ones(1, np.float32)))
+        assert y.dtype == np.float32 and x.grad.item() == slope
 
 
 def test_crop_of_everything(xp):
