@@ -2,7 +2,8 @@
 
 Shows       nine trainings that differ from the first in one setting each, run side by side, ending in a table
 Takes       about 3 minutes on two cores (--quick: 20 s)
-Expect      the learning rate and momentum decide: with the book's plain descent the mean IoU stays near "all background"
+Expect      momentum and the learning rate matter most: the mean IoU is 0.56 with both as they are, 0.52 without the one or
+            with a tenth of the other
 Read after  minifcn/training/optim.py
 """
 
