@@ -118,4 +118,5 @@ REAL_LAYERS = [
     Conv(2, 2, 3, (11, 15), (1, 1), (2, 2), bias=False, dtype=np.float32, seed=4),                           # shortcut
     Conv(1, 3, 3, (2, 3), dtype=np.float32, seed=5),                                                         # final_conv
 ]
+STRIDE_ABOVE_KERNEL = Conv(2, 2, 2, (13, 14), (1, 2), (4, 4), (1, 1), seed=7)    # the last rows and columns are never read
 HEAD = Conv(1, 2, 2, (2, 3), (64, 64), (32, 32), (16, 16), dtype=np.float32, seed=6)                         # transpose_conv

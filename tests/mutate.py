@@ -98,7 +98,7 @@ RENAMED = {
     "floor": "ceil", "ceil": "floor", "any": "all", "all": "any", "cos": "sin", "outer": "add", "abs": "negative",
 }
 
-COMMUTATIVE = ("maximum", "minimum", "swapaxes")
+COMMUTATIVE = ("max", "min", "maximum", "minimum", "swapaxes")
 
 
 def replacements(node, owner):
@@ -152,7 +152,7 @@ def replacements(node, owner):
             for i, keyword in enumerate(keywords):
                 if keyword.arg is not None:
                     yield but(keywords=[*keywords[:i], *keywords[i + 1:]])
-            for i in range(len(args) - 1 if getattr(func, "attr", "") not in COMMUTATIVE else 0):
+            for i in range(len(args) - 1 if ast.unparse(func).split(".")[-1] not in COMMUTATIVE else 0):
                 if not any(isinstance(a, ast.Starred | ast.Lambda | ast.Tuple | ast.Constant) for a in args[i:i + 2]):
                     yield but(args=[*args[:i], args[i + 1], args[i], *args[i + 2:]])
             if isinstance(func, ast.Attribute) and func.attr in ("swapaxes", "reshape", "transpose", "astype", "copy"):

@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from cases import REAL_LAYERS, as_given, convolutions
+from cases import REAL_LAYERS, STRIDE_ABOVE_KERNEL, as_given, convolutions
 from checks import check_op, contents, gamma
 from hypothesis import example, given
 
@@ -14,7 +14,7 @@ from minifcn.functional import conv
 
 
 def with_real_layers(test):
-    for layer in REAL_LAYERS:
+    for layer in [*REAL_LAYERS, STRIDE_ABOVE_KERNEL]:
         test = example(layer)(test)
     return test
 
@@ -85,6 +85,24 @@ def test_columns_of_the_largest_layer_are_blocked():
     x = np.broadcast_to(np.float32(0), (32, 64, 80, 120))
     blocks = conv.image_blocks(x, 64 * 9 * 80 * 120)                        # the whole batch would take 0.66 GiB
     assert len(blocks) > 10 and blocks[0].start == 0 and blocks[-1].stop >= 32
+
+
+@given(convolutions())
+def test_walks_over_the_kernel(case):
+    """In S x S blocks where the kernel holds one, else tap by tap; on a frame that is no larger than the windows need."""
+    settings = case.khw, case.stride, case.dilation
+    ohw = conv.output_size(case.hw, case.khw, *case.settings)
+    reach = [(O - 1) * S + D * (K - 1) + 1 for O, K, S, D in zip(ohw, *settings)]
+    blocks = case.dilation == (1, 1) and all(S <= K for S, K in zip(case.stride, case.khw))
+    size = conv.frame_size(ohw, *settings)
+    assert size == tuple(-(-r // S) * S if blocks else r for r, S in zip(reach, case.stride))
+    frame = np.zeros((1, 2, *size))
+    taps = np.zeros(case.khw, int)
+    for number, ((u, v), view) in enumerate(conv.views(frame, ohw, *settings), 1):
+        taps[u, v] += 1
+        assert view.shape == (1, 2, *taps[u, v].shape, *ohw) and np.shares_memory(view, frame)
+    assert (taps == 1).all()
+    assert number == np.prod([-(-K // S) if blocks else K for K, S in zip(case.khw, case.stride)])
 
 
 def test_the_bound_notices_tf32():
