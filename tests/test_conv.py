@@ -98,11 +98,12 @@ def test_walks_over_the_kernel(case):
     assert size == tuple(-(-r // S) * S if blocks else r for r, S in zip(reach, case.stride))
     frame = np.zeros((1, 2, *size))
     taps = np.zeros(case.khw, int)
-    for number, ((u, v), view) in enumerate(conv.views(frame, ohw, *settings), 1):
+    views = list(conv.views(frame, ohw, *settings))
+    for (u, v), view in views:
         taps[u, v] += 1
-        assert view.shape == (1, 2, *taps[u, v].shape, *ohw) and np.shares_memory(view, frame)
+        assert view.shape == (1, 2, *taps[u, v].shape, *ohw) and np.may_share_memory(view, frame)
     assert (taps == 1).all()
-    assert number == np.prod([-(-K // S) if blocks else K for K, S in zip(case.khw, case.stride)])
+    assert len(views) == np.prod([-(-K // S) if blocks else K for K, S in zip(case.khw, case.stride)])
 
 
 def test_the_bound_notices_tf32():
