@@ -57,7 +57,7 @@ TESTS = {
     "functional/basic.py": "basic tensor linear strangers torch_reference",
     "functional/linear.py": "linear basic strangers torch_reference",
     "functional/conv.py": "conv conv_transpose conv_forms seed_facts strangers torch_reference",
-    "functional/conv_forms.py": "conv_forms conv conv_transpose seed_facts strangers",
+    "functional/conv_forms.py": "conv conv_forms conv_transpose seed_facts strangers",
     "functional/conv_transpose.py": "conv_transpose conv_forms seed_facts strangers torch_reference",
     "functional/batchnorm.py": "batchnorm strangers torch_reference",
     "functional/pool.py": "pool strangers torch_reference",
