@@ -282,6 +282,13 @@ def test_complaints(op, error, message):
         op(Tensor(np.ones((2, 3))))
 
 
+@pytest.mark.parametrize("op", [F.mul, F.div])
+@pytest.mark.parametrize("wanted", range(2))
+def test_only_wanted_gradients_are_computed(xp, op, wanted):
+    y = op(*(Tensor(xp.asarray(np.ones((2, 3))), requires_grad=i == wanted) for i in range(2)))
+    assert [g is not None for g in y.node.backward(y.data)] == [i == wanted for i in range(2)]
+
+
 def test_powers_at_zero(xp):
     """The derivative of x^0 is 0, also where x^-1 is no number; that of x^1 is 1."""
     for exponent, slope in ((0, 0), (1, 1), (2, 0), (np.int64(0), 0), (np.float64(1), 1)):
