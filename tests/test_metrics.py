@@ -82,3 +82,17 @@ def test_refuses(xp):
         with pytest.raises(ValueError, match=r"1 pixels have a label or prediction outside 0\.\.2"):
             m.update(xp.asarray(np.array(truth)), xp.asarray(np.array(guess)))
     assert m.counts.sum() == 0
+
+
+def test_21_classes_in_bytes():
+    """Counted in int64: in uint8 the cell 20 * 21 + 19 would wrap around."""
+    m = ConfusionMatrix(21)
+    m.update(np.array([20], np.uint8), np.array([19], np.uint8))
+    assert m.counts[20, 19] == m.counts.sum() == 1 and m.counts.dtype == np.int64
+
+
+def test_a_class_that_is_absent_divides_nothing():
+    m = ConfusionMatrix(3)
+    m.update(np.array([0]), np.array([0]))
+    with np.errstate(all="raise"):
+        assert m.iou_per_class[0] == 1 and np.isnan(m.iou_per_class[1:]).all()
