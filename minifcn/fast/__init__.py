@@ -2,7 +2,8 @@
 
 Each file holds one idea. On the CPU, in reading order: cpu (threads, buffers, layout), columns (im2col in blocks), winograd
 (fewer products), pixels (fewer passes over memory), head (the 64 x 64 kernel and the loss). The twin registered first is
-asked first, so what is special stands before what is general. What each bought: benchmarks/README.md.
+asked first, so what is special stands before what is general. On a GPU: kernels.cu (the kernels), launch (one way to start
+them, one to multiply), cuda (the twins made of them). What each bought: benchmarks/README.md.
 """
 
 # isort: skip_file
