@@ -163,11 +163,11 @@ def maximum_of_windows_cuda(x, khw, stride, padding):
 
 
 @replaces(pool.maximum_of_windows_grad,
-          when=lambda gy, tap, hw, *_: on_gpu(gy) and tap.dtype == np.uint8 and fits(*hw))
-def maximum_of_windows_grad_cuda(gy, tap, hw, khw, stride, padding):
+          when=lambda gy, saved, hw, *_: on_gpu(gy) and saved.dtype == np.uint8 and fits(*hw))
+def maximum_of_windows_grad_cuda(gy, saved, hw, khw, stride, padding):
     (N, C, OH, OW), gx = gy.shape, backend.cupy.empty((*gy.shape[:2], *hw), gy.dtype)
     launch("max_pool_grad", (N * C, blocks_of(hw[0] * hw[1])),
-           (contiguous(gy), tap, gx, *hw, *khw, OH, OW, *stride, *padding))
+           (contiguous(gy), saved, gx, *hw, *khw, OH, OW, *stride, *padding))
     return gx
 
 

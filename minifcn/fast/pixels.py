@@ -2,19 +2,24 @@
 
 On a CPU these layers cost what their memory traffic costs. The definitions read and write every map once per statement; here
 all statements run on one block of rows while it is in the cache, so that a map is read and written once per pass. A row of
-W*C numbers (cpu.py) meets the per-channel vectors repeated W times: one long contiguous loop. One core: batch norm 1.1 to 1.6
-times the definition, max-pooling 5 forward and 3 backward; and the definitions use one core only.
+W*C numbers (cpu.py) meets the per-channel vectors repeated W times: one long contiguous loop.
+
+A block is larger than a core's own cache (L2), on purpose. After every statement a thread needs Python's lock again, and a
+thread that has to wait for it sleeps and must be woken: 10 to 50 us, as long as a statement on 256 KB takes. With blocks of
+that size two threads are no faster than one; with 2 MB they are, and the shared cache (L3) serves them well.
 
 Read after winograd.py; read next head.py. Source: Chan, Golub & LeVeque 1983 (variance about a shift).
 """
 
+from itertools import product
+
 import numpy as np
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu import channels_first, channels_last, in_parallel, is_fast, scratch, split
+from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scratch, split
 from minifcn.functional import basic, batchnorm, pool
 
-BLOCK = 2**16                                   # numbers a block: 256 KB, so that four blocks fit a core's L2
+BLOCK = 2**19                                   # numbers a block: 2 MB
 ENOUGH = 2**15                                  # numbers in a map below which threads cost more than they save
 
 
@@ -101,21 +106,24 @@ def _moments(rows, C):
     sample = np.ascontiguousarray(rows[::max(1, len(rows) // 16)]).reshape(-1, C)
     pilot = sample.mean(axis=0)                                          # (C,)
     centre, todo = np.tile(pilot, rows.shape[1] // C), blocks_of(rows)
-    sums = [[] for _ in todo]
+    sums = np.zeros((len(todo), 2, C))
 
     def work(share):
         number, blocks = share
         for block in blocks:
             d = np.subtract(rows[block], centre, out=scratch("a", rows[block].shape))
-            pixels = d.reshape(-1, C)
-            ones = np.ones((1, len(pixels)), np.float32)                 # a product adds faster than .sum
-            total = ones @ pixels
-            np.square(d, out=d)
-            sums[number].append((total, ones @ pixels))
+            sums[number, 0] += sum_of_pixels(d, C)
+            sums[number, 1] += sum_of_pixels(np.square(d, out=d), C)
 
     in_parallel(work, list(enumerate(todo)))
-    first, second = np.array([s for part in sums for s in part], np.float64).sum(axis=0)[:, 0] / (rows.size // C)
+    first, second = sums.sum(axis=0) / (rows.size // C)
     return (pilot + first).astype(np.float32), np.maximum(second - first**2, 0).astype(np.float32)
+
+
+def sum_of_pixels(rows, C):
+    """(C,) float64: within a row in float32, as a product with ones, which adds faster than .sum; over the rows in float64."""
+    pixels = rows.reshape(len(rows), -1, C)
+    return np.matmul(np.ones((1, pixels.shape[1]), np.float32), pixels).sum(axis=(0, 1), dtype=np.float64)
 
 
 @replaces(batchnorm.normalize_grad, when=lambda gy, w, saved: worth_it(gy, w) and len(saved) == 3)
@@ -141,7 +149,7 @@ def _normalize_grad(x, gy, masked, out, w, saved, y=None):
     xin, mean, inv_std = saved
     (N, C, H, W), rows = x.shape, rows_of(xin)
     centre, todo = in_row(mean, x), blocks_of(gy)
-    sums = [[] for _ in todo]
+    sums = np.zeros((len(todo), 2, C))
 
     def reduce(share):
         number, blocks = share
@@ -151,11 +159,10 @@ def _normalize_grad(x, gy, masked, out, w, saved, y=None):
                 keep_positive(gy[block], y[block], g)
             t = np.subtract(rows[block], centre, out=scratch("a", g.shape))
             t *= g
-            ones = np.ones((1, g.size // C), np.float32)
-            sums[number].append((ones @ g.reshape(-1, C), ones @ t.reshape(-1, C)))
+            sums[number] += sum_of_pixels(g, C), sum_of_pixels(t, C)
 
     in_parallel(reduce, list(enumerate(todo)))
-    gb, gc = np.array([s for part in sums for s in part], np.float64).sum(axis=0)[:, 0]          # sum g, sum g (x - mean)
+    gb, gc = sums.sum(axis=0)                                            # sum g, sum g (x - mean)
     gw, M = gc * inv_std, N * H * W
     a = (w * inv_std).astype(np.float64)
     slope = -a * gw * inv_std / M
@@ -203,70 +210,86 @@ def rectify_grad_blocks(gy, y):
 
 
 def keep_positive(g, y, out):
-    """out = g where y > 0, else 0: the bits of g, and-ed with 0 or -1. A product with 0 would turn inf into NaN."""
-    mask = np.greater(y, 0, out=scratch("mask", y.shape, bool)).view(np.int8)
+    """out = g where y > 0, else 0."""
+    choose(g, np.greater(y, 0, out=scratch("mask", y.shape, bool)), out)
+
+
+def choose(g, mask, out):
+    """out = g where the mask is True, else 0, without a branch: the bits of g, and-ed with 0 or -1. Spoils the mask.
+
+    A product with 0 or 1 would turn inf into NaN.
+    """
+    mask = mask.view(np.int8)
     np.negative(mask, out=mask)                                          # 0 or -1, all bits set
     np.bitwise_and(g.view(np.int32), mask, out=out.view(np.int32))
+    return out
 
 
 # ---- max-pooling ----
 
-@replaces(pool.maximum_of_windows, when=lambda x, khw, stride, padding: worth_it(x) and khw[0] * khw[1] < 256)
-def maximum_of_windows_blocks(x, khw, stride, padding):
-    """The taps of a block one after another; the winner's index moves by arithmetic on bytes, not by a masked copy."""
-    (SH, SW), (PH, PW), (KH, KW), x = stride, padding, khw, channels_last(x)
+@replaces(pool.maximum_of_windows, when=lambda x, khw, stride, padding: worth_it(x))
+def maximum_of_windows_separable(x, khw, stride, padding):
+    """Maxima over the rows of the windows, then over their columns: KH + KW comparisons instead of KH*KW.
+
+    saved is (x, y), which the layers around keep anyway: the winners are looked for in backward, if there is one.
+    """
+    x = channels_last(x)
     N, H, W, C = x.shape
     OH, OW = pool.output_size((H, W), khw, stride, padding, (1, 1))
-    y, tap = np.empty((N, OH, OW, C), np.float32), np.zeros((N, OH, OW, C), np.uint8)
-    width = (OW - 1) * SW + KW
+    y = np.empty((N, OH, OW, C), np.float32)
 
-    def work(images):
-        for n in range(images.start, images.stop):
-            step = max(1, BLOCK // (width * C * SH))
-            for i in range(0, OH, step):
-                best, winner = y[n, i:i + step], tap[n, i:i + step]      # (o, OW, C)
-                frame = scratch("frame", ((len(best) - 1) * SH + KH, width, C))
-                top = i * SH - PH
-                lo = max(0, top)
-                hi, right = max(lo, min(H, top + len(frame))), max(0, min(W, width - PW))
-                if hi - lo < len(frame) or right < width:
-                    frame[...] = -np.inf
-                frame[lo - top:hi - top, PW:PW + right] = x[n, lo:hi, :right]
-                best[...] = frame[:(len(best) - 1) * SH + 1:SH, :(OW - 1) * SW + 1:SW]
-                for k, (u, v) in enumerate(np.ndindex(KH, KW)):
-                    view = frame[u:u + (len(best) - 1) * SH + 1:SH, v:v + (OW - 1) * SW + 1:SW]
-                    if k:                                                # strictly larger: the first of equals stays
-                        larger = np.greater(view, best, out=scratch("mask", best.shape, bool)).view(np.uint8)
-                        np.multiply(larger, np.uint8(k), out=larger)
-                        np.maximum(winner, larger, out=winner)           # k grows, so the last winner is the largest
-                        np.maximum(best, view, out=best)
+    def work(todo):
+        for n, i in todo:
+            tall = scratch("a", (n.stop - n.start, i.stop - i.start, W, C))
+            tall[...] = y[n, i] = -np.inf
+            for o, h in taps(tall.shape[1], H, khw[0], stride[0], padding[0] - i.start * stride[0]):
+                np.maximum(tall[:, o], x[n, h], out=tall[:, o])
+            for o, k in taps(OW, W, khw[1], stride[1], padding[1]):
+                np.maximum(y[n, i, o], tall[:, :, k], out=y[n, i, o])
 
-    in_parallel(work, split(N))
-    return channels_first(y), channels_first(tap)
+    todo = blocks(N, OH, 1, max(1, BLOCK // (W * C)))
+    in_parallel(work, [todo[part] for part in split(len(todo))])
+    return channels_first(y), (x, y)
 
 
-@replaces(pool.maximum_of_windows_grad, when=lambda gy, tap, hw, khw, stride, padding: worth_it(gy) and tap.dtype == np.uint8)
-def maximum_of_windows_grad_blocks(gy, tap, hw, khw, stride, padding):
-    """Each tap's share of gy, masked by its bits, is added to the frame of one image."""
-    (SH, SW), (PH, PW), (KH, KW), (H, W) = stride, padding, khw, hw
-    gy, tap = channels_last(gy), channels_last(tap)
-    N, OH, OW, C = gy.shape
+@replaces(pool.maximum_of_windows_grad, when=lambda gy, saved, hw, khw, stride, padding: worth_it(gy) and type(saved) is tuple)
+def maximum_of_windows_grad_phases(gy, saved, hw, khw, stride, padding):
+    """gy goes to the first tap that equals y (a NaN goes nowhere), masked by bits.
+
+    The pixels of every SH-th row and SW-th column are summed side by side and put into their places at the end.
+    """
+    (x, y), gy, (H, W), (SH, SW) = saved, channels_last(gy), hw, stride
+    N, OH, OW, C = y.shape
     gx = np.empty((N, H, W, C), np.float32)
 
     def work(images):
-        frame = scratch("frame", (max(H + PH, (OH - 1) * SH + KH), max(W + PW, (OW - 1) * SW + KW), C))
+        sums = scratch("sums", (SH, SW, -(-H // SH), -(-W // SW), C))
         step = max(1, BLOCK // (OW * C))
         for n in range(images.start, images.stop):
-            frame[...] = 0
-            for i in range(0, OH, step):
-                g, winner = gy[n, i:i + step], tap[n, i:i + step]        # (o, OW, C)
-                share, mask = scratch("a", g.shape), scratch("mask", g.shape, np.int8)
-                for k, (u, v) in enumerate(np.ndindex(KH, KW)):
-                    np.negative(np.equal(winner, np.uint8(k), out=mask.view(bool)).view(np.int8), out=mask)
-                    np.bitwise_and(g.view(np.int32), mask, out=share.view(np.int32))
-                    top = i * SH + u
-                    frame[top:top + (len(g) - 1) * SH + 1:SH, v:v + (OW - 1) * SW + 1:SW] += share
-            gx[n] = frame[PH:PH + H, PW:PW + W]
+            sums[...] = 0
+            for o in range(0, OH, step):
+                best, g = y[n, o:o + step], gy[n, o:o + step]            # (o, OW, C)
+                free = scratch("free", best.shape, bool)
+                free[...] = True
+                for (i, h), (j, k) in product(taps(len(best), H, khw[0], SH, padding[0] - o * SH),
+                                              taps(OW, W, khw[1], SW, padding[1])):
+                    won = np.equal(x[n, h, k], best[i, j], out=scratch("mask", best[i, j].shape, bool))
+                    won &= free[i, j]
+                    free[i, j] ^= won
+                    part = sums[h.start % SH, k.start % SW, h.start // SH:, k.start // SW:]
+                    part[:len(won), :won.shape[1]] += choose(g[i, j], won, scratch("a", won.shape))
+            for r, s in np.ndindex(SH, SW):
+                part = gx[n, r::SH, s::SW]
+                part[...] = sums[r, s, :part.shape[0], :part.shape[1]]
 
     in_parallel(work, split(N))
     return channels_first(gx)
+
+
+def taps(O, H, K, S, P):
+    """For each tap of O windows along an axis of H pixels: the windows that find it inside, and the pixels that they find."""
+    for u in range(K):
+        lo = max(0, -((u - P) // S))                                     # ceil((P - u) / S)
+        hi = max(lo, min(O, (H - 1 + P - u) // S + 1))
+        pixel = lo * S + u - P
+        yield slice(lo, hi), slice(pixel, max(pixel, pixel + (hi - lo - 1) * S + 1), S)

@@ -27,17 +27,17 @@ def max_pool2d(x, kernel_size, stride=None, padding=0):
     [[5.0, 7.0], [13.0, 15.0]]
     """
     x, khw, stride, padding = _arguments("max_pool2d", x, kernel_size, stride, padding)
-    y, tap = maximum_of_windows(x.data, khw, stride, padding)
+    y, saved = maximum_of_windows(x.data, khw, stride, padding)
 
     def backward(gy):
-        return (maximum_of_windows_grad(gy, tap, x.shape[2:], khw, stride, padding),)
+        return (maximum_of_windows_grad(gy, saved, x.shape[2:], khw, stride, padding),)
 
     return record(y, (x,), backward, "max_pool2d")
 
 
 @replaceable
 def maximum_of_windows(x, khw, stride, padding):
-    """(y, tap): the maxima, and the index u*KW + v of the winning tap in the smallest fitting unsigned type."""
+    """(y, saved): the maxima; saved is the index u*KW + v of the winning tap, in the smallest fitting unsigned type."""
     (H, W), (PH, PW), xp = x.shape[2:], padding, array_module(x)
     ohw = output_size((H, W), khw, stride, padding, (1, 1))
     frame = xp.pad(x, [(0, 0), (0, 0), (PH, PH), (PW, PW)], constant_values=-np.inf)
@@ -50,9 +50,9 @@ def maximum_of_windows(x, khw, stride, padding):
 
 
 @replaceable
-def maximum_of_windows_grad(gy, tap, hw, khw, stride, padding):
+def maximum_of_windows_grad(gy, saved, hw, khw, stride, padding):
     """gx (N, C, H, W): each gy is added at its winning tap."""
-    (H, W), (PH, PW), xp = hw, padding, array_module(gy)
+    (H, W), (PH, PW), xp, tap = hw, padding, array_module(gy), saved
     frame = xp.zeros((*gy.shape[:2], H + 2 * PH, W + 2 * PW), gy.dtype)
     for k, (_, view) in enumerate(tap_views(frame, gy.shape[2:], khw, stride, (1, 1))):
         view[:, :, 0, 0] += xp.where(tap == k, gy, 0)
