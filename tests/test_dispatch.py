@@ -166,8 +166,10 @@ def draw(seed, *shapes):
 
 def layers(case):
     shapes = (case.N, case.C, *case.hw), (case.F, case.C, *case.khw)
-    stride, padding, dilation = (as_given(s, case.seed) for s in case.settings)
-    yield lambda x, w: (F.conv2d(x, w, None, stride, padding, dilation), []), *draw(case.seed, *shapes)
+    settings = [as_given(s, case.seed) for s in case.settings]
+    yield lambda x, w: (F.conv2d(x, w, None, *settings), []), *draw(case.seed, *shapes)
+    yield (lambda x, w, a, b: (F.conv2d_scale_relu(x, w, a, b, *settings) * 1.0, []),
+           *draw(case.seed, *shapes, case.F, case.F))
 
 
 @given(convolutions(most=16))

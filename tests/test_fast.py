@@ -79,6 +79,7 @@ COLUMNS = [(2, 3, 8, (61, 90), (7, 7), (2, 2), (3, 3), (1, 1)),         # the st
            (3, 16, 24, (33, 47), (3, 3), (2, 2), (1, 1), (1, 1)),
            (5, 64, 21, (10, 15), (1, 1), (1, 1), (0, 0), (1, 1)),
            (1, 20, 30, (41, 52), (1, 1), (2, 2), (0, 0), (1, 1)),
+           (1, 40, 200, (9, 13), (3, 3), (1, 1), (1, 1), (1, 1)),       # fewer positions than filters
            (2, 9, 7, (40, 31), (3, 2), (2, 3), (4, 3), (2, 1)),
            (1, 2, 3, (1, 1), (3, 3), (1, 1), (4, 4), (1, 1))]
 CELLS = [(2, 5, 3, (100, 78), (64, 64), (32, 32), (16, 16), (1, 1)),
@@ -115,7 +116,9 @@ def values(result):
 
 
 @pytest.mark.parametrize("form, case", [("columns", c) for c in COLUMNS + WINOGRAD[:1]] + [("cells", c) for c in CELLS])
-def test_convolution(threads, form, case):
+def test_convolution(threads, form, case, monkeypatch):
+    monkeypatch.setattr(columns, "COLUMNS", 2**15)                       # several blocks
+    monkeypatch.setattr(columns, "POSITIONS", 64)
     x, w, gy, settings = convolution(case)
     for twin, function, args, K in calls(form, x, w, gy, settings):
         mine = values(repeated(twin, *args))
@@ -133,6 +136,18 @@ def test_any_order_in_memory(case):
     for twin, _, args, _ in calls(form, x, w, gy, settings):
         last = [cpu.channels_first(cpu.channels_last(a)) if isinstance(a, np.ndarray) and a is not w else a for a in args]
         np.testing.assert_array_equal(values(twin(*args)), values(twin(*last)))
+
+
+@pytest.mark.parametrize("form, case", [("columns", c) for c in COLUMNS] + [("winograd", c) for c in WINOGRAD])
+@pytest.mark.parametrize("with_shortcut", [True, False])
+def test_scale_shift_shortcut_relu(threads, form, case, with_shortcut):
+    """The convolution's own values, scaled, shifted, added to and rectified: the same four roundings, the same bits."""
+    x, w, gy, settings = convolution(case)
+    scale, shift, shortcut = *draw(3, len(w), len(w)), gy if with_shortcut else None
+    twin = {"columns": columns.correlate_scale_relu_columns, "winograd": winograd.correlate_scale_relu_winograd}[form]
+    y = repeated(twin, x, w, scale, shift, shortcut, *settings)
+    plain = TWINS[form][0](x, w, *settings)[0] * scale[:, None, None] + shift[:, None, None]
+    np.testing.assert_array_equal(y, np.maximum(plain + shortcut if with_shortcut else plain, 0))
 
 
 # ---- Winograd ----
@@ -203,8 +218,9 @@ MAPS = [(4, 16, 33, 40), (1, 64, 40, 57), (3, 512, 10, 15), (2, 3, 90, 121)]
 @pytest.mark.parametrize("shape", MAPS)
 @pytest.mark.parametrize("form", ["plain", "relu", "shortcut"])
 @pytest.mark.parametrize("order", ["C", "channels last"])
-def test_batch_norm(threads, shape, form, order):
-    """Maps to some roundings of their largest; gw and gb to gamma of a block's pixels, since blocks are merged in float64."""
+def test_batch_norm(threads, shape, form, order, monkeypatch):
+    """Maps to some roundings of their largest; gw and gb to gamma of a row's pixels, since rows are added in float64."""
+    monkeypatch.setattr(pixels, "BLOCK", 2**15)                          # several blocks
     x, shortcut, gy = draw(1, shape, shape, shape)
     x = x * 3 + 7                                                        # a mean of two deviations
     if order == "channels last":
@@ -233,9 +249,9 @@ def test_batch_norm(threads, shape, form, order):
     (gx, gw, gb), axes = mine[:3], (0, 2, 3)
     for a, e in zip((gx, *mine[3:]), (exact[0], *exact[3:]), strict=True):
         close(a, e, 2e-6)
-    g, pixels_a_block = abs(gy if form == "plain" else np.where(y > 0, gy, 0)), pixels.BLOCK // shape[1] + 10
-    assert (abs(gb - exact[2]) <= gamma(pixels_a_block) * g.sum(axis=axes)).all()
-    assert (abs(gw - exact[1]) <= gamma(pixels_a_block) * (g * abs(saved0[0])).sum(axis=axes)).all()
+    g, K = abs(gy if form == "plain" else np.where(y > 0, gy, 0)), shape[3] + 10
+    assert (abs(gb - exact[2]) <= gamma(K) * g.sum(axis=axes)).all()
+    assert (abs(gw - exact[1]) <= gamma(K) * (g * abs(saved0[0])).sum(axis=axes)).all()
 
 
 def test_moments_of_a_map_that_drifts(threads):
@@ -243,7 +259,7 @@ def test_moments_of_a_map_that_drifts(threads):
     x = draw(3, (4, 8, 50, 41))[0] + np.linspace(-50, 500, 50, dtype=np.float32)[:, None]
     x[3] *= 30
     _, mean, var, _ = pixels.normalize_blocks(x, *np.ones((2, 8), np.float32), 1e-5)
-    close(mean, x.mean(axis=(0, 2, 3), dtype=np.float64), 2e-6)          # a plain sum over a block's 8,192 pixels
+    close(mean, x.mean(axis=(0, 2, 3), dtype=np.float64), 2e-6)
     close(var, x.var(axis=(0, 2, 3), dtype=np.float64), 2e-6)
 
 
@@ -263,24 +279,38 @@ def test_relu_gradient_and_scale_shift(threads, shape):
                                   x * scale[:, None, None] + shift[:, None, None])
 
 
+POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 3), (2, 1), (0, 1)), ((3, 4), (1, 5), (1, 2)), ((1, 2), (3, 3), (0, 1))]
+
+
 @pytest.mark.parametrize("shape", MAPS)
-@pytest.mark.parametrize("khw, stride, padding", [((3, 3), (2, 2), (1, 1)), ((2, 3), (2, 1), (0, 1)), ((3, 4), (1, 5), (1, 2))])
-def test_max_pool(threads, shape, khw, stride, padding):
-    """Exactly, with many ties and a NaN."""
+@pytest.mark.parametrize("khw, stride, padding", POOLS)
+def test_max_pool(threads, shape, khw, stride, padding, monkeypatch):
+    """Exactly, with many ties, in several blocks."""
+    monkeypatch.setattr(pixels, "BLOCK", 2**13)
     x = np.round(draw(5, shape)[0])
-    x[0, 0, 3, 3] = np.nan
-    y, tap = repeated(pixels.maximum_of_windows_blocks, x, khw, stride, padding)
-    y0, tap0 = definition(pool.maximum_of_windows, x, khw, stride, padding)
+    y, saved = repeated(pixels.maximum_of_windows_separable, x, khw, stride, padding)
+    y0, tap = definition(pool.maximum_of_windows, x, khw, stride, padding)
     np.testing.assert_array_equal(y, y0)
-    np.testing.assert_array_equal(tap, tap0)
     gy = np.round(draw(6, y.shape)[0] * 8)                               # integers: sums are exact in any order
-    args = tap, shape[2:], khw, stride, padding
-    gx = repeated(lambda gy: pixels.maximum_of_windows_grad_blocks(gy, *args), gy)
-    np.testing.assert_array_equal(gx, definition(pool.maximum_of_windows_grad, gy, *args))
+    args = shape[2:], khw, stride, padding
+    gx = repeated(lambda gy: pixels.maximum_of_windows_grad_phases(gy, saved, *args), gy)
+    np.testing.assert_array_equal(gx, definition(pool.maximum_of_windows_grad, gy, tap, *args))
 
 
-def test_loss(threads):
+def test_max_pool_of_a_nan():
+    """Windows that see it are NaN, and their gradient goes nowhere; all others are as ever."""
+    x = draw(5, (2, 16, 33, 40))[0]
+    x[0, 0, 3, 3] = np.nan
+    y, saved = pixels.maximum_of_windows_separable(x, *POOLS[0])
+    np.testing.assert_array_equal(y, definition(pool.maximum_of_windows, x, *POOLS[0])[0])
+    assert np.isnan(y[0, 0, 1:3, 1:3]).all() and np.isnan(y).sum() == 4
+    gx = pixels.maximum_of_windows_grad_phases(np.ones_like(y), saved, x.shape[2:], *POOLS[0])
+    assert gx.sum() == y.size - 4 and gx[0, 0, 3, 3] == 0
+
+
+def test_loss(threads, monkeypatch):
     """Extreme logits, ignored pixels that hold NaN, several blocks."""
+    monkeypatch.setattr(head, "BLOCK", 2**15)
     x, g = draw(7, (2, 21, 63, 90), (2, 63, 90))
     target = np.random.default_rng(8).integers(0, 21, g.shape)
     x *= 5

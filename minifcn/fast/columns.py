@@ -12,42 +12,56 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scratch, split
-from minifcn.functional import conv
+from minifcn.fast.cpu import channels_first, channels_last, in_parallel, is_fast, scale_shift_relu, scratch, shares, split
+from minifcn.functional import conv, conv_norm
 
-COLUMNS = 2**18                                 # numbers in the columns of a block: 1 MB, half of a core's L2
+COLUMNS = 2**19                                 # numbers in the columns of a block: 2 MB
 POSITIONS = 512                                 # but not fewer positions: BLAS packs the kernel anew for every block
 
 
 @replaces(conv.correlate, when=lambda x, w, *_: is_fast(x, w))
 def correlate_columns(x, w, stride, padding, dilation):
-    """y = columns(x) w, a block at a time."""
-    (F, _, KH, KW), x = w.shape, x.transpose(0, 2, 3, 1)                 # any order in memory: `columns` copies it anyway
-    N, OH, OW = len(x), *conv.output_size(x.shape[1:3], (KH, KW), stride, padding, dilation)
-    kernel = w.transpose(2, 3, 1, 0).reshape(-1, F)                      # (KH*KW*C, F)
+    """y = columns(x) w^T, a block at a time."""
+    return channels_first(convolve(x, w, stride, padding, dilation)), None
+
+
+@replaces(conv_norm.correlate_scale_relu, when=lambda x, w, *_: is_fast(x, w))
+def correlate_scale_relu_columns(x, w, scale, shift, shortcut, stride, padding, dilation):
+    """The same; each block is scaled, shifted and rectified while it is in the cache."""
+    return channels_first(convolve(x, w, stride, padding, dilation, scale_shift_relu(scale, shift, shortcut)))
+
+
+def convolve(x, w, stride, padding, dilation, finish=lambda y, n, i, f: None):
+    """y (N, OH, OW, F); finish(y, n, i, f) may change the values y of images n, rows i and filters f in place."""
+    (F, _, *khw), x = w.shape, x.transpose(0, 2, 3, 1)                   # any order in memory: `columns` copies it anyway
+    N, OH, OW = len(x), *conv.output_size(x.shape[1:3], khw, stride, padding, dilation)
     y = np.empty((N, OH, OW, F), np.float32)
 
-    def work(todo):
+    def work(share):
+        _, todo, f = share
+        kernel = rows_of_kernel(w[f])                                    # (f, KH*KW*C)
         for n, i in todo:
-            cols = columns(x[n], i, OW, (KH, KW), stride, padding, dilation)         # (T, KH*KW*C)
-            np.matmul(cols, kernel, out=y[n, i].reshape(-1, F))          # (T, F)
+            part = y[n, i, :, f]                                         # (n, o, OW, f)
+            cols = columns(x[n], i, OW, khw, stride, padding, dilation)  # (T, KH*KW*C)
+            np.matmul(cols, kernel.T, out=part.reshape(len(cols), -1))
+            finish(part, n, i, f)
 
-    in_parallel(work, tasks(N, OH, OW, len(kernel)))
-    return channels_first(y), None
+    in_parallel(work, shares(N, OH, OW, F, positions(w[0].size))[0])
+    return y
 
 
 @replaces(conv.correlate_grad_x, when=lambda gy, w, *_: is_fast(gy, w))
 def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
-    """Columns gy w^T, added to the padded image tap by tap; threads share the images, since the rows of windows overlap."""
+    """Columns gy w, added to the padded image tap by tap; threads share the images, since the rows of windows overlap."""
     (F, C, KH, KW), (H, W), (PH, PW), gy = w.shape, hw, padding, channels_last(gy)
     (N, OH, OW, _), (SH, SW), (DH, DW) = gy.shape, stride, dilation
-    kernel = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(F, -1)            # (F, KH*KW*C)
+    kernel = rows_of_kernel(w)                                           # (F, KH*KW*C)
     height, width = conv.frame_size((OH, OW), (KH, KW), stride, dilation)
     gx = np.empty((N, H, W, C), np.float32)
 
     def work(images):
         frame = scratch("frame", (max(height, H + PH), max(width, W + PW), C))
-        rows = max(1, max(COLUMNS // kernel.shape[1], POSITIONS) // OW)
+        rows = max(1, positions(kernel.shape[1]) // OW)
         for n in range(images.start, images.stop):
             frame[...] = 0
             for i in range(0, OH, rows):
@@ -68,26 +82,31 @@ def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation, saved):
     """gw = gy^T columns(x), summed over the blocks: each thread keeps its own sum, and they are added in order."""
     gy, x = channels_last(gy), x.transpose(0, 2, 3, 1)
     (N, OH, OW, F), C = gy.shape, x.shape[3]
-    shares = list(enumerate(tasks(N, OH, OW, khw[0] * khw[1] * C)))
-    sums = scratch("kernel", (len(shares), khw[0] * khw[1] * C, F))      # (threads, KH*KW*C, F)
+    plan, by_filter = shares(N, OH, OW, F, positions(khw[0] * khw[1] * C))
+    sums = scratch("kernel", (1 if by_filter else len(plan), F, khw[0] * khw[1] * C))            # one a thread, or one for all
 
     def work(share):
-        total = sums[share[0]]
-        for k, (n, i) in enumerate(share[1]):
-            cols = columns(x[n], i, OW, khw, stride, padding, dilation)              # (T, KH*KW*C)
+        number, todo, f = share
+        total = sums[0, f] if by_filter else sums[number]                # (f, KH*KW*C)
+        for k, (n, i) in enumerate(todo):
+            cols = columns(x[n], i, OW, khw, stride, padding, dilation)  # (T, KH*KW*C)
             product = scratch("product", total.shape) if k else total
-            np.matmul(cols.T, gy[n, i].reshape(-1, F), out=product)
+            np.matmul(gy[n, i, :, f].reshape(len(cols), -1).T, cols, out=product)
             if k:
                 total += product
 
-    in_parallel(work, shares)
-    return np.ascontiguousarray(sums.sum(axis=0).reshape(*khw, C, F).transpose(3, 2, 0, 1))      # (F, C, KH, KW)
+    in_parallel(work, plan)
+    return np.ascontiguousarray(sums.sum(axis=0).reshape(F, *khw, C).transpose(0, 3, 1, 2))      # (F, C, KH, KW)
 
 
-def tasks(N, OH, OW, K):
-    """One list of blocks a thread, for columns of K numbers."""
-    todo = blocks(N, OH, OW, max(COLUMNS // K, POSITIONS))
-    return [todo[part] for part in split(len(todo))]
+def positions(K):
+    """How many positions a block has, for columns of K numbers."""
+    return max(COLUMNS // K, POSITIONS)
+
+
+def rows_of_kernel(w):
+    """The filters (F, C, KH, KW) as rows in the order of the columns: (F, KH*KW*C)."""
+    return np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(len(w), -1)
 
 
 def columns(x, i, OW, khw, stride, padding, dilation):
@@ -101,7 +120,12 @@ def columns(x, i, OW, khw, stride, padding, dilation):
     frame = scratch("frame", (n, height, width, C))
     if hi - lo < height or right < width:
         frame[...] = 0
-    frame[:, lo - top:hi - top, PW:PW + right] = x[:, lo:hi, :right]
+    inside, part = frame[:, lo - top:hi - top, PW:PW + right], x[:, lo:hi, :right]
+    if x.strides[3] == x.itemsize:
+        inside[...] = part
+    else:                                                                # a plane at a time: long runs to read
+        for c in range(C):
+            inside[..., c] = part[..., c]
     sn, sh, sw, sc = frame.strides
     windows = as_strided(frame, (n, rows, OW, KH, KW, C), (sn, SH * sh, SW * sw, DH * sh, DW * sw, sc))
     cols = scratch("columns", windows.shape)

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scratch, split
-from minifcn.functional import conv
+from minifcn.fast.cpu import channels_first, channels_last, in_parallel, is_fast, scale_shift_relu, scratch, shares, split
+from minifcn.functional import conv, conv_norm
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity
 
@@ -74,8 +74,15 @@ def applies(x, w, stride, padding, dilation):
 @replaces(conv.correlate, when=applies)
 def correlate_winograd(x, w, stride, padding, dilation):
     """y = A^T [ (G w G^T) * (B^T d B) ] A."""
-    taps = np.ascontiguousarray(w.swapaxes(0, 1))                        # (C, F, 3, 3)
-    return channels_first(convolve(channels_last(x), taps, GG, padding)), None
+    return channels_first(convolve(channels_last(x), w.swapaxes(0, 1), GG, padding)), None
+
+
+@replaces(conv_norm.correlate_scale_relu,
+          when=lambda x, w, scale, shift, shortcut, *settings: applies(x, w, *settings))
+def correlate_scale_relu_winograd(x, w, scale, shift, shortcut, stride, padding, dilation):
+    """The same; each block is scaled, shifted and rectified while it is in the cache."""
+    finish = scale_shift_relu(scale, shift, shortcut)
+    return channels_first(convolve(channels_last(x), w.swapaxes(0, 1), GG, padding, finish))
 
 
 @replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation, saved:
@@ -92,7 +99,7 @@ def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation, saved):
     """gw = G^T [ sum over tiles (A gy A^T)^T (B^T d B) ] G."""
     x, gy = channels_last(x), channels_last(gy)
     (N, OH, OW, F), C = gy.shape, x.shape[3]
-    plan, by_filter = shares(N, OH, OW, F)
+    plan, by_filter = shares(N, -(-OH // 4), -(-OW // 4), F, TILES)
     sums = scratch("kernel", (1 if by_filter else len(plan), 36, F, C))  # one sum a thread, or one for all
 
     def work(share):
@@ -119,45 +126,42 @@ def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation, saved):
     return gw.reshape(F, C, 3, 3)
 
 
-def convolve(x, w, transform, padding):
-    """y (N, OH, OW, F) from x (N, H, W, C) and w (C, F, 3, 3); transform: GG, or GG[:, ::-1] for the turned kernel."""
+def convolve(x, w, transform, padding, finish=lambda y, n, i, f: None):
+    """y (N, OH, OW, F) from x (N, H, W, C) and w (C, F, 3, 3); transform: GG, or GG[:, ::-1] for the turned kernel.
+
+    finish(y, n, i, f) may change the values y of images n, rows i and filters f in place.
+    """
     (N, H, W, C), F = x.shape, w.shape[1]
     OH, OW = H + 2 * padding[0] - 2, W + 2 * padding[1] - 2
     y = np.empty((N, OH, OW, F), np.float32)
-    kernel = scratch("kernel", (36, C, F))
-    in_parallel(lambda c: np.matmul(transform, w[c].reshape(-1, 9).T, out=kernel[:, c].reshape(36, -1)), split(C))
-    plan, _ = shares(N, OH, OW, F)
+    plan, by_filter = shares(N, -(-OH // 4), -(-OW // 4), F, TILES)
+    if not by_filter:
+        whole = scratch("kernel", (36, C, F))
+        in_parallel(lambda c: values_of_kernel(w[c], transform, whole[:, c]), split(C))
 
     def work(share):
         _, todo, f = share
+        kernel = values_of_kernel(w[:, f], transform) if by_filter else whole                    # (36, C, f)
         for n, t in todo:
             d = values_of_input(x[n], t, OW, padding)                    # (36, T, C)
-            m = scratch("products", (36, d.shape[1], f.stop - f.start))  # (36, T, f)
-            np.matmul(d, kernel[:, :, f], out=m)
-            pixels_of_values(m, y[n, 4 * t.start:4 * t.stop, :, f])
+            m = scratch("products", (36, d.shape[1], kernel.shape[2]))   # (36, T, f)
+            np.matmul(d, kernel, out=m)
+            i = slice(4 * t.start, min(4 * t.stop, OH))
+            pixels_of_values(m, y[n, i, :, f])
+            finish(y[n, i, :, f], n, i, f)
 
     in_parallel(work, plan)
     return y
 
 
-# ---- what a thread does: blocks of tiles, and for them all filters or some ----
-
-def shares(N, OH, OW, F):
-    """([(number, [(images, tile rows), ...], filters), ...], by_filter): who does what, about TILES tiles at a time.
-
-    Threads share the tiles. Where there are fewer tiles than filters (deep layers), the transformed kernel is the larger
-    operand: there they share the filters, so that each reads its part of the kernel once, and all transform x.
-    """
-    th, tw = -(-OH // 4), -(-OW // 4)
-    by_filter = F > N * th * tw
-    if by_filter:
-        todo = blocks(N, th, tw, TILES, sharers=1)
-        return [(k, todo, f) for k, f in enumerate(split(F))], True
-    todo = blocks(N, th, tw, TILES)
-    return [(k, todo[part], slice(0, F)) for k, part in enumerate(split(len(todo)))], False
-
-
 # ---- the transforms: M v M^T as a product along the rows of each tile, then one along its columns ----
+
+def values_of_kernel(w, transform, out=None):
+    """G w G^T of w (C, F, 3, 3): (36, C, F)."""
+    out = scratch("kernel", (36, *w.shape[:2])) if out is None else out
+    np.matmul(transform, np.ascontiguousarray(w).reshape(-1, 9).T, out=out.reshape(36, -1))
+    return out
+
 
 def values_of_input(x, t, OW, padding):
     """B^T d B of the tile rows t of images x (n, H, W, C): (36, T, C)."""

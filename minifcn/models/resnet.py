@@ -35,8 +35,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.bn1.add_relu(self.conv1(x))
-        return self.bn2.add_relu(self.conv2(x), shortcut)
+        x = nn.conv_norm_relu(self.conv1, self.bn1, x)
+        return nn.conv_norm_relu(self.conv2, self.bn2, x, shortcut)
 
 
 class PreActivationBlock(nn.Module):
@@ -56,7 +56,7 @@ class PreActivationBlock(nn.Module):
         x = self.bn1.add_relu(x)
         if self.downsample is not None:
             shortcut = self.downsample(x)
-        return self.conv2(self.bn2.add_relu(self.conv1(x))) + shortcut
+        return self.conv2(nn.conv_norm_relu(self.conv1, self.bn2, x)) + shortcut
 
 
 def stage(block, in_channels, out_channels, stride):
@@ -80,7 +80,7 @@ class ResNetTrunk(nn.Module):
 
     def features(self, x):
         """The maps at 1/8, 1/16 and 1/32 of the image, for the skips of FCN-8s and FCN-16s."""
-        x = self.maxpool(self.bn1.add_relu(self.conv1(x)))               # (N, width, H/4, W/4)
+        x = self.maxpool(nn.conv_norm_relu(self.conv1, self.bn1, x))     # (N, width, H/4, W/4)
         x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
         x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
         return x8, x16, self.layer4(x16)                                 # (N, 8*width, H/32, W/32)
@@ -108,7 +108,7 @@ class ResNetV2Trunk(nn.Module):
 
     def features(self, x):
         """The maps at 1/8, 1/16 and 1/32 of the image; the first two are sums that nothing has rectified yet."""
-        x = self.maxpool(self.bn1.add_relu(self.conv1(self.bn_data(x))))                         # (N, width, H/4, W/4)
+        x = self.maxpool(nn.conv_norm_relu(self.conv1, self.bn1, self.bn_data(x)))               # (N, width, H/4, W/4)
         x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
         x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
         return x8, x16, self.bn2.add_relu(self.layer4(x16))              # (N, 8*width, H/32, W/32)

@@ -14,10 +14,11 @@ from minifcn.nn.layers import (
     Linear,
     MaxPool2d,
     ReLU,
+    conv_norm_relu,
 )
 from minifcn.nn.module import Module, Parameter, Sequential
 
 __all__ = [
     "init", "Module", "Parameter", "Sequential", "Conv2d", "ConvTranspose2d", "BatchNorm2d", "ReLU", "MaxPool2d",
-    "AvgPool2d", "AdaptiveAvgPool2d", "Linear", "Flatten",
+    "AvgPool2d", "AdaptiveAvgPool2d", "Linear", "Flatten", "conv_norm_relu",
 ]
