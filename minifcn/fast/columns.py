@@ -28,7 +28,8 @@ def correlate_columns(x, w, stride, padding, dilation):
 @replaces(conv_norm.correlate_scale_relu, when=lambda x, w, *_: is_fast(x, w))
 def correlate_scale_relu_columns(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each block is scaled, shifted and rectified while it is in the cache."""
-    return channels_first(convolve(x, w, stride, padding, dilation, scale_shift_relu(scale, shift, shortcut)))
+    OW = conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)[1]
+    return channels_first(convolve(x, w, stride, padding, dilation, scale_shift_relu(scale, shift, shortcut, OW)))
 
 
 def convolve(x, w, stride, padding, dilation, finish=lambda y, n, i, f: None):

@@ -150,17 +150,18 @@ def keep_memory():
 keep_memory()
 
 
-def scale_shift_relu(scale, shift, shortcut):
+def scale_shift_relu(scale, shift, shortcut, OW):
     """A finish(y, n, i, f) for convolutions: y = max(y scale + shift + shortcut, 0) in place, for a block (n, i, OW, f)."""
     added = None if shortcut is None else channels_last(shortcut)
+    scale, shift = (np.tile(v, (OW, 1)) for v in (scale, shift))         # (OW, F): a row in one long loop
     zeros = np.zeros_like(scale)                                         # against a plain 0 the loop is not vectorised
 
     def finish(y, n, i, f):
-        y *= scale[f]
-        y += shift[f]
+        y *= scale[:, f]
+        y += shift[:, f]
         if added is not None:
             y += added[n, i, :, f]
-        np.maximum(y, zeros[f], out=y)
+        np.maximum(y, zeros[:, f], out=y)
 
     return finish
 

@@ -33,17 +33,17 @@ def applies(khw, stride, dilation, *maps):
 def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation, saved):
     """The transposed convolution forward: paint row p of all cells of one channel, for every p."""
     (N, _, OH, OW), C, (SH, SW), (PH, PW), (H, W) = gy.shape, w.shape[1], stride, padding, hw
-    inputs, kernel = neighbours(gy), by_row(w, stride)                   # (N, OH+1, OW+1, 4*F), (C, SH, 4*F, SW)
-    gx = np.empty((N, C, H, W), np.float32)
+    inputs, gx = neighbours(gy), np.empty((N, C, H, W), np.float32)      # (N, OH+1, OW+1, 4*F)
 
-    def work(planes):
+    def work(channels):
         frame = scratch("frame", ((OH + 1) * SH, (OW + 1) * SW))
-        for n, c in planes:
-            np.matmul(inputs[n, :, None], kernel[c], out=frame.reshape(OH + 1, SH, OW + 1, SW))
-            gx[n, c] = frame[PH:PH + H, PW:PW + W]
+        for c in range(channels.start, channels.stop):
+            kernel = by_row(w[:, c], stride)                             # (SH, 4*F, SW)
+            for n in range(N):
+                np.matmul(inputs[n, :, None], kernel, out=frame.reshape(OH + 1, SH, OW + 1, SW))
+                gx[n, c] = frame[PH:PH + H, PW:PW + W]
 
-    planes = [(n, c) for n in range(N) for c in range(C)]
-    in_parallel(work, [planes[part] for part in split(len(planes))])
+    in_parallel(work, split(C))
     return gx
 
 
@@ -53,14 +53,14 @@ def correlate_cells(x, w, stride, padding, dilation):
     """Its input gradient: each cell times the kernel gives four numbers, and each input adds up those of its four cells."""
     (N, C), F = x.shape[:2], w.shape[0]
     OH, OW = conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
-    kernel = np.ascontiguousarray(by_row(w, stride).swapaxes(2, 3))      # (C, SH, SW, 4*F)
+    kernels = [np.ascontiguousarray(by_row(w[:, c], stride).swapaxes(1, 2)) for c in range(C)]   # (SH, SW, 4*F) each
     y = np.empty((N, F, OH, OW), np.float32)
 
     def work(images):
         sums, product = (scratch(name, (stride[0], (OH + 1) * (OW + 1), 4 * F)) for name in ("sums", "product"))
         for n in range(images.start, images.stop):
             for c in range(C):
-                np.matmul(rows_of_cells(x[n, c], (OH, OW), stride, padding), kernel[c], out=product if c else sums)
+                np.matmul(rows_of_cells(x[n, c], (OH, OW), stride, padding), kernels[c], out=product if c else sums)
                 if c:
                     sums += product
             total = sums.sum(axis=0).reshape(OH + 1, OW + 1, 2, 2, F)
@@ -106,9 +106,9 @@ def neighbours(x):
 
 
 def by_row(w, stride):
-    """The kernel (F, C, 2*SH, 2*SW), four cells, by the rows of a cell: (C, SH, 4*F, SW), by a, b, f."""
-    (F, C), (SH, SW) = w.shape[:2], stride
-    return np.ascontiguousarray(w.reshape(F, C, 2, SH, 2, SW).transpose(1, 3, 2, 4, 0, 5)).reshape(C, SH, 4 * F, SW)
+    """One channel's kernel (F, 2*SH, 2*SW), four cells, by the rows of a cell: (SH, 4*F, SW), by a, b, f."""
+    F, (SH, SW) = len(w), stride
+    return w.reshape(F, 2, SH, 2, SW).transpose(2, 1, 3, 0, 4).reshape(SH, 4 * F, SW)
 
 
 def rows_of_cells(x, ohw, stride, padding):
