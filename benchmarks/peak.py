@@ -5,19 +5,18 @@ and how much of it came after the libraries and the network had been loaded.
 """
 
 import json
-import os
-import resource
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.shapes import CLASSES, HEIGHT, WIDTH
 
 
-def resident():
-    """Bytes in memory now (Linux)."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def memory(field):
+    """Bytes of this process (Linux): VmRSS now, VmHWM at most so far. (ru_maxrss would also count the parent before exec.)"""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def main(kind, batch):
@@ -26,10 +25,10 @@ def main(kind, batch):
     labels = rng.integers(0, CLASSES, (batch, HEIGHT, WIDTH))
     from benchmarks import steps
     step = steps.training(kind, images, labels)
-    before = resident()
+    before = memory("VmRSS")
     for _ in range(3):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory("VmHWM")
     print(json.dumps({"peak": peak, "of_steps": peak - before}))
 
 

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
+import minifcn.functional as F
+from minifcn import Tensor
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.fast import columns, cpu, head, pixels, winograd
 from minifcn.functional import basic, batchnorm, conv, loss, pool
@@ -295,6 +297,13 @@ def test_max_pool(threads, shape, khw, stride, padding, monkeypatch):
     args = shape[2:], khw, stride, padding
     gx = repeated(lambda gy: pixels.maximum_of_windows_grad_phases(gy, saved, *args), gy)
     np.testing.assert_array_equal(gx, definition(pool.maximum_of_windows_grad, gy, tap, *args))
+
+
+def test_backward_follows_the_forward_that_ran():
+    """Also where the map is worth a twin and its pooled map alone would not be."""
+    x = Tensor(draw(5, (1, 4, 100, 100))[0], requires_grad=True)
+    F.max_pool2d(x, 50).backward(np.ones((1, 4, 2, 2), np.float32))
+    assert x.data.size >= pixels.ENOUGH > 16 and x.grad.sum() == 16
 
 
 def test_max_pool_of_a_nan():

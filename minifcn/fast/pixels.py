@@ -252,7 +252,7 @@ def maximum_of_windows_separable(x, khw, stride, padding):
     return channels_first(y), (x, y)
 
 
-@replaces(pool.maximum_of_windows_grad, when=lambda gy, saved, hw, khw, stride, padding: worth_it(gy) and type(saved) is tuple)
+@replaces(pool.maximum_of_windows_grad, when=lambda gy, saved, *_: is_fast(gy) and type(saved) is tuple)
 def maximum_of_windows_grad_phases(gy, saved, hw, khw, stride, padding):
     """gy goes to the first tap that equals y (a NaN goes nowhere), masked by bits.
 
