@@ -6,13 +6,18 @@ from statistics import quantiles
 import numpy as np
 
 clock = time.perf_counter                       # time.process_time under --busy
+REST = 0.05                                     # seconds: threads of OpenMP and OpenBLAS spin for up to 30 ms after their work
 
 
 def in_turn(candidates, repeats):
-    """{name: function} -> {name: [seconds, ...]}: after one round that does not count, `repeats` rounds of one call each."""
+    """{name: function} -> {name: [seconds, ...]}: after one round that does not count, `repeats` rounds of one call each.
+
+    Before each call all rest, so that none is slowed by what another's threads have not yet finished.
+    """
     times = {name: [] for name in candidates}
     for count in range(repeats + 1):
         for name, function in candidates.items():
+            time.sleep(REST)
             start = clock()
             function()
             if count:

@@ -10,7 +10,7 @@ import numpy as np
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
 from minifcn.fast.launch import BLOCKS, T, blocks_of, gemm, launch
-from minifcn.functional import batchnorm, conv, descent, loss, pool
+from minifcn.functional import batchnorm, conv, conv_norm, descent, loss, pool
 
 
 def on_gpu(*arrays):
@@ -98,6 +98,13 @@ def normalize_grad_cuda(gy, w, saved):
 @replaces(batchnorm.normalize_add_relu_grad, when=lambda gy, y, w, saved: on_gpu(gy, y, w))
 def normalize_add_relu_grad_cuda(gy, y, w, saved):
     return _normalize_grad(gy, y, w, saved)
+
+
+@replaces(conv_norm.correlate_scale_relu,
+          when=lambda x, w, scale, shift, shortcut, *_: on_gpu(x, w, scale, shift, shortcut))
+def correlate_scale_relu_cuda(x, w, scale, shift, shortcut, stride, padding, dilation):
+    y, _ = correlate_cuda(x, w, stride, padding, dilation)
+    return _scale_shift(y, None, scale, shift, None if shortcut is None else contiguous(shortcut), relu=True)
 
 
 @replaces(batchnorm.scale_shift, when=lambda x, scale, shift: on_gpu(x, scale, shift))

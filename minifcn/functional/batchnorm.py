@@ -5,7 +5,7 @@ the fact that each pixel moves the mean and the variance of all others. In evalu
 whole layer is one multiplication and one addition per channel.
 
 The normalising variance is biased (divided by M), the running variance unbiased (divided by M - 1), as in PyTorch.
-Read after conv_forms.py; read next resize.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+Read after conv_forms.py; read next conv_norm.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 
 from math import prod

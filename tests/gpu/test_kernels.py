@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minifcn.core import dispatch
 from minifcn.fast import cuda, launch
-from minifcn.functional import batchnorm, conv, descent, loss, pool
+from minifcn.functional import batchnorm, conv, conv_norm, descent, loss, pool
 
 U = 2.0**-24                                    # half the spacing of float32 at 1
 few = settings(max_examples=min(40, settings.default.max_examples))      # a case takes milliseconds on fibers, not micro
@@ -226,6 +226,23 @@ def test_scale_shift(gpu, shape, seed):
     x, scale, shift = as_float32(*(rng.standard_normal(s) for s in (shape, shape[1], shape[1])))
     check(cuda.scale_shift_cuda(*on_device(gpu, x, scale, shift)), reference(batchnorm.scale_shift, x, scale, shift),
           2 * U * (np.abs(x).max() * np.abs(scale).max() + np.abs(shift).max()))
+
+
+@each_layer
+def test_correlate_scale_relu(gpu, case, seed):
+    """With a shortcut on odd seeds; an error of the sum is scaled, and three roundings follow it."""
+    N, C, F, hw, khw, *geometry = case
+    rng = np.random.default_rng(seed)
+    reorder(gpu, seed)
+    ohw = conv.output_size(hw, khw, *geometry)
+    shapes = (N, C, *hw), (F, C, *khw), (F,), (F,), (N, F, *ohw)
+    x, w, scale, shift, shortcut = as_float32(*(rng.standard_normal(shape) for shape in shapes))
+    shortcut = shortcut if seed % 2 else None
+    y = reference(conv_norm.correlate_scale_relu, x, w, scale, shift, shortcut, *geometry)
+    size = reference(conv_norm.correlate_scale_relu,
+                     *(a if a is None else np.abs(a) for a in (x, w, scale, shift, shortcut)), *geometry)
+    got = cuda.correlate_scale_relu_cuda(*on_device(gpu, x, w, scale, shift, shortcut), *geometry)
+    check(got, y, gamma(C * khw[0] * khw[1] + 3) * size)
 
 
 # ---- pooling ----
