@@ -3,7 +3,8 @@
 Read the source in this order; every file says what comes before and after it.
 
     core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
-    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, descent, checks   the operations
+    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, descent, checks: the
+                operations
     nn          init, module, layers                             operations that own weights
     models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
     data        voc, synthetic, loader, upload, download         Pascal VOC's layout, and batches from it
