@@ -354,7 +354,15 @@ def test_blocks_cover_everything_once(N, rows, width, most, count):
         cpu.set_threads(before)
 
 
-def test_in_parallel():
+@pytest.fixture
+def three_threads():
+    before = cpu._threads
+    cpu.set_threads(3)
+    yield
+    cpu.set_threads(before)
+
+
+def test_in_parallel(three_threads):
     """Every share runs in a thread of its own, and the error of one reaches the caller after all are done."""
     barrier, names = threading.Barrier(3, timeout=10), []
 
