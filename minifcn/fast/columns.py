@@ -61,9 +61,9 @@ def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
     gx = np.empty((N, H, W, C), np.float32)
 
     def work(images):
-        frame = scratch("frame", (max(height, H + PH), max(width, W + PW), C))
         rows = max(1, positions(kernel.shape[1]) // OW)
         for n in range(images.start, images.stop):
+            frame = gx[n] if padding == (0, 0) else scratch("frame", (max(height, H + PH), max(width, W + PW), C))
             frame[...] = 0
             for i in range(0, OH, rows):
                 part = gy[n, i:i + rows]                                 # (o, OW, F)
@@ -72,7 +72,8 @@ def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
                 for u, v in np.ndindex(KH, KW):
                     top, left = i * SH + u * DH, v * DW
                     frame[top:top + (len(part) - 1) * SH + 1:SH, left:left + (OW - 1) * SW + 1:SW] += cols[:, :, u, v]
-            gx[n] = frame[PH:PH + H, PW:PW + W]
+            if padding != (0, 0):
+                gx[n] = frame[PH:PH + H, PW:PW + W]
 
     in_parallel(work, split(N))
     return channels_first(gx)
@@ -116,6 +117,17 @@ def columns(x, i, OW, khw, stride, padding, dilation):
     rows = i.stop - i.start
     height, width = (rows - 1) * SH + (KH - 1) * DH + 1, (OW - 1) * SW + (KW - 1) * DW + 1
     top = i.start * SH - PH                                              # the image row that meets row 0 of the frame
+    frame = x[:, top:top + height] if padding == (0, 0) else framed(x, top, height, width, PW)
+    sn, sh, sw, sc = frame.strides
+    windows = as_strided(frame, (n, rows, OW, KH, KW, C), (sn, SH * sh, SW * sw, DH * sh, DW * sw, sc))
+    cols = scratch("columns", windows.shape)
+    np.copyto(cols, windows)
+    return cols.reshape(-1, KH * KW * C)
+
+
+def framed(x, top, height, width, PW):
+    """Rows from `top` on and columns from -PW on of images x (n, H, W, C), zeros outside: (n, height, width, C)."""
+    n, H, W, C = x.shape
     lo = max(0, top)
     hi, right = max(lo, min(H, top + height)), max(0, min(W, width - PW))
     frame = scratch("frame", (n, height, width, C))
@@ -127,8 +139,4 @@ def columns(x, i, OW, khw, stride, padding, dilation):
     else:                                                                # a plane at a time: long runs to read
         for c in range(C):
             inside[..., c] = part[..., c]
-    sn, sh, sw, sc = frame.strides
-    windows = as_strided(frame, (n, rows, OW, KH, KW, C), (sn, SH * sh, SW * sw, DH * sh, DW * sw, sc))
-    cols = scratch("columns", windows.shape)
-    np.copyto(cols, windows)
-    return cols.reshape(-1, KH * KW * C)
+    return frame
