@@ -113,7 +113,7 @@ def rows_of_kernel(w):
 
 def columns(x, i, OW, khw, stride, padding, dilation):
     """The windows of output rows i in images x (n, H, W, C), one a row: (n * rows * OW, KH*KW*C)."""
-    (n, H, W, C), (KH, KW), (SH, SW), (PH, PW), (DH, DW) = x.shape, khw, stride, padding, dilation
+    (n, _, _, C), (KH, KW), (SH, SW), (PH, PW), (DH, DW) = x.shape, khw, stride, padding, dilation
     rows = i.stop - i.start
     height, width = (rows - 1) * SH + (KH - 1) * DH + 1, (OW - 1) * SW + (KW - 1) * DW + 1
     top = i.start * SH - PH                                              # the image row that meets row 0 of the frame
