@@ -13,12 +13,13 @@ Read after  minifcn/models/fcn.py
 
 # %%
 import numpy as np
-from common import arguments, picture_rows, save, scenes, settings, table, trained
+from common import arguments, save, scenes, settings, table, trained
 from matplotlib.figure import Figure
 
 from minifcn import models, nn, no_grad
 from minifcn.data import Folder
 from minifcn.inference import predict
+from minifcn.plotting import picture_rows
 from minifcn.training import Options, load_model
 
 MODELS = ("fcn32s", "fcn16s", "fcn8s")

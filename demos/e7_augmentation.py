@@ -11,12 +11,13 @@ Read after  minifcn/data/loader.py
 import io
 
 import numpy as np
-from common import arguments, save, show_mask, table
+from common import arguments, save, table
 from matplotlib.figure import Figure
 from PIL import Image
 
 from minifcn.data import DataError, colour_to_index, index_to_colour
 from minifcn.data.synthetic import CLASSES, draw_scene
+from minifcn.plotting import show_mask
 
 args = arguments(__doc__)
 image, labels = draw_scene(np.random.default_rng(10), (128, 192))        # (H, W, 3), (H, W)
