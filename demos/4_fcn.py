@@ -3,7 +3,7 @@
 Shows       the chapter "Fully Convolutional Networks" from the first shape to the last picture, on drawn scenes
 Takes       about 3 minutes on a laptop (--quick: 20 s); `--data VOCdevkit/VOC2012` trains on VOC, which wants a GPU
 Expect      12,993,642 parameters; (1, 3, 320, 480) -> (1, 512, 10, 15) -> (1, 21, 320, 480). By the book's accuracy the three
-            trainings hardly differ, 0.81 to 0.83; by the mean IoU they do: 0.42, 0.46 and, with momentum, 0.59
+            trainings hardly differ, 0.81 to 0.83; by the mean IoU they do: 0.40, 0.47 and, with momentum, 0.59
 Read after  minifcn/models/fcn.py, minifcn/training/chapter.py
 """
 
@@ -191,7 +191,7 @@ for axes, (name, (_, history)) in zip(figure.subplots(1, 3, sharey=True), nets.i
     ends = [row for row in history if row["val_pixel_accuracy"] is not None]
     axes.plot(epochs, [row["loss"] for row in history], label="train loss")
     axes.plot(epochs, [row["accuracy"] for row in history], "m--", label="train acc")
-    for key, style, label in (("val_pixel_accuracy", "g-.s", "test acc"), ("val_mean_iou", "k:o", "test mean IoU")):
+    for key, style, label in (("val_pixel_accuracy", "g-.s", "test pixel accuracy"), ("val_mean_iou", "k:o", "test mean IoU")):
         axes.plot([row["epoch"] for row in ends], [row[key] for row in ends], style, markersize=3, label=label)
     axes.set(title=name, xlabel="epoch", ylim=(0, 1.2), xlim=(0, epochs[-1]))
     axes.grid(alpha=0.3)
