@@ -202,7 +202,7 @@ w = np.random.default_rng(3).standard_normal((3, 2, 4, 3))               # <conv
 check = check_adjoint(lambda x: F.conv2d(x, w, None, (3, 2), (1, 2), (2, 1)),
                       lambda y: F.conv_transpose2d(y, w, None, (3, 2), (1, 2), (1, 1), dilation=(2, 1)),
                       (2, 2, 12, 10), (2, 3, 3, 6))
-print(f"<W x, y> and <x, W^T y> differ by {check.error:.0e} of themselves")
+print(f"<W x, y> = <x, W^T y>: relative difference {check.error:.0e}")
 
 # %% [markdown]
 # ## The pictures
