@@ -4,6 +4,7 @@ Shows       every number of the chapter "Transposed Convolution", and four anima
 Takes       about 20 s on a laptop (--quick: 6 s)
 Expect      X = K = [[0, 1], [2, 3]] gives [[0, 0, 1], [0, 4, 6], [4, 12, 9]]
 Read after  minifcn/functional/conv_transpose.py
+Sources     Dive into Deep Learning, "Transposed Convolution"; Dumoulin & Visin 2016, arXiv 1603.07285 (the arithmetic)
 """
 
 # %%
@@ -201,7 +202,7 @@ w = np.random.default_rng(3).standard_normal((3, 2, 4, 3))               # <conv
 check = check_adjoint(lambda x: F.conv2d(x, w, None, (3, 2), (1, 2), (2, 1)),
                       lambda y: F.conv_transpose2d(y, w, None, (3, 2), (1, 2), (1, 1), dilation=(2, 1)),
                       (2, 2, 12, 10), (2, 3, 3, 6))
-print(f"<W x, y> = <x, W^T y> up to {check.error:.0e}")
+print(f"<W x, y> = <x, W^T y>: relative difference {check.error:.0e}")
 
 # %% [markdown]
 # ## The pictures

@@ -191,8 +191,9 @@ def pair(x, k, stride=1, padding=0, dilation=1):
         window, here = geometry.window(i, j), np.zeros(y.shape, bool)
         z[window] += (y[i, j] * k).ravel()
         here[i, j] = done[i, j] = True
-        board = Board(width, height, "left: window times K, summed into one cell;   right: that cell times K, added to the "
-                      "same window", geometry)
+        value = number(y[i, j])
+        board = Board(width, height, f"left: the window times K sums to {value};   right: {value} times K is added to the same "
+                      "window", geometry)
         board.grid(columns[0], 1.2, framed, "X", BLUE, window, geometry.dead)
         board.grid(columns[1], 1.2, y, "conv(X)", GREEN, here, known=done)
         board.grid(columns[2], 1.2, k, "K", ORANGE)
@@ -227,8 +228,9 @@ FORMS = {"scatter": scatter, "matrix": matrix, "pair": pair}
 
 
 def options(parser):
-    parser.add_argument("--size", default="3x3", help='the input: a size "3x4" for 1, 2, ... 12, or numbers "0 1; 2 3"')
-    parser.add_argument("--kernel", default="0 1; 2 3", help="the kernel, given the same way")
+    parser.add_argument("--size", type=numbers, default="3x3",
+                        help='the input: a size "3x4" for 1, 2, ... 12, or numbers "0 1; 2 3"')
+    parser.add_argument("--kernel", type=numbers, default="0 1; 2 3", help="the kernel, given the same way")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--padding", type=int, default=0)
     parser.add_argument("--dilation", type=int, default=1)
@@ -237,7 +239,7 @@ def options(parser):
 
 def main():
     args = arguments(__doc__, options)
-    x, k = numbers(args.size), numbers(args.kernel)
+    x, k = args.size, args.kernel
     for form in FORMS if args.form == "all" else [args.form]:
         frames, *_ = FORMS[form](x, k, args.stride, args.padding, args.dilation)
         write(frames, args.out / f"{form}_{x.shape[0]}x{x.shape[1]}_k{k.shape[0]}x{k.shape[1]}_s{args.stride}_p{args.padding}"

@@ -9,12 +9,13 @@ Read after  demos/4_fcn.py
 
 # %%
 import numpy as np
-from common import arguments, picture_rows, save, scenes, settings, table
+from common import arguments, save, scenes, settings, table
 from matplotlib.figure import Figure
 
 from minifcn import models, nn
 from minifcn.data import Folder, Loader
 from minifcn.inference import predict
+from minifcn.plotting import picture_rows
 from minifcn.training import SGD, evaluate, poly, train_step
 
 args = arguments(__doc__)
@@ -67,8 +68,8 @@ table([(start, seed, *(f"{v:.3f}" for v in history[-1][1:])) for (start, seed), 
       ("start", "seed", "loss", "mean IoU", "pixel accuracy"))
 
 # %%
-figure = Figure(figsize=(11, 5.4), layout="constrained")
-curves, kernels = figure.subfigures(2, 1, height_ratios=[1.25, 1])
+figure = Figure(figsize=(11, 5), layout="constrained")
+curves, kernels = figure.subfigures(2, 1, height_ratios=[1.6, 1])
 left, right = curves.subplots(1, 2)
 for (start, seed), history in histories.items():
     style = {"color": "tab:blue" if start == "bilinear" else "tab:orange", "linestyle": "-" if start == "bilinear" else "--",

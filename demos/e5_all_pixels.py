@@ -9,12 +9,13 @@ Read after  minifcn/inference.py
 
 # %%
 import numpy as np
-from common import arguments, picture_rows, save, scenes, settings, table, trained
+from common import arguments, save, scenes, settings, table, trained
 
 import minifcn.functional as F
 from minifcn import Tensor
 from minifcn.data import Folder, normalize, write_synthetic
 from minifcn.inference import pad_and_crop, tile_and_average, whole
+from minifcn.plotting import picture_rows
 from minifcn.training import ConfusionMatrix, load_model
 
 args = arguments(__doc__)
@@ -77,4 +78,4 @@ cropped = np.full(truth.shape, void, np.uint8)
 cropped[:h, :w] = first["crop"][0]
 rows = {"": [image, first["whole"][0], first["pad"][0]], " ": [first["tile"][0], cropped, truth]}
 titles = ["image", "whole", "pad", "tile", "crop: the rest has no label", "truth"]
-save(picture_rows(rows, test.classes, titles, width=3), args.out / "e5.png")
+save(picture_rows(rows, test.classes, titles), args.out / "e5.png", dpi=140)

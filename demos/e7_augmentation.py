@@ -11,12 +11,15 @@ Read after  minifcn/data/loader.py
 import io
 
 import numpy as np
-from common import arguments, save, show_mask, table
+from common import arguments, save, table
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from minifcn.data import DataError, colour_to_index, index_to_colour
 from minifcn.data.synthetic import CLASSES, draw_scene
+from minifcn.plotting import show_mask
 
 args = arguments(__doc__)
 image, labels = draw_scene(np.random.default_rng(10), (128, 192))        # (H, W, 3), (H, W)
@@ -35,8 +38,8 @@ print("classes 1 and 5, resized: bilinear", smooth.tolist(), "nearest", nearest.
 assert smooth.tolist() == [[1, 2, 4, 5]] and nearest.tolist() == [[1, 1, 5, 5]]
 
 # %% [markdown]
-# The same on a scene, for the operations that are usual in classification. "Invented" counts the pixels whose label does
-# not occur in the part of the mask that they came from, judged against the same operation with nearest.
+# The same on a scene, for operations that are usual in classification. A pixel is wrong when its label differs from what the
+# same operation with nearest gives; a number between two classes may be no class at all, or, worse, one of the others.
 
 # %%
 def resized(array, size, how):
@@ -70,10 +73,12 @@ else:
     raise AssertionError("a JPEG mask must be refused")
 
 flipped = labels[:, ::-1]
-occurring = np.isin(np.arange(256), labels)
+named = [*range(len(classes.names)), classes.void]
+other = np.isin(wrong_size, named) & ~np.isin(wrong_size, labels)        # triangles where there are none
 damage = {
     "smooth resize of the indices": (wrong_size != right_size).mean(),
-    "  of these, a class not in the image": (~occurring[wrong_size]).mean(),
+    "  of these, a number without a class": (~np.isin(wrong_size, named)).mean(),
+    "  of these, a class not in the image": other.mean(),
     "smooth rotation, corners as class 0": (wrong_turn != right_turn).mean(),
     "mask saved as JPEG, quality 90": 1 - exact.mean(),
     "image mirrored, mask not": (flipped != labels).mean(),
@@ -100,26 +105,37 @@ table([
     ("crop without the mask", "no", "", "a class label may survive it, a pixel label does not"),
 ], ("augmentation", "feasible", "applies to", "note"))
 
+# %% [markdown]
+# The figure shows a piece of the resized masks as the numbers that they are: 4 is the cross, 255 is void.
+
 # %%
+def show_numbers(axes, labels):
+    """Draw a small mask with the number of every pixel; hatched where no class has that number."""
+    known = np.isin(labels, named)
+    axes.imshow(index_to_colour(np.where(known, labels, 0).astype(np.uint8), classes), alpha=0.5)
+    for i, j in np.argwhere(~known):
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="white", edgecolor="tab:red", hatch="////", linewidth=0))
+    for (i, j), value in np.ndenumerate(labels):
+        name = axes.text(j, i, value, ha="center", va="center", fontsize=7)
+        name.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
 figure = Figure(figsize=(11, 4.3), layout="constrained")
-panels = [
-    ("image", image), ("labels", labels),
-    ("scaled, nearest: right", right_size), ("scaled, smooth: wrong", wrong_size),
-    ("rotated, corners void: right", right_turn), ("rotated, smooth: wrong", wrong_turn),
-    ("saved as JPEG: changed pixels", np.where(exact, 0, 255).astype(np.uint8)), ("image mirrored, mask not: wrong", flipped),
-]
-for axes, (title, picture) in zip(figure.subplots(2, 4).T.ravel(), panels):
-    if picture.ndim == 3:
-        axes.imshow(picture)
-    elif "changed" in title:
-        axes.imshow(picture, cmap="gray_r")
-    else:
-        known = np.isin(picture, [*range(len(classes.names)), classes.void])
-        show_mask(axes, np.where(known, picture, classes.void).astype(np.uint8), classes, fontsize=7)
-        if not known.all():
-            axes.contourf(~known, levels=[0.5, 1.5], colors="none", hatches=["xxxx"])
-    axes.set(title=title, xticks=[], yticks=[])
-    if "mirrored" in title:
-        axes.imshow(image, alpha=0.6)
-    axes.title.set_fontsize(9)
+(original, right_scaled, right_rotated, saved), (mask, wrong_scaled, wrong_rotated, mirrored) = figure.subplots(2, 4)
+piece = np.s_[117:125, 32:44]
+original.imshow(image)
+show_mask(mask, labels, classes)
+show_numbers(right_scaled, right_size[piece])
+show_numbers(wrong_scaled, wrong_size[piece])
+show_mask(right_rotated, right_turn, classes)
+show_mask(wrong_rotated, np.where(np.isin(wrong_turn, named), wrong_turn, classes.void), classes)
+saved.imshow(exact, cmap="gray")
+show_mask(mirrored, flipped, classes)
+mirrored.imshow(image, alpha=0.75)
+for axes, title in ((original, "image"), (mask, "mask"), (right_scaled, "scaled, nearest: right"),
+                    (wrong_scaled, "scaled, smooth: wrong"), (right_rotated, "rotated, corners void: right"),
+                    (wrong_rotated, "rotated, smooth, corners 0: wrong"), (saved, "saved as JPEG: changed pixels black"),
+                    (mirrored, "image mirrored, mask not: wrong")):
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
 save(figure, args.out / "e7.png")

@@ -1,12 +1,14 @@
 """Pictures of a run: training curves, rows of image / prediction / truth with a legend, an image under its prediction.
 
-Figures are made without pyplot, so that nothing here touches the reader's own matplotlib state or needs a display.
+A mask's regions are outlined and named, so that it can be read without telling its colours apart. Figures are made
+without pyplot, so that nothing here touches the reader's own matplotlib state or needs a display.
 Read after minifcn/inference.py; read next minifcn/training/trainer.py, which calls this.
 """
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from minifcn.data.voc import VOID_COLOUR, index_to_colour
@@ -62,29 +64,86 @@ def prediction_rows(images, predictions, truths, classes):
     images: list of (H, W, 3) uint8, of any sizes. predictions, truths: lists of (H, W) integers (truths may hold void).
     Returns a Figure.
     """
-    rows = {
-        "image": images,
-        "prediction": [index_to_colour(labels, classes) for labels in predictions],
-        "truth": [index_to_colour(labels, classes) for labels in truths],
-    }
+    return picture_rows({"image": images, "prediction": predictions, "truth": truths}, classes)
+
+
+def picture_rows(rows, classes, titles=()):
+    """A grid of images and masks, with a legend of the classes that occur.
+
+    rows: {name: list of images (H, W, 3) or masks (H, W)}; pictures in one column should have one shape. titles: of the
+    pictures, row after row; as many as there are. Returns a Figure.
+    """
+    grid = list(rows.values())
     # All pictures are equally high, so that landscape and portrait stand side by side without gaps.
-    widths = [min(max(image.shape[1] / image.shape[0], 1 / 3), 3) for image in images]          # of height 1
-    height = 2.2 * len(images) / sum(widths)                                        # inches; 2.2 is the mean width
-    handles = _legend(np.unique(np.concatenate([x.ravel() for x in (*predictions, *truths)])), classes)
-    width = max(2.2 * len(images) + 0.4, 3)
+    widths = [min(max(p.shape[1] / p.shape[0], 1 / 3), 3) for p in grid[0]]                     # of height 1
+    height = 2.2 * len(widths) / sum(widths)                                        # inches; 2.2 is the mean width
+    handles = _legend(np.unique(np.concatenate([p.ravel() for row in grid for p in row if p.ndim == 2])), classes)
+    width = max(2.2 * len(widths) + 0.4, 3)
     entry = 0.6 + 0.1 * max(len(handle.get_label()) for handle in handles)          # inches: patch, gap, letters
     columns = max(1, min(len(handles), int(width / entry)))
     lines = -(-len(handles) // columns)
-    figure = Figure(figsize=(width, 3 * height + 0.25 * lines + 0.2), layout="constrained")
-    grid = figure.subplots(3, len(images), squeeze=False, width_ratios=widths)
-    for axes_row, (name, pictures) in zip(grid, rows.items()):
-        for axes, picture in zip(axes_row, pictures):
-            axes.imshow(picture, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+    titled = -(-len(titles) // len(widths))                                         # rows with titles
+    figure = Figure(figsize=(width, len(rows) * height + 0.25 * lines + 0.3 * titled + 0.2), layout="constrained")
+    axes = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
+    for axes_row, (name, pictures) in zip(axes, rows.items()):
+        for place, picture in zip(axes_row, pictures):
+            if picture.ndim == 2:
+                show_mask(place, picture, classes)
+            else:
+                place.imshow(picture, interpolation="nearest")
+            place.set(xticks=[], yticks=[])
+            place.spines[:].set_visible(False)
         axes_row[0].set_ylabel(name)
+    for place, title in zip(axes.ravel(), titles):
+        place.set_title(title, fontsize="medium")
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
+
+
+def show_mask(axes, labels, classes, fontsize=8):
+    """Draw a mask in its colours, a line around every region, and the class's name in every region with room for it.
+
+    axes: of matplotlib. labels: (H, W) integers, class indices or void. Background and void get neither line nor name.
+    """
+    axes.imshow(index_to_colour(labels, classes), interpolation="nearest")
+    for index in np.unique(labels).tolist():
+        inside = labels == index                                                    # (H, W)
+        if index in (0, classes.void):
+            continue
+        if not inside.all() and min(inside.shape) > 1:
+            axes.contour(inside, levels=[0.5], colors="white", linewidths=1.6)
+            axes.contour(inside, levels=[0.5], colors="black", linewidths=0.7)
+        for row, column in roomy(inside):
+            name = axes.text(column, row, classes.names[index], ha="center", va="center", fontsize=fontsize, clip_on=True)
+            name.set_path_effects([withStroke(linewidth=2, foreground="white")])
+            name.set_in_layout(False)                                               # it may stick out, never push
+
+
+def roomy(inside):
+    """Where a name can be written: [(row, column)] of the pixel deepest inside each connected region that is wide enough.
+
+    inside: (H, W) bool. Depth is found by peeling blocks of 4 x 4 pixels that are inside as a whole; wide enough is a sixth
+    of the mask's shorter side.
+    """
+    H, W = inside.shape[0] // 4, inside.shape[1] // 4
+    layer = np.pad(inside[:4 * H, :4 * W].reshape(H, 4, W, 4).all(axis=(1, 3)), 1)  # (H + 2, W + 2)
+    depth = np.zeros(layer.shape, int)
+    while layer.any():
+        depth += layer
+        layer[1:-1, 1:-1] &= layer[:-2, 1:-1] & layer[2:, 1:-1] & layer[1:-1, :-2] & layer[1:-1, 2:]
+    places = []
+    while depth.max() * 8 >= min(inside.shape) / 6:
+        region, size = np.zeros(depth.shape, bool), 0
+        region.ravel()[depth.argmax()] = True                                       # one pixel, which grows to its region
+        while region.sum() > size:
+            size = region.sum()
+            region[1:-1, 1:-1] |= region[:-2, 1:-1] | region[2:, 1:-1] | region[1:-1, :-2] | region[1:-1, 2:]
+            region &= depth > 0
+        rows, columns = np.nonzero(region & (depth == depth.max()))
+        middle = np.argmin(np.hypot(rows - rows.mean(), columns - columns.mean()))
+        places.append((int(4 * (rows[middle] - 1) + 2), int(4 * (columns[middle] - 1) + 2)))
+        depth[region] = 0
+    return places
 
 
 def _legend(indices, classes):

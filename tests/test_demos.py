@@ -122,17 +122,6 @@ def test_animation_arguments(demo):
         animate.pair(np.ones((2, 2)), np.ones((3, 3)))
 
 
-def test_names_stand_inside_their_region(demo):
-    deepest = demo("common").deepest
-    region = np.zeros((64, 80), bool)
-    region[8:40, 48:76] = True
-    row, column, depth = deepest(region)
-    assert 16 <= row <= 32 and 56 <= column <= 68 and depth > 1
-    dot = np.zeros((64, 80), bool)
-    dot[5, 7] = True                                                     # between the sampled pixels
-    assert deepest(dot) == (5, 7, 0)
-
-
 def test_a_failing_demo_fails_the_whole(demo, tmp_path, capsys):
     run_all = demo("run_all")
     args = type("Arguments", (), {"out": tmp_path, "quick": True})

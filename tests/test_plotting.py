@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minifcn.data.voc import VOC, VOID_COLOUR
-from minifcn.plotting import curves, overlay, prediction_rows
+from minifcn.plotting import curves, overlay, picture_rows, prediction_rows, roomy
 
 
 def rows(epochs=3):
@@ -64,7 +64,31 @@ def test_prediction_rows():
     assert (drawn[4] == VOC.palette[5]).all() and (drawn[7] == VOC.palette[20]).all() and (drawn[8] == VOID_COLOUR).all()
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["background", "bottle", "potted plant", "tv/monitor", "void"]      # what occurs, void last
+    names = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert names == [[], [], [], [], ["bottle"], ["potted plant"], [], ["tv/monitor"], []]
     assert_nothing_clipped(figure)
+
+
+def test_regions_are_outlined_and_titles_fit():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[8:30, 10:40], mask[8:10, 10:40] = 3, 255
+    image = np.zeros((40, 60, 3), np.uint8)
+    figure = picture_rows({"": [image, mask]}, VOC, ["what is seen", "what is there"])
+    assert [len(axes.collections) for axes in figure.axes] == [0, 2]                    # white below black, round the one class
+    assert [axes.get_title() for axes in figure.axes] == ["what is seen", "what is there"]
+    assert_nothing_clipped(figure)
+
+
+def test_every_wide_region_has_a_place_for_its_name():
+    inside = np.zeros((64, 96), bool)
+    inside[8:40, 8:36] = inside[24:60, 60:92] = True                                # two wide regions,
+    inside[2:6, 40:90] = inside[50, 7] = True                                       # one narrow, one of a single pixel
+    places = sorted(roomy(inside), key=lambda place: place[1])
+    assert len(places) == 2
+    for (row, column), (top, left, bottom, right) in zip(places, ((8, 8, 40, 36), (24, 60, 60, 92))):
+        assert top + 10 <= row < bottom - 10 and left + 10 <= column < right - 10
+    assert roomy(np.zeros((3, 3), bool)) == []
+    assert roomy(np.ones((64, 96), bool)) == [(30, 46)]
 
 
 def test_legend_of_all_classes_fits_one_column():
