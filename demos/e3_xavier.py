@@ -2,7 +2,7 @@
 
 Shows       both initialisations, two seeds each, trained on the same batches: curves, masks, and what became of the kernels
 Takes       about 2 minutes on a laptop (--quick: 10 s)
-Expect      mean IoU 0.58 from the bilinear kernel, 0.26 from Xavier's numbers, whose masks look like sand: each of the 32 x 32
+Expect      mean IoU 0.57 from the bilinear kernel, 0.26 from Xavier's numbers, whose masks look like sand: each of the 32 x 32
             pixels of a cell has its own random weights, and tents have only begun to appear in them
 Read after  demos/4_fcn.py
 """

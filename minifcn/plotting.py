@@ -79,7 +79,7 @@ def picture_rows(rows, classes, titles=()):
     height = 2.2 * len(widths) / sum(widths)                                        # inches; 2.2 is the mean width
     handles = _legend(np.unique(np.concatenate([p.ravel() for row in grid for p in row if p.ndim == 2])), classes)
     width = max(2.2 * len(widths) + 0.4, 3)
-    entry = 0.6 + 0.1 * max(len(handle.get_label()) for handle in handles)          # inches: patch, gap, letters
+    entry = 0.55 + 0.085 * max(len(handle.get_label()) for handle in handles)          # inches: patch, gap, letters
     columns = max(1, min(len(handles), int(width / entry)))
     lines = -(-len(handles) // columns)
     titled = -(-len(titles) // len(widths))                                         # rows with titles
