@@ -6,7 +6,7 @@ import runpy
 
 import numpy as np
 import pytest
-from cases import REAL_LAYERS, as_given, convolutions, seeds
+from cases import REAL_LAYERS, Conv, as_given, convolutions, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -178,7 +178,11 @@ def test_convolutions(xp, counted, case):
         agree(xp, op, *inputs, dtype=case.dtype)
 
 
-@pytest.mark.parametrize("case", [c._replace(N=2, C=c.C * 16, F=c.F * 16, hw=(c.hw[0] * 5, c.hw[1] * 5)) for c in REAL_LAYERS])
+SEVERAL_BLOCKS = [c._replace(N=2, C=c.C * 16, F=c.F * 16, hw=(c.hw[0] * 5, c.hw[1] * 5)) for c in REAL_LAYERS]
+FEW_POSITIONS = Conv(1, 160, 300, (9, 12), (3, 3), (1, 1), (1, 1), seed=8)
+
+
+@pytest.mark.parametrize("case", [*SEVERAL_BLOCKS, FEW_POSITIONS])
 def test_convolutions_of_several_blocks(xp, counted, case):
     for op, *inputs in layers(case):
         agree(xp, op, *inputs)

@@ -1,13 +1,14 @@
 """Faster twins of the array functions, loaded last; the library is whole without them (`MINIFCN_READABLE=1`).
 
-Each file holds one idea. On the CPU, in reading order: cpu (threads, buffers, layout), columns (im2col in blocks), winograd
-(fewer products), pixels (fewer passes over memory), head (the 64 x 64 kernel and the loss). The twin registered first is
-asked first, so what is special stands before what is general. On a GPU: kernels.cu (the kernels), launch (one way to start
-them, one to multiply), cuda (the twins made of them). What each bought: benchmarks/README.md.
+Each file holds one idea. On the CPU, in reading order: cpu (threads, buffers, layout), columns (im2col in blocks), filters
+(few positions, many weights), winograd (fewer products), pixels (fewer passes over memory), head (the 64 x 64 kernel and the
+loss). The twin registered first is asked first, so what is special stands before what is general. On a GPU: kernels.cu (the
+kernels), launch (one way to start them, one to multiply), cuda (the twins made of them). What each bought:
+benchmarks/README.md.
 """
 
 # isort: skip_file
-from minifcn.fast import winograd, head, columns, pixels, cuda
+from minifcn.fast import winograd, head, columns, filters, pixels, cuda
 from minifcn.fast.cpu import set_threads
 
-__all__ = ["winograd", "head", "columns", "pixels", "cuda", "set_threads"]
+__all__ = ["winograd", "head", "columns", "filters", "pixels", "cuda", "set_threads"]

@@ -5,27 +5,50 @@ images: its columns are made, used and forgotten inside the cache, in a buffer t
 shared by the threads. A column is a window of the channels-last map, KH runs of KW*C numbers, so that im2col copies long
 runs. One core: 1.1 to 1.5 times the definition; and the definition's copies run on one core alone.
 
-Read after cpu.py; read next winograd.py. Source: Chellapilla et al. 2006.
+Read after cpu.py; read next filters.py. Source: Chellapilla et al. 2006.
 """
+
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu import channels_first, channels_last, in_parallel, is_fast, scale_shift_relu, scratch, shares, split
+from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scale_shift_relu, scratch, split
 from minifcn.functional import conv, conv_norm
 
 COLUMNS = 2**19                                 # numbers in the columns of a block: 2 MB
 POSITIONS = 512                                 # but not fewer positions: BLAS packs the kernel anew for every block
+ENOUGH = 2**17                                  # numbers in all columns below which threads cost more than they save
+RUN = 9                                         # numbers below which runs of KW*C are copied too slowly
 
 
-@replaces(conv.correlate, when=lambda x, w, *_: is_fast(x, w))
+def is_worth_it(N, C, F, ohw, khw):
+    """Enough to do, runs of some length to copy, and no fewer positions than filters (filters.py has those)."""
+    return N * prod(ohw) >= F and N * prod(ohw) * C * prod(khw) >= ENOUGH and khw[1] * C >= RUN
+
+
+def sizes(x, w, *settings):
+    """(N, C, F, (OH, OW), (KH, KW)) of a forward."""
+    return len(x), w.shape[1], len(w), conv.output_size(x.shape[2:], w.shape[2:], *settings), w.shape[2:]
+
+
+def sizes_of_grad_x(gy, w, *_):
+    return len(gy), w.shape[1], len(w), gy.shape[2:], w.shape[2:]
+
+
+def sizes_of_grad_w(gy, x, khw, *_):
+    return len(x), x.shape[1], gy.shape[1], gy.shape[2:], khw
+
+
+@replaces(conv.correlate, when=lambda x, w, *settings: is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
 def correlate_columns(x, w, stride, padding, dilation):
     """y = columns(x) w^T, a block at a time."""
     return channels_first(convolve(x, w, stride, padding, dilation)), None
 
 
-@replaces(conv_norm.correlate_scale_relu, when=lambda x, w, *_: is_fast(x, w))
+@replaces(conv_norm.correlate_scale_relu, when=lambda x, w, scale, shift, shortcut, *settings:
+          is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
 def correlate_scale_relu_columns(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each block is scaled, shifted and rectified while it is in the cache."""
     OW = conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)[1]
@@ -36,22 +59,19 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, n, i, f: None):
     """y (N, OH, OW, F); finish(y, n, i, f) may change the values y of images n, rows i and filters f in place."""
     (F, _, *khw), x = w.shape, x.transpose(0, 2, 3, 1)                   # any order in memory: `columns` copies it anyway
     N, OH, OW = len(x), *conv.output_size(x.shape[1:3], khw, stride, padding, dilation)
-    y = np.empty((N, OH, OW, F), np.float32)
+    kernel, y = rows_of_kernel(w), np.empty((N, OH, OW, F), np.float32)  # (F, KH*KW*C)
 
-    def work(share):
-        _, todo, f = share
-        kernel = rows_of_kernel(w[f])                                    # (f, KH*KW*C)
+    def work(todo):
         for n, i in todo:
-            part = y[n, i, :, f]                                         # (n, o, OW, f)
             cols = columns(x[n], i, OW, khw, stride, padding, dilation)  # (T, KH*KW*C)
-            np.matmul(cols, kernel.T, out=part.reshape(len(cols), -1))
-            finish(part, n, i, f)
+            np.matmul(cols, kernel.T, out=y[n, i].reshape(-1, F))        # (T, F)
+            finish(y[n, i], n, i, slice(0, F))
 
-    in_parallel(work, shares(N, OH, OW, F, positions(w[0].size))[0])
+    in_parallel(work, tasks(N, OH, OW, kernel.shape[1]))
     return y
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, *_: is_fast(gy, w))
+@replaces(conv.correlate_grad_x, when=lambda gy, w, *_: is_fast(gy, w) and is_worth_it(*sizes_of_grad_x(gy, w)))
 def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
     """Columns gy w, added to the padded image tap by tap; threads share the images, since the rows of windows overlap."""
     (F, C, KH, KW), (H, W), (PH, PW), gy = w.shape, hw, padding, channels_last(gy)
@@ -79,30 +99,35 @@ def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
     return channels_first(gx)
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, *_: is_fast(gy, x))
+@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, *_: is_fast(gy, x) and is_worth_it(*sizes_of_grad_w(gy, x, khw)))
 def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation, saved):
     """gw = gy^T columns(x), summed over the blocks: each thread keeps its own sum, and they are added in order."""
     gy, x = channels_last(gy), x.transpose(0, 2, 3, 1)
-    (N, OH, OW, F), C = gy.shape, x.shape[3]
-    plan, by_filter = shares(N, OH, OW, F, positions(khw[0] * khw[1] * C))
-    sums = scratch("kernel", (1 if by_filter else len(plan), F, khw[0] * khw[1] * C))            # one a thread, or one for all
+    (N, OH, OW, F), K = gy.shape, khw[0] * khw[1] * x.shape[3]
+    shares = list(enumerate(tasks(N, OH, OW, K)))
+    sums = scratch("kernel", (len(shares), F, K))                        # (threads, F, KH*KW*C)
 
     def work(share):
-        number, todo, f = share
-        total = sums[0, f] if by_filter else sums[number]                # (f, KH*KW*C)
-        for k, (n, i) in enumerate(todo):
+        total = sums[share[0]]
+        for k, (n, i) in enumerate(share[1]):
             cols = columns(x[n], i, OW, khw, stride, padding, dilation)  # (T, KH*KW*C)
             product = scratch("product", total.shape) if k else total
-            np.matmul(gy[n, i, :, f].reshape(len(cols), -1).T, cols, out=product)
+            np.matmul(gy[n, i].reshape(-1, F).T, cols, out=product)
             if k:
                 total += product
 
-    in_parallel(work, plan)
-    return np.ascontiguousarray(sums.sum(axis=0).reshape(F, *khw, C).transpose(0, 3, 1, 2))      # (F, C, KH, KW)
+    in_parallel(work, shares)
+    return np.ascontiguousarray(sums.sum(axis=0).reshape(F, *khw, -1).transpose(0, 3, 1, 2))     # (F, C, KH, KW)
+
+
+def tasks(N, OH, OW, K):
+    """One list of blocks (images, output rows) a thread, for columns of K numbers."""
+    todo = blocks(N, OH, OW, positions(K))
+    return [todo[part] for part in split(len(todo))]
 
 
 def positions(K):
-    """How many positions a block has, for columns of K numbers."""
+    """How many positions a block has."""
     return max(COLUMNS // K, POSITIONS)
 
 

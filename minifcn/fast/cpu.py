@@ -85,21 +85,6 @@ def blocks(N, rows, width, most, sharers=None):
     return [(slice(n, n + 1), part) for n in range(N) for part in parts]
 
 
-def shares(N, rows, width, F, most):
-    """Who does what of N maps of rows x width positions, of which each gets F values by a product with a kernel.
-
-    Threads share the positions, in `blocks` of about `most`. Where there are fewer positions than filters (deep layers,
-    small batches) the kernel is the larger operand: there they share the filters, and each reads its part of it once.
-    Returns ([(number, [(images, rows), ...], filters), ...], by_filter).
-    """
-    by_filter = F > N * rows * width
-    if by_filter:
-        todo = blocks(N, rows, width, most, sharers=1)
-        return [(k, todo, f) for k, f in enumerate(split(F))], True
-    todo = blocks(N, rows, width, most)
-    return [(k, todo[part], slice(0, F)) for k, part in enumerate(split(len(todo)))], False
-
-
 def _pieces(count, most, sharers):
     """range(count) in slices of at most `most`."""
     number = -(-count // most)

@@ -21,14 +21,14 @@ the same, and multiples of 1/4 keep A and B exact.
 One core: 1.9 to 3 times as fast as the definition forward, 2.4 to 3.1 times backward. Nothing is kept for backward:
 transforming x again costs a quarter of a product and saves 2.25 times its memory.
 
-Read after columns.py; read next pixels.py. Source: Lavin & Gray 2015, arXiv 1509.09308.
+Read after filters.py; read next pixels.py. Source: Lavin & Gray 2015, arXiv 1509.09308.
 """
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu import channels_first, channels_last, in_parallel, is_fast, scale_shift_relu, scratch, shares, split
+from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scale_shift_relu, scratch, split
 from minifcn.functional import conv, conv_norm
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity
@@ -99,7 +99,7 @@ def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation, saved):
     """gw = G^T [ sum over tiles (A gy A^T)^T (B^T d B) ] G."""
     x, gy = channels_last(x), channels_last(gy)
     (N, OH, OW, F), C = gy.shape, x.shape[3]
-    plan, by_filter = shares(N, -(-OH // 4), -(-OW // 4), F, TILES)
+    plan, by_filter = shares(N, OH, OW, F)
     sums = scratch("kernel", (1 if by_filter else len(plan), 36, F, C))  # one sum a thread, or one for all
 
     def work(share):
@@ -134,7 +134,7 @@ def convolve(x, w, transform, padding, finish=lambda y, n, i, f: None):
     (N, H, W, C), F = x.shape, w.shape[1]
     OH, OW = H + 2 * padding[0] - 2, W + 2 * padding[1] - 2
     y = np.empty((N, OH, OW, F), np.float32)
-    plan, by_filter = shares(N, -(-OH // 4), -(-OW // 4), F, TILES)
+    plan, by_filter = shares(N, OH, OW, F)
     if not by_filter:
         whole = kernel_buffer(C, F)
         in_parallel(lambda c: values_of_kernel(w[c], transform, whole[:, c]), split(C))
@@ -152,6 +152,23 @@ def convolve(x, w, transform, padding, finish=lambda y, n, i, f: None):
 
     in_parallel(work, plan)
     return y
+
+
+# ---- what a thread does: blocks of tiles, and for them all filters or some ----
+
+def shares(N, OH, OW, F):
+    """([(number, [(images, tile rows), ...], filters), ...], by_filter): who does what, about TILES tiles at a time.
+
+    Threads share the tiles. Where there are fewer tiles than filters (deep layers), the transformed kernel is the larger
+    operand: there they share the filters, so that each makes and reads its part of the kernel once, and all transform x.
+    """
+    th, tw = -(-OH // 4), -(-OW // 4)
+    by_filter = F > N * th * tw
+    if by_filter:
+        todo = blocks(N, th, tw, TILES, sharers=1)
+        return [(k, todo, f) for k, f in enumerate(split(F))], True
+    todo = blocks(N, th, tw, TILES)
+    return [(k, todo[part], slice(0, F)) for k, part in enumerate(split(len(todo)))], False
 
 
 # ---- the transforms: M v M^T as a product along the rows of each tile, then one along its columns ----
