@@ -208,9 +208,9 @@ def test_winograd_matrices():
     ((1, 256, 20, 30), (512, 256, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_filters"),
     ((8, 256, 20, 30), (512, 256, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),
     ((1, 64, 18, 15), (64, 64, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_columns"),         # 20 tiles: too few
-    ((1, 2, 200, 200), (2, 2, 3, 3), ((1, 1), (1, 1), (1, 1)), None),                         # runs of 6 numbers
-    ((1, 16, 20, 20), (8, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), None),                         # soon done
-    ((1, 16, 5, 5), (64, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), None),
+    ((1, 2, 200, 200), (2, 2, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate"),                  # runs of 6 numbers
+    ((1, 16, 20, 20), (8, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate"),                         # soon done
+    ((1, 16, 5, 5), (64, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate"),
     ((8, 8, 80, 120), (64, 8, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_columns"),          # too few channels
     ((8, 64, 80, 120), (128, 64, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),
     ((8, 64, 80, 120), (64, 64, 3, 3), ((1, 1), (2, 2), (2, 2)), "correlate_columns"),
@@ -220,8 +220,7 @@ def test_winograd_matrices():
 def test_who_is_chosen(x, w, settings, name):
     """The cost rule, on the layers of the network and beside them."""
     x, w = np.zeros(x, np.float32), np.zeros(w, np.float32)
-    chosen = [twin.__name__ for when, twin in REPLACEMENTS[conv.correlate] if when(x, w, *settings)]
-    assert chosen[:1] == [name] * (name is not None)
+    assert next(twin for when, twin in REPLACEMENTS[conv.correlate] if when(x, w, *settings)).__name__ == name
     wide = x.astype(np.float64), w.astype(np.float64)
     assert not any(when(*wide, *settings) for when, twin in REPLACEMENTS[conv.correlate])
 
@@ -393,6 +392,21 @@ def test_in_parallel(three_threads):
     assert set(names[3:]) == {"still alive", "both"}
     with pytest.raises(ValueError, match="at least 1 thread, got 0"):
         cpu.set_threads(0)
+
+
+def test_the_definition_alone(monkeypatch):
+    """Where there is little to do: the definition's bits, computed with one thread of BLAS."""
+    def alone(function):
+        return next(twin for _, twin in REPLACEMENTS[function] if twin.__module__ == conv.__name__)
+
+    x, w, gy, settings = convolution(COLUMNS[-1])
+    definitions = conv.correlate, conv.correlate_grad_x, conv.correlate_grad_w
+    for function, (_, _, args, _) in zip(definitions, calls("columns", x, w, gy, settings)):
+        np.testing.assert_array_equal(values(alone(function)(*args)), values(function.__wrapped__(*args)))
+    seen, im2col = [], conv.im2col
+    monkeypatch.setattr(conv, "im2col", lambda *args: seen.append({b["num_threads"] for b in cpu._blas.info()}) or im2col(*args))
+    alone(conv.correlate)(x, w, *settings)
+    assert seen == [{1}]
 
 
 def test_scratch_belongs_to_its_thread():

@@ -5,9 +5,13 @@ of 10 x 15 has 150 positions. There it costs too much to lay the weights out as 
 read all of them. So they are taken as they lie in memory, rows of C*KH*KW numbers, and the columns are the definition's: few,
 and made once. Each thread multiplies its filters with all columns; for gx it makes and adds up the columns of its channels.
 
+Where there is little to do, the definition itself runs, but with BLAS held to one thread like everything here: OpenBLAS's
+threads go on spinning for up to 25 ms after a product, and would take from ours the core that the next layer needs.
+
 Read after columns.py; read next winograd.py.
 """
 
+import functools
 from math import prod
 
 import numpy as np
@@ -86,3 +90,20 @@ def correlate_grad_w_filters(gy, x, khw, stride, padding, dilation, saved):
 
     in_parallel(work, split(F))
     return gw.reshape(F, C, *khw)
+
+
+# ---- little to do ----
+
+def alone(function):
+    """The definition of an array function, on one thread."""
+    @functools.wraps(function)
+    def twin(*args):
+        result = []
+        in_parallel(lambda share: result.append(function.__wrapped__(*args)), [None])
+        return result[0]
+
+    return twin
+
+
+for function in (conv.correlate, conv.correlate_grad_x, conv.correlate_grad_w):
+    replaces(function, when=lambda a, b, *_: is_fast(a, b))(alone(function))
