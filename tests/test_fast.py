@@ -404,7 +404,7 @@ def test_the_definition_alone(monkeypatch):
     for function, (_, _, args, _) in zip(definitions, calls("columns", x, w, gy, settings)):
         np.testing.assert_array_equal(values(alone(function)(*args)), values(function.__wrapped__(*args)))
     seen, im2col = [], conv.im2col
-    monkeypatch.setattr(conv, "im2col", lambda *args: seen.append({b["num_threads"] for b in cpu._blas.info()}) or im2col(*args))
+    monkeypatch.setattr(conv, "im2col", lambda *a: seen.append({b["num_threads"] for b in cpu._blas.info()}) or im2col(*a))
     alone(conv.correlate)(x, w, *settings)
     assert seen == [{1}]
 
