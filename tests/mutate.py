@@ -343,6 +343,8 @@ def exchange(mutant):
             for part in name.split("."):
                 live = vars(live)[part]
             live = inspect.unwrap(live.fget if isinstance(live, property) else live)
+            if len(live.__code__.co_freevars) != len(codes[name].co_freevars):         # super() is gone, or came
+                return False
             live.__code__ = codes[name]
             live.__defaults__ = tuple(map(ast.literal_eval, node.args.defaults)) or None
             live.__kwdefaults__ = {a.arg: ast.literal_eval(d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults)}
