@@ -11,7 +11,8 @@ temporary folder. What cannot be told apart from the original is listed with its
 
 The price is kept low by forking: the parent process is a pytest session that has collected all tests. For every mutant it
 forks a child, which exchanges the code of the changed function, runs the tests of its file and dies at the first failure:
-a fifth of a second. (A change outside functions, such as a constant, costs more: the child imports everything anew.)
+a fifth of a second. What killed another mutant of the same function runs first. (A change outside functions, such as a
+constant, costs more: the child imports everything anew.)
 Outcomes are remembered (--fresh forgets them), so that a second run costs only what is new: a mutant, or a test for one
 that survived.
 Not mutated: error messages, docstrings, annotations, package __init__ files, and the table of examples in checks.py (its
@@ -45,7 +46,7 @@ from _pytest import runner
 
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = ROOT / "tests" / "mutants_equivalent.txt"
-TIMEOUT = 150                                   # seconds; the longest list of tests takes a fifth of it
+TIMEOUT = 150                                   # processor seconds; the longest list of tests takes a fifth of it
 MEMORY = 4 * 2**30                              # bytes a child may claim
 
 QUIET = ["-x", "-q", "-s", "--tb=no"] + [part for name in (
@@ -79,6 +80,10 @@ class Mutant(NamedTuple):
     file: str                                   # below minifcn/
     key: str                                    # "file | function | source line | old => new", unique, without line numbers
     source: str                                 # of the whole mutated file
+
+    @property
+    def function(self):
+        return tuple(self.key.split(" | ")[:2])
 
 
 # ---- making mutants ----
@@ -152,7 +157,7 @@ def replacements(node, owner):
             for i, keyword in enumerate(keywords):
                 if keyword.arg is not None:
                     yield but(keywords=[*keywords[:i], *keywords[i + 1:]])
-            for i in range(len(args) - 1 if ast.unparse(func).split(".")[-1] not in COMMUTATIVE else 0):
+            for i in range(len(args) - 1 if name_of(func) not in COMMUTATIVE else 0):
                 if not any(isinstance(a, ast.Starred | ast.Lambda | ast.Tuple | ast.Constant) for a in args[i:i + 2]):
                     yield but(args=[*args[:i], args[i + 1], args[i], *args[i + 2:]])
             if isinstance(func, ast.Attribute) and func.attr in ("swapaxes", "reshape", "transpose", "astype", "copy"):
@@ -174,6 +179,10 @@ def replacements(node, owner):
             yield ast.Pass()
         case ast.Assign(targets=[ast.Subscript() | ast.Attribute()]):
             yield ast.Pass()
+
+
+def name_of(func):
+    return ast.unparse(func).split(".")[-1]
 
 
 def is_set(node, owner):
@@ -230,7 +239,8 @@ def places(node, file, function):
             if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):                    # a docstring
                 continue
             yield node, field, index, child, function
-            yield from places(child, file, function)
+            if not (isinstance(node, ast.Call) and name_of(node.func) == "reshape" and isinstance(child, ast.UnaryOp)):
+                yield from places(child, file, function)     # NumPy takes any negative length for the one to work out
 
 
 # ---- bugs planted by hand: (file, text that occurs once, replacement) ----
@@ -322,7 +332,7 @@ def functions(body, prefix=""):
 def exchange(mutant):
     """Give the live functions the mutant's code and defaults. False if the mutant differs elsewhere, too."""
     module = sys.modules[module_of(mutant.file)]
-    old, new = ast.parse((ROOT / "minifcn" / mutant.file).read_text()), ast.parse(mutant.source)
+    old, new = ast.parse(Path("minifcn", mutant.file).read_text()), ast.parse(mutant.source)
     codes = dict(code_objects(compile(new, f"<mutant of {mutant.file}>", "exec")))
     before, after = dict(functions(old.body)), dict(functions(new.body))
     if len(before) < len(list(functions(old.body))):                     # one name for two functions: not for us
@@ -333,6 +343,8 @@ def exchange(mutant):
             for part in name.split("."):
                 live = vars(live)[part]
             live = inspect.unwrap(live.fget if isinstance(live, property) else live)
+            if len(live.__code__.co_freevars) != len(codes[name].co_freevars):         # super() is gone, or came
+                return False
             live.__code__ = codes[name]
             live.__defaults__ = tuple(map(ast.literal_eval, node.args.defaults)) or None
             live.__kwdefaults__ = {a.arg: ast.literal_eval(d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults)}
@@ -368,6 +380,8 @@ class Session:
             items = [item for name in tests_of(file) for item in by_file[Path(name).name]]
             # on NumPy before the stand-in: a mutant dies early
             self.items[file] = sorted(items, key=lambda item: "[strict" in item.name or "-strict" in item.name)
+        with contextlib.suppress(ImportError):
+            import torch  # noqa: F401  once, and not in every child whose tests ask for it
         gc.collect()
         gc.freeze()                                                      # all this is not to be looked through again
         self.baseline()
@@ -377,7 +391,7 @@ class Session:
     def baseline(self):
         """The tests must pass on the unchanged copy, and in good time."""
         for file in self.items:
-            original = identity(Mutant(file, "", (ROOT / "minifcn" / file).read_text()), "survived")
+            original = identity(Mutant(file, "", Path("minifcn", file).read_text()), "survived")
             if original in self.memory:
                 continue
             start = time.perf_counter()
@@ -391,37 +405,40 @@ class Session:
 
     def run_all(self):
         """Fork a child for every mutant, `jobs` at a time; report "killed", "timeout" or "survived"."""
-        waiting, running = list(reversed(self.mutants)), {}
+        waiting, running, killers = list(reversed(self.mutants)), {}, {}
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
                     mutant = waiting.pop()
                     pid = os.fork()
                     if pid == 0:
-                        self.child(mutant.file, mutant)
+                        self.child(mutant.file, mutant, killers.get(mutant.function, ()))
                     running[pid] = mutant
                 pid, status = os.wait()
                 mutant, code = running.pop(pid), os.waitstatus_to_exitcode(status)
-                self.report(mutant, {0: "survived", -signal.SIGALRM: "timeout"}.get(code, "killed"))
+                if (self.tree / f"killer.{pid}").exists():
+                    killers.setdefault(mutant.function, set()).add((self.tree / f"killer.{pid}").read_text())
+                self.report(mutant, {0: "survived", -signal.SIGPROF: "timeout"}.get(code, "killed"))
         finally:
             for pid in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def child(self, file, mutant):
-        """Never returns: exits with 0 if all tests of the file pass."""
+    def child(self, file, mutant, likely=()):
+        """Never returns: exits with 0 if all tests of the file pass. likely: the ids of those to begin with."""
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.alarm(TIMEOUT)
+            signal.setitimer(signal.ITIMER_PROF, TIMEOUT)                # of the processor, however busy the machine is
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
             if mutant is not None and not exchange(mutant):
                 self.import_anew(mutant)
-            items = self.items[file]
+            items = sorted(self.items[file], key=lambda item: item.nodeid not in likely)
             for item, following in zip(items, [*items[1:], None]):
                 if any(report.failed for report in runner.runtestprotocol(item, log=False, nextitem=following)):
+                    (self.tree / f"killer.{os.getpid()}").write_text(item.nodeid)
                     os._exit(1)
             os._exit(0)
         finally:
@@ -524,7 +541,7 @@ def identity(mutant, outcome):
     """What an outcome is remembered by: the mutant's text; for a survivor also its tests', since new ones may kill it."""
     text = f"{mutant.file}\n{mutant.source}"
     if outcome == "survived":
-        text += "".join((ROOT / name).read_text() for name in tests_of(mutant.file))
+        text += "".join(Path(name).read_text() for name in tests_of(mutant.file))        # of the copy, where we are
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -172,7 +172,7 @@ def test_invariances(shape, seed):
 
     y, gx, gw, gb = run(norm, [x, w, b], gy)
     tolerance = 1e-11                                                    # std >= 1/8, |x| <= 200: some 1000 roundings
-    assert np.allclose(run(norm, [4 * x - 8, w, b], gy)[0], y, rtol=0, atol=tolerance)
+    assert np.allclose(run(norm, [4 * x - 1024, w, b], gy)[0], y, rtol=0, atol=tolerance)      # squares would lose it
     assert np.allclose(run(norm, [-x, w, b], gy)[0], run(norm, [x, -w, b], gy)[0], rtol=0, atol=tolerance)
     assert np.allclose(y.mean(axis=axes), b) and np.allclose(y.std(axis=axes), abs(w))
     xhat = run(norm, [x, w / w, b * 0], gy)[0]
@@ -218,6 +218,7 @@ COMPLAINTS = {
     "other half": ((X, None, V), {"training": True}, ValueError, r"needs running_mean and running_var"),
     "one value": ((X[:1, :, :1, :1], V, V), {"training": True}, ValueError,
                   r"training needs more than one value per channel, got x: 1x3x1x1"),
+    "no channel": ((X[:, :0], V[:0], V[:0]), {"training": True}, ValueError, r"training needs .* got x: 2x0x2x2"),
     "no value": ((X[:0], V, V), {"training": True}, ValueError, r"training needs more than one value per channel"),
 }
 

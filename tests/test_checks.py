@@ -1,5 +1,7 @@
 """The table behind `minifcn check`: complete, within its bounds, and able to say no."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ def test_every_op_is_there_in_both_dtypes_and_passes(table, device):
 
 
 def test_the_seed_draws_the_inputs():
-    tables = [[row.error for row in gradcheck_table(seed=s)][:6] for s in (0, 0, 1)]
+    tables = [[row.error for row in islice(gradcheck_table(**settings), 6)] for settings in ({}, {"seed": 0}, {"seed": 1})]
     assert tables[0] == tables[1] != tables[2]
 
 
@@ -42,6 +44,19 @@ def test_a_wrong_gradient_is_a_row_not_an_error(monkeypatch):
     wide, narrow = errors_of("x", lambda x: record(x.data * 2, (x,), lambda gy: (gy * 2.1,), "wrong"), monkeypatch)
     assert wide[:3] == ("x", "form", np.inf) and np.isnan(wide.bound) and wide[4:] == ("float64", "cpu")
     assert narrow.error < FLOAT32_BOUND                                  # wrong alike in both precisions
+
+
+def test_the_error_of_float32_is_relative_to_float64(monkeypatch):
+    def wrong(x):
+        return record(x.data * 2, (x,), lambda gy: (gy * (2 if gy.dtype == np.float64 else 6),), "thrice")
+
+    wide, narrow = errors_of("x", wrong, monkeypatch)
+    assert wide.error < wide.bound and narrow.error == pytest.approx(2, rel=1e-6)      # some roundings of 2^-24
+
+
+def test_the_seed_draws_the_directions(monkeypatch):
+    monkeypatch.setattr(checks, "cases", lambda rng, device: [("exp", "", F.exp, (np.ones(3),))])
+    assert len({next(gradcheck_table(seed=s)).error for s in range(3)}) == 3
 
 
 def test_a_nan_is_above_every_bound(monkeypatch):

@@ -138,3 +138,4 @@ def test_complaints(function):
 def test_a_kernel_as_large_as_the_image_is_one_row():
     assert F.conv_matrix(np.ones((2, 3, 3, 2)), (3, 2)).shape == (2, 18)
     assert len(F.conv_matrix_entries(np.ones((2, 3, 3, 2)), (1, 2), padding=(1, 0))[0]) == 2 * 3 * 2
+    assert len(F.conv_matrix_entries(np.ones((2, 3, 3, 2)), (4, 4))[0]) == 2 * 3 * (3 * 2) * (2 * 3)         # stride 1

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import minifcn.functional as F
 from minifcn import Tensor
 from minifcn.core.backend import to_host
+from minifcn.functional.loss import _targets
 
 shapes = st.one_of(
     st.tuples(st.integers(1, 4), st.integers(1, 5)),                                              # (N, K)
@@ -131,9 +132,17 @@ def test_a_class_may_be_ignored(xp):
 
 def test_weights_of_another_dtype_are_converted(xp):
     x, labels, weight = problem(2, (4, 3), np.float32, 0.0)
-    loss = [F.cross_entropy(xp.asarray(x.astype(np.float32)), xp.asarray(labels), xp.asarray(weight.astype(d)))
-            for d in (np.float32, np.float64)]
-    assert loss[0].dtype == loss[1].dtype == np.float32 and loss[0].item() == loss[1].item()
+    for reduction in ("mean", "sum"):
+        loss = [F.cross_entropy(xp.asarray(x.astype(np.float32)), xp.asarray(labels), xp.asarray(weight.astype(d)),
+                                reduction=reduction) for d in (np.float32, np.float64)]
+        assert loss[0].dtype == loss[1].dtype == np.float32 and loss[0].item() == loss[1].item()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64])
+def test_labels_reach_the_array_functions_in_64_bits(xp, kind):
+    """A CUDA kernel knows no other labels."""
+    x, labels = Tensor(xp.asarray(np.ones((3, 2)))), xp.asarray(np.array([0, 1, 255], kind))
+    assert _targets(x, labels, None, 255)[0].dtype == np.int64
 
 
 def test_manners(xp):

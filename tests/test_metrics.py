@@ -78,17 +78,19 @@ def test_refuses(xp):
     m = ConfusionMatrix(3)
     with pytest.raises(ValueError, match=r"\(2, 3\) and prediction \(3, 2\)"):
         m.update(np.zeros((2, 3), int), np.zeros((3, 2), int))
-    for truth, guess in [([3, 0], [0, 0]), ([-1, 1], [0, 2]), ([0, 0], [3, 1]), ([2, 0], [-1, 0])]:
-        with pytest.raises(ValueError, match=r"1 pixels have a label or prediction outside 0\.\.2"):
+    for truth, guess, wrong in [([3, 0], [0, 0], 1), ([-1, 1], [0, 2], 1), ([0, 0], [3, 1], 1), ([2, 0], [-1, 0], 1),
+                                ([3, 3], [0, 1], 2)]:
+        with pytest.raises(ValueError, match=rf"{wrong} pixels have a label or prediction outside 0\.\.2"):
             m.update(xp.asarray(np.array(truth)), xp.asarray(np.array(guess)))
     assert m.counts.sum() == 0
 
 
 def test_21_classes_in_bytes():
-    """Counted in int64: in uint8 the cell 20 * 21 + 19 would wrap around."""
-    m = ConfusionMatrix(21)
-    m.update(np.array([20], np.uint8), np.array([19], np.uint8))
-    assert m.counts[20, 19] == m.counts.sum() == 1 and m.counts.dtype == np.int64
+    """Counted in int64: in uint8 the cell 20 * 21 + 19 would wrap around, and int64 with uint64 would be a float."""
+    for kind in (np.uint8, np.uint64):
+        m = ConfusionMatrix(21)
+        m.update(np.array([20], kind), np.array([19], kind))
+        assert m.counts[20, 19] == m.counts.sum() == 1 and m.counts.dtype == np.int64
 
 
 def test_a_class_that_is_absent_divides_nothing():

@@ -106,6 +106,9 @@ def test_wrong_state_is_named():
         optimizer.load_state_dict({"0": state["0"]})
     with pytest.raises(ValueError, match=r"velocity 1 is \(3, 2\) in the state, \(2, 3\) is wanted"):
         optimizer.load_state_dict({"0": state["0"], "1": state["1"].T})
+    many = SGD(parameters(np.random.default_rng(0), [(1,)] * 12), 0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"differ: \['0', '1', '2', '3', '4'\]"):
+        many.load_state_dict({})
 
 
 @pytest.mark.parametrize("settings, message", [
@@ -132,7 +135,7 @@ def test_bad_parameters():
 def test_schedules():
     assert [constant(s, 10) for s in (0, 9)] == [1, 1]
     assert poly(0, 100) == 1 and poly(100, 100) == 0
-    assert poly(75, 100, power=0.5) == 0.5
+    assert poly(75, 100, power=0.5) == 0.5 and poly(75, 100) == 0.25**0.9
     assert all(poly(s, 100) > poly(s + 1, 100) for s in range(100))
     assert [round(step_decay(s, 90), 12) for s in (0, 29, 30, 59, 60, 89)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
     assert [step_decay(s, 8, pieces=2, gamma=0.5) for s in range(8)] == [1] * 4 + [0.5] * 4

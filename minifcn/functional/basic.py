@@ -95,7 +95,7 @@ def power(x, exponent):
     x = as_tensor(x)
     if not isinstance(exponent, numbers.Real):
         raise TypeError(f"power: the exponent must be a number, got {type(exponent).__name__}")
-    p = int(exponent) if isinstance(exponent, numbers.Integral) else float(exponent)    # a NumPy scalar would promote x
+    p = float(exponent)                                                  # a NumPy scalar would promote x
 
     def backward(gy):
         return (gy * (p * x.data ** (p - 1)) if p else gy * 0,)          # 0 x^-1 is no number at x = 0
@@ -204,8 +204,7 @@ def crop(x, top, left, height, width):
     Raises ValueError if the rectangle does not lie inside x.
     """
     x = as_tensor(x)
-    H, W = x.shape[-2:] if x.ndim > 1 else (0, 0)
-    if not (0 <= top and 0 <= left and 0 < height <= H - top and 0 < width <= W - left):
+    if x.ndim < 2 or not (0 <= top < top + height <= x.shape[-2] and 0 <= left < left + width <= x.shape[-1]):
         raise ValueError(f"crop: rectangle top={top} left={left} height={height} width={width} "
                          f"does not lie inside x: {dims(x)}")
     return getitem(x, (..., slice(top, top + height), slice(left, left + width)))

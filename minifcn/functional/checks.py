@@ -40,7 +40,7 @@ def gradients(f, arrays, seed):
     inputs = [Tensor(a, requires_grad=True) for a in arrays]
     y = f(*inputs)
     gy = cotangent_generator(seed).standard_normal(y.shape)
-    y.backward(to_device(gy.astype(y.dtype), device_of(y.data)))
+    y.backward(to_device(gy, device_of(y.data)))
     return [x.grad for x in inputs]
 
 

@@ -119,13 +119,13 @@ def _targets(x, labels, weight, ignore_index):
     K = x.shape[1]
     if weight is not None and weight.shape != (K,):
         raise ValueError(f"cross_entropy: weight must have shape ({K},), one value per class, got {dims(weight)}")
-    labels = labels.astype(np.int64)                                     # so that -100 can be compared with uint8
+    labels = labels.astype(np.int64)                                     # what the CUDA kernels take
     valid = labels != ignore_index
     wrong = valid & ((labels < 0) | (labels >= K))
     if xp is np and wrong.any():
         raise ValueError(f"cross_entropy: label {labels[wrong][0]} is neither one of the {K} classes "
                          f"nor ignore_index {ignore_index} (x: {dims(x)}, labels: {dims(labels)})")
     target = xp.where(valid & ~wrong, labels, 0)                         # CuPy would wrap 255 into a class: mask first
-    weights = (xp.ones(K, x.dtype) if weight is None else weight.astype(x.dtype))[target]
+    weights = (xp.ones(K, x.dtype) if weight is None else weight)[target]
     weights = xp.where(wrong, np.nan, xp.where(valid, weights, 0)).astype(x.dtype)
     return target, weights

@@ -56,10 +56,10 @@ def bilinear_matrix(H, O, ratio, align_corners):
     """
     i = np.arange(O)
     if align_corners:
-        s = i * ((H - 1) / (O - 1) if O > 1 else 0.0)
+        s = i * ((H - 1) / max(O - 1, 1))
     else:
         s = np.maximum((i + 0.5) * ratio - 0.5, 0)
-    low = np.minimum(s.astype(int), H - 1)
+    low = s.astype(int)                                                  # at most H - 1, as s < H
     high = np.minimum(low + 1, H - 1)                                    # the last row repeats itself
     R = np.zeros((O, H))
     np.add.at(R, (i, low), 1 - (s - low))

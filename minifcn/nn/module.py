@@ -147,7 +147,7 @@ class Module:
             raise ValueError(f"load_state_dict into {type(self).__name__}: " + "; ".join(problems))
         for name in own:
             if name in state:
-                own[name][...] = array_module(own[name]).asarray(state[name], dtype=own[name].dtype)
+                own[name][...] = array_module(own[name]).asarray(state[name])                # assignment converts the dtype
         return report
 
     # ---- printing ----
