@@ -16,7 +16,7 @@ LAYERS = [
     ("ConvTranspose2d", (3, 4, 2), {}, (2, 3, 4, 5)),
     ("ConvTranspose2d", (3, 4, (2, 3), (3, 4), (1, 0), (1, 2)), {}, (2, 3, 4, 5)),
     ("ConvTranspose2d", (3, 4, 3), {"stride": 2, "padding": 1, "output_padding": 1, "bias": False}, (2, 3, 4, 5)),
-    ("ConvTranspose2d", (3, 4, 3), {"dilation": 2}, (2, 3, 4, 5)),
+    ("ConvTranspose2d", (3, 4, 3), {"stride": 2, "padding": 1, "output_padding": 1, "dilation": 2}, (2, 3, 4, 5)),
     ("BatchNorm2d", (3,), {}, (2, 3, 4, 5)),
     ("BatchNorm2d", (3, 0.5, 0.25), {}, (2, 3, 4, 5)),
     ("BatchNorm2d", (3,), {"affine": False}, (2, 3, 4, 5)),

@@ -57,7 +57,7 @@ class ConvTranspose2d(Module):
 
 def _conv_repr(layer):
     text = f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, stride={layer.stride}"
-    for name, usual in (("padding", (0, 0)), ("output_padding", (0, 0)), ("dilation", (1, 1))):
+    for name, usual in (("padding", (0, 0)), ("dilation", (1, 1)), ("output_padding", (0, 0))):
         if getattr(layer, name, usual) != usual:
             text += f", {name}={getattr(layer, name)}"
     return text + (", bias=False" if layer.bias is None else "")
