@@ -66,6 +66,8 @@ ONES = np.ones((2, 3, 5, 6)), np.ones((4, 3, 2, 2)), np.ones(4), np.ones(4)
     ({0: np.ones((2, 2, 5, 6))}, ValueError, "x has C=2 channels but w expects C=3"),
     ({2: np.ones(3)}, ValueError, r"scale must have shape \(4,\), one factor per filter of w, got 3"),
     ({3: np.ones((4, 1))}, ValueError, r"shift must have shape \(4,\), one summand per filter of w, got 4x1"),
+    ({0: np.ones((2, 3, 5, 6), np.float32), 1: np.ones((4, 3, 2, 2), np.float32)}, TypeError, "one dtype, got x: float32"),
+    ({2: np.ones(4, np.float32)}, TypeError, "one dtype"),
     ({3: np.ones(4, np.float32)}, TypeError, "one dtype"),
     ({"shortcut": np.ones((2, 4, 4, 1))}, ValueError, "output's shape 2x4x4x5 .*shortcut: 2x4x4x1"),
     ({"shortcut": np.ones((2, 4, 4, 5), np.float32)}, TypeError, "one dtype"),

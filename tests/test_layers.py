@@ -94,7 +94,7 @@ def test_add_relu_is_the_fused_operation(xp, device, shortcut, training):
 @pytest.mark.parametrize("bias, affine", [(False, True), (True, True), (True, False)])
 @pytest.mark.parametrize("training", [False, True])
 def test_conv_norm_relu_is_its_parts(xp, device, training, bias, affine, shortcut):
-    """Values, gradients and statistics of relu(norm(conv(x)) + shortcut); float64, where the rest are a few roundings."""
+    """Values, gradients, statistics of relu(norm(conv(x)) + shortcut), one op in evaluation; to some roundings of float64."""
     results = []
     for fused in (True, False):
         init.seed(0)
@@ -105,6 +105,7 @@ def test_conv_norm_relu_is_its_parts(xp, device, training, bias, affine, shortcu
         x, s = (Tensor(xp.asarray(values(*shape).astype(np.float64)), requires_grad=True)
                 for shape in ((2, 2, 5, 6), (2, 3, 3, 2)))
         y = nn.conv_norm_relu(conv, norm, x, s if shortcut else None) if fused else F.relu(net(x) + s if shortcut else net(x))
+        assert y.node.name == ("relu" if not fused else "batch_norm_add_relu" if training else "conv2d_scale_relu")
         y.backward(xp.asarray(np.cos(np.arange(y.size)).reshape(y.shape)))
         leaves = [t for t in (x, s, *net.parameters()) if t.grad is not None]
         results.append([y.numpy(), *(to_host(t.grad) for t in leaves), *net.state_dict().values()])
