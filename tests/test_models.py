@@ -54,6 +54,15 @@ def test_children_cut_as_in_the_chapter():
     np.testing.assert_array_equal(body(x).data, trunk(x).data)
 
 
+@pytest.mark.parametrize("make", [models.resnet18, models.resnet18_v2])
+def test_the_classifier_is_a_mean_and_a_product(make):
+    net = make(num_classes=7, width=4).eval()
+    x = np.random.default_rng(0).standard_normal((2, 3, 50, 64)).astype(np.float32)
+    with no_grad():
+        means = net.features(x)[-1].data.mean(axis=(2, 3))
+        np.testing.assert_allclose(net(x).data, means @ net.fc.weight.data.T + net.fc.bias.data, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet18_v2"])
 @pytest.mark.parametrize("make", [models.fcn32s, models.fcn16s, models.fcn8s])
 @pytest.mark.parametrize("hw", [(1, 1), (33, 64), (95, 31), (64, 96), (70, 129)])
