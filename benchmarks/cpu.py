@@ -1,6 +1,6 @@
 """How fast is minifcn on this CPU, beside PyTorch? `python -m benchmarks.cpu` measures everything; README.md tells the story.
 
-    python -m benchmarks.cpu                                about ten minutes; needs torch
+    python -m benchmarks.cpu                                about twenty minutes; needs torch
     python -m benchmarks.cpu --only step memory             some of the sections
     python -m benchmarks.cpu --json out.json --plot out.png
     OMP_NUM_THREADS=1 python -m benchmarks.cpu --busy       processor time of one thread, where others use the machine too
@@ -144,21 +144,30 @@ def machine():
             **ceilings()}
 
 
+COLOURS = dict(zip(steps.KINDS, ("tab:blue", "tab:grey", "tab:orange", "tab:red")))
+
+
 def plot(results, path):
     """Times of the whole network as bars, and training against the batch."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for i, kind in enumerate(steps.KINDS):
-        ms = [r["ms_an_image"][kind][1] for r in results.get("step", {}).values()]
-        left.bar(np.arange(len(ms)) + 0.2 * i, ms, 0.2, label=kind)
-    left.set_xticks(np.arange(len(results.get("step", {}))) + 0.3, list(results.get("step", {})))
-    left.set_ylabel("ms an image")
-    left.legend()
+    tasks = results.get("step", {})
+    for i, (kind, colour) in enumerate(COLOURS.items()):
+        ms = [task["ms_an_image"][kind][1] for task in tasks.values()]
+        bars = left.bar(np.arange(len(ms)) + 0.2 * i, ms, 0.2, color=colour, label=kind)
+        left.bar_label(bars, fmt="%.0f", fontsize=8)
+    left.set_xticks(np.arange(len(tasks)) + 0.3, list(tasks))
+    left.set(title="the whole network", ylabel="ms an image")
+    left.margins(y=0.1)
     rows = [r for r in results.get("growth", []) if r["hw"] == [HEIGHT, WIDTH] and r["threads"] == os.cpu_count()]
-    for kind in ("fast", *THEIRS):
-        right.plot([r["N"] for r in rows], [r["ms_an_image"][kind] for r in rows], "o-", label=kind)
-    right.set(xscale="log", xlabel="batch", ylabel="training, ms an image", ylim=(0, None))
+    batches = [r["N"] for r in rows]
+    for kind, marker in (("fast", "o-"), ("torch", "s--"), ("torch-channels-last", "^:")):
+        right.plot(batches, [r["ms_an_image"][kind] for r in rows], marker, color=COLOURS[kind])
+    right.set(title="a training step", xscale="log", xlabel="batch", ylim=(0, None))
+    right.set_xticks(batches, batches)
+    right.minorticks_off()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=100)
 
 

@@ -5,7 +5,7 @@ import torch
 
 import minifcn.functional as F
 from benchmarks.shapes import CLASSES, CONVS, HEAD, HEIGHT, NORMS, WIDTH
-from benchmarks.timing import in_turn, quartiles, table
+from benchmarks.timing import in_turn, parts_in_turn, quartiles, table
 from minifcn import Tensor
 from minifcn.core.dispatch import readable_only
 from minifcn.fast import columns, winograd
@@ -110,8 +110,8 @@ def layers(repeats):
         kinds = {"fast": ours(op, arrays), "readable": readable(ours(op, plain)),
                  "torch": theirs(torch_op, arrays, False), "torch-channels-last": theirs(torch_op, arrays, True)}
         check(op, arrays)
-        times = in_turn({(kind, part): f for kind, pair in kinds.items() for part, f in zip(PARTS, pair)}, repeats)
-        ms = {key: 1e3 * quartiles(ts)[1] for key, ts in times.items()}
+        times = parts_in_turn(kinds, repeats)
+        ms = {(kind, PARTS[part]): 1e3 * quartiles(ts)[1] for (kind, part), ts in times.items()}
         ratios = [ms["fast", part] / min(ms["torch", part], ms["torch-channels-last", part]) for part in PARTS]
         gains = [ms["readable", part] / ms["fast", part] for part in PARTS]
         rows.append([f"{name} ({count})", *(f"{ms[kind, 'forward']:.1f} + {ms[kind, 'backward']:.1f}" for kind in kinds),

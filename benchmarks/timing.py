@@ -6,22 +6,30 @@ from statistics import quantiles
 import numpy as np
 
 clock = time.perf_counter                       # time.process_time under --busy
-REST = 0.05                                     # seconds: threads of OpenMP and OpenBLAS spin for up to 30 ms after their work
+REST = 0.05                                     # seconds: threads of OpenMP and OpenBLAS spin for up to 25 ms after their work
 
 
 def in_turn(candidates, repeats):
-    """{name: function} -> {name: [seconds, ...]}: after one round that does not count, `repeats` rounds of one call each.
+    """{name: function} -> {name: [seconds, ...]}: `repeats` rounds in which each is called twice; the second call counts.
 
-    Before each call all rest, so that none is slowed by what another's threads have not yet finished.
+    Before the first call all rest, so that none is slowed by what another's threads have not yet finished, and the first
+    call wakes the processor and fills the caches for the second: each is measured at work, among its own data.
     """
-    times = {name: [] for name in candidates}
-    for count in range(repeats + 1):
-        for name, function in candidates.items():
+    return {name: times for (name, _), times in parts_in_turn({n: [f] for n, f in candidates.items()}, repeats).items()}
+
+
+def parts_in_turn(candidates, repeats):
+    """The same for functions that go together, such as a forward and its backward: {(name, number of the part): [seconds]}."""
+    times = {(name, part): [] for name, functions in candidates.items() for part in range(len(functions))}
+    for _ in range(repeats):
+        for name, functions in candidates.items():
             time.sleep(REST)
-            start = clock()
-            function()
-            if count:
-                times[name].append(clock() - start)
+            for counts in (False, True):
+                for part, function in enumerate(functions):
+                    start = clock()
+                    function()
+                    if counts:
+                        times[name, part].append(clock() - start)
     return times
 
 
