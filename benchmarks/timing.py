@@ -7,13 +7,14 @@ import numpy as np
 
 clock = time.perf_counter                       # time.process_time under --busy
 REST = 0.05                                     # seconds: threads of OpenMP and OpenBLAS spin for up to 25 ms after their work
+WARM = 0.2                                      # seconds of calls that do not count; at least one
 
 
 def in_turn(candidates, repeats):
-    """{name: function} -> {name: [seconds, ...]}: `repeats` rounds in which each is called twice; the second call counts.
+    """{name: function} -> {name: [seconds, ...]}: `repeats` rounds, in which each is called for a while; its last call counts.
 
-    Before the first call all rest, so that none is slowed by what another's threads have not yet finished, and the first
-    call wakes the processor and fills the caches for the second: each is measured at work, among its own data.
+    All rest before it begins, so that none is slowed by what another's threads have not yet finished. The calls before the
+    last fill the caches and let the system spread the threads over the cores: each is measured at work.
     """
     return {name: times for (name, _), times in parts_in_turn({n: [f] for n, f in candidates.items()}, repeats).items()}
 
@@ -24,12 +25,14 @@ def parts_in_turn(candidates, repeats):
     for _ in range(repeats):
         for name, functions in candidates.items():
             time.sleep(REST)
-            for counts in (False, True):
+            start, last = time.perf_counter(), False
+            while not last:
+                last = time.perf_counter() - start > WARM
                 for part, function in enumerate(functions):
-                    start = clock()
+                    begin = clock()
                     function()
-                    if counts:
-                        times[name, part].append(clock() - start)
+                    if last:
+                        times[name, part].append(clock() - begin)
     return times
 
 
