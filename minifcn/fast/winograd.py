@@ -18,7 +18,7 @@ depends on the points. On random maps of 64 channels the mean error is 2.7 times
 0, 1, -1, 2, -2, whose transforms are sums and shifts, it is 5.6 times. Here transforms are products: any point costs
 the same, and multiples of 1/4 keep A and B exact.
 
-One core: 1.9 to 3 times as fast as the definition forward, 2.4 to 3.1 times backward. Nothing is kept for backward:
+Two cores: 1.7 to 3.8 times as fast as the definition forward, 2.4 to 4.3 times backward. Nothing is kept for backward:
 transforming x again costs a quarter of a product and saves 2.25 times its memory.
 
 Read after filters.py; read next pixels.py. Source: Lavin & Gray 2015, arXiv 1509.09308.
