@@ -29,7 +29,7 @@ rng = np.random.default_rng(0)
 # * **sparse W**: keep row, column and value of the nonzeros. One multiplication and one addition each.
 # * **im2col**: keep the 9 pixels under each window as a column, then multiply the kernel with that matrix. It holds each pixel
 #   9 times, and no zeros. This is the library's definition of a convolution.
-# * **fast path**: what the library runs when it is in a hurry: im2col in blocks and threads, or Winograd, by the layer's size.
+# * **fast path**: what the library runs in a hurry: im2col, in blocks and threads where there is enough to do, or Winograd.
 # * **shifts**: 9 times, add the image shifted by (u, v) and multiplied by w[u, v]. No copy at all.
 # * **loops**: the definition, one window at a time.
 #
