@@ -294,7 +294,8 @@ def test_relu_gradient_and_scale_shift(threads, shape):
                                   x * scale[:, None, None] + shift[:, None, None])
 
 
-POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 3), (2, 1), (0, 1)), ((3, 4), (1, 5), (1, 2)), ((1, 2), (3, 3), (0, 1))]
+POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 3), (2, 1), (0, 1)), ((3, 4), (1, 5), (1, 2)), ((1, 2), (3, 3), (0, 1)),
+         ((5, 4), (10**6, 2), (2, 2))]
 
 
 @pytest.mark.parametrize("shape", MAPS)

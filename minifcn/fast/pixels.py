@@ -257,14 +257,16 @@ def maximum_of_windows_separable(x, khw, stride, padding):
 def maximum_of_windows_grad_phases(gy, saved, hw, khw, stride, padding):
     """gy goes to the first tap that equals y (a NaN goes nowhere), masked by bits.
 
-    The pixels of every SH-th row and SW-th column are summed side by side and put into their places at the end.
+    The pixels of every RH-th row and RW-th column are summed side by side and put into their places at the end; RH is the
+    stride, or the height where the stride is larger.
     """
     (x, y), gy, (H, W), (SH, SW) = saved, channels_last(gy), hw, stride
     N, OH, OW, C = y.shape
+    RH, RW = min(SH, H), min(SW, W)
     gx = np.empty((N, H, W, C), np.float32)
 
     def work(images):
-        sums = scratch("sums", (SH, SW, -(-H // SH), -(-W // SW), C))
+        sums = scratch("sums", (RH, RW, -(-H // RH), -(-W // RW), C))
         step = max(1, BLOCK // (OW * C))
         for n in range(images.start, images.stop):
             sums[...] = 0
@@ -277,10 +279,10 @@ def maximum_of_windows_grad_phases(gy, saved, hw, khw, stride, padding):
                     won = np.equal(x[n, h, k], best[i, j], out=scratch("mask", best[i, j].shape, bool))
                     won &= free[i, j]
                     free[i, j] ^= won
-                    part = sums[h.start % SH, k.start % SW, h.start // SH:, k.start // SW:]
+                    part = sums[h.start % RH, k.start % RW, h.start // RH:, k.start // RW:]
                     part[:len(won), :won.shape[1]] += choose(g[i, j], won, scratch("a", won.shape))
-            for r, s in np.ndindex(SH, SW):
-                part = gx[n, r::SH, s::SW]
+            for r, s in np.ndindex(RH, RW):
+                part = gx[n, r::RH, s::RW]
                 part[...] = sums[r, s, :part.shape[0], :part.shape[1]]
 
     in_parallel(work, split(N))
