@@ -2,7 +2,7 @@
 
 minifcn's FCNs take every size as it is (`whole`). The other two are what the literature does: padding to a multiple of 32,
 and tiles of the training size whose logits are averaged where they overlap, which bounds the memory for large images.
-Read after minifcn/models/fcn.py; read next minifcn/plotting.py. Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
+Read after training/chapter.py; read next plotting.py. Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 A mask's regions are outlined and named, so that it can be read without telling its colours apart. Figures are made
 without pyplot, so that nothing here touches the reader's own matplotlib state or needs a display.
-Read after minifcn/inference.py; read next minifcn/training/trainer.py, which calls this.
+Read after inference.py; read next fast/cpu.py. training/trainer.py calls this.
 """
 
 import numpy as np

@@ -410,7 +410,7 @@ def test_the_definition_alone(monkeypatch):
     assert seen == [{1}]
 
 
-def test_scratch_belongs_to_its_thread():
+def test_scratch_belongs_to_its_thread(three_threads):
     seen = {}
 
     def work(share):

@@ -87,18 +87,18 @@ def check_window(op, hw, khw, stride, padding, dilation, x):
                              f"(x: {dims(x)}, kernel: {khw[0]}x{khw[1]}, padding: {padding}, dilation: {dilation})")
 
 
-def check_conv2d(x, w, b, stride, padding, dilation):
-    """The rules of conv2d: x (N, C, H, W), w (F, C, KH, KW), b (F,) or None; one dtype; a kernel that fits."""
-    check_ndim("conv2d", "x", x, 4, "N, C, H, W")
-    check_ndim("conv2d", "w", w, 4, "F, C, KH, KW")
-    check_dtypes("conv2d", x=x, w=w, b=b)
+def check_conv2d(op, x, w, b, stride, padding, dilation):
+    """The rules of a convolution: x (N, C, H, W), w (F, C, KH, KW), b (F,) or None; one dtype; a kernel that fits."""
+    check_ndim(op, "x", x, 4, "N, C, H, W")
+    check_ndim(op, "w", w, 4, "F, C, KH, KW")
+    check_dtypes(op, x=x, w=w, b=b)
     if x.shape[1] != w.shape[1]:
-        raise ValueError(f"conv2d: x has C={x.shape[1]} channels but w expects C={w.shape[1]} "
+        raise ValueError(f"{op}: x has C={x.shape[1]} channels but w expects C={w.shape[1]} "
                          f"(x: {dims(x)}, w: {dims(w)})")
     if 0 in x.shape[1:] or 0 in w.shape:
-        raise ValueError(f"conv2d: no axis but the batch may be empty (x: {dims(x)}, w: {dims(w)})")
-    check_channels("conv2d", "b", b, w.shape[0], "one bias per filter of w")
-    check_window("conv2d", x.shape[2:], w.shape[2:], stride, padding, dilation, x)
+        raise ValueError(f"{op}: no axis but the batch may be empty (x: {dims(x)}, w: {dims(w)})")
+    check_channels(op, "b", b, w.shape[0], "one bias per filter of w")
+    check_window(op, x.shape[2:], w.shape[2:], stride, padding, dilation, x)
 
 
 def check_conv_transpose2d(x, w, b, stride, padding, output_padding, dilation):

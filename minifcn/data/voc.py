@@ -7,7 +7,7 @@ the file and the rule it breaks.
     ROOT/ImageSets/Segmentation/train.txt      one ID a line; also val.txt, trainval.txt
     ROOT/classes.json                          names, palette and void index, where they are not VOC's own
 
-Read after core/backend.py; read next data/synthetic.py, which writes this layout, and data/loader.py, which reads it.
+Read after models/unpickle.py; read next synthetic.py, which writes this layout.
 Sources: Everingham et al., The PASCAL Visual Object Classes Challenge 2012 (VOC2012) Development Kit, section 3 and its
 VOCcode/VOClabelcolormap.m; the names "potted plant" and "tv/monitor" are spelt as in Dive into Deep Learning, 14.9.
 """

@@ -9,6 +9,7 @@ C numbers and a row of the image one of W*C.
 Read after core/dispatch.py; read next columns.py.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -36,6 +37,13 @@ def set_threads(count):
     _threads, _pool = count, None
 
 
+@contextlib.contextmanager
+def one_blas_thread():
+    """Inside, BLAS uses one thread; one caller at a time."""
+    with _turn, _blas.limit(limits=1):
+        yield
+
+
 def in_parallel(function, shares):
     """Call function(share) for every share, each in its own thread, with BLAS held to one thread; return when all are done.
 
@@ -43,7 +51,7 @@ def in_parallel(function, shares):
     A share must not call this itself. Raises what a share raised. Cost: 75 us; a share should be worth several times that.
     """
     global _pool
-    with _turn, _blas.limit(limits=1):
+    with one_blas_thread():
         if _pool is None and len(shares) > 1:
             _pool = ThreadPoolExecutor(_threads - 1, "minifcn")
         others = [_pool.submit(function, share) for share in shares[1:]]
@@ -70,6 +78,11 @@ def split(count):
     parts = min(_threads, count)
     ends = [count * k // parts for k in range(parts + 1)]
     return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]
+
+
+def dealt(todo):
+    """A list of tasks as one list a thread, in order."""
+    return [todo[part] for part in split(len(todo))]
 
 
 def blocks(N, rows, width, most, sharers=None):

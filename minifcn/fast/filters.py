@@ -18,7 +18,7 @@ import numpy as np
 
 from minifcn.core.dispatch import replaces
 from minifcn.fast.columns import ENOUGH, sizes, sizes_of_grad_w, sizes_of_grad_x
-from minifcn.fast.cpu import in_parallel, is_fast, split
+from minifcn.fast.cpu import in_parallel, is_fast, one_blas_thread, split
 from minifcn.functional import conv, conv_norm
 
 
@@ -42,7 +42,7 @@ def correlate_scale_relu_filters(x, w, scale, shift, shortcut, stride, padding, 
         y += shift[f, None, None]
         if shortcut is not None:
             y += shortcut[:, f]
-        np.maximum(y, 0, out=y)
+        np.maximum(y, 0, out=y)                                          # few pixels: here the plain 0 will do
 
     return convolve(x, w, stride, padding, dilation, finish)
 
@@ -98,9 +98,8 @@ def alone(function):
     """The definition of an array function, on one thread."""
     @functools.wraps(function)
     def twin(*args):
-        result = []
-        in_parallel(lambda share: result.append(function.__wrapped__(*args)), [None])
-        return result[0]
+        with one_blas_thread():
+            return function.__wrapped__(*args)
 
     return twin
 

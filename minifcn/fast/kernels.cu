@@ -4,6 +4,7 @@
 // two threads write one address, no atomics are needed, and the result does not depend on the order of the threads.
 // Arrays are C-contiguous NCHW. Sizes need not divide anything: each kernel leaves the ragged rest to an `if`.
 // All blocks have T threads in x. launch.py compiles this file on first use and checks every argument against it.
+// Read after head.py; read next launch.py.
 
 #define T 256
 #define MINUS_INFINITY __int_as_float(0xff800000)          // NVRTC has no <math.h>

@@ -5,9 +5,9 @@ all statements run on one block of rows while it is in the cache, so that a map 
 W*C numbers (cpu.py) meets the per-channel vectors repeated W times: one long contiguous loop. Two cores: batch norm 1.6 to 2.9
 times as fast as the definition, max-pooling 30 times forward and 3 times backward.
 
-A block is larger than a core's own cache (L2), on purpose. After every statement a thread needs Python's lock again, and a
-thread that has to wait for it sleeps and must be woken: 10 to 50 us, as long as a statement on 256 KB takes. With blocks of
-that size two threads are no faster than one; with 2 MB they are, and the shared cache (L3) serves them well.
+The cache is the one that all cores share (L3): a block is larger than a core's own (L2), on purpose. After every statement a
+thread needs Python's lock again, and a thread that has to wait for it sleeps and must be woken: 10 to 50 us, as long as a
+statement on 256 KB takes. With blocks of that size two threads are hardly faster than one; with 2 MB they are.
 
 Read after winograd.py; read next head.py. Source: Chan, Golub & LeVeque 1983 (variance about a shift).
 """
@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scratch, split
+from minifcn.fast.cpu import blocks, channels_first, channels_last, dealt, in_parallel, is_fast, scratch, split
 from minifcn.functional import basic, batchnorm, pool
 
 BLOCK = 2**19                                   # numbers a block: 2 MB
@@ -59,7 +59,7 @@ def empty_like(x):
 
 @replaces(batchnorm.normalize, when=lambda x, w, b, eps: worth_it(x, w, b))
 def normalize_blocks(x, w, b, eps):
-    """Statistics in one pass, the result in another; keeps x itself, which the definition would keep as xhat."""
+    """Statistics in one pass, the result in another; keeps x, or its channels-last copy, where the definition keeps xhat."""
     return _normalize(x, w, b, eps, lambda y, block: None)
 
 
@@ -85,8 +85,8 @@ def _normalize(x, w, b, eps, finish):
     y, out = empty_like(x)
     centre, scale, shift = in_row(mean, x), in_row(w * inv_std, x), in_row(b, x)
 
-    def work(blocks):
-        for block in blocks:
+    def work(todo):
+        for block in todo:
             part = out[block]
             np.subtract(rows[block], centre, out=part)
             part *= scale
@@ -102,7 +102,7 @@ def _moments(rows, C):
 
         d = x - p:   mean = p + mean(d),   var = mean(d d) - mean(d)^2
 
-    That subtraction is harmless: the pilot of one row in k is off by at most sqrt(k var), and usually by far less.
+    The subtraction loses no digits: the pilot, the mean of one row in k, is off by sqrt(k var) at most, usually far less.
     """
     sample = np.ascontiguousarray(rows[::max(1, len(rows) // 16)]).reshape(-1, C)
     pilot = sample.mean(axis=0)                                          # (C,)
@@ -110,8 +110,8 @@ def _moments(rows, C):
     sums = np.zeros((len(todo), 2, C))
 
     def work(share):
-        number, blocks = share
-        for block in blocks:
+        number, todo = share
+        for block in todo:
             d = np.subtract(rows[block], centre, out=scratch("a", rows[block].shape))
             sums[number, 0] += sum_of_pixels(d, C)
             sums[number, 1] += sum_of_pixels(np.square(d, out=d), C)
@@ -145,38 +145,41 @@ def normalize_add_relu_grad_blocks(gy, y, w, saved):
     return gx, gw, gb, gshortcut if shortcut else None
 
 
-def _normalize_grad(x, gy, masked, out, w, saved, y=None):
-    """gw, gb; writes gx's rows to `out`, and gy's where y > 0 (else 0) to `masked`, if y is given."""
-    xin, mean, inv_std = saved
-    (N, C, H, W), rows = x.shape, rows_of(xin)
-    centre, todo = in_row(mean, x), blocks_of(gy)
-    sums = np.zeros((len(todo), 2, C))
+def _normalize_grad(gy, g_rows, masked, out, w, saved, y_rows=None):
+    """gw, gb; writes gx's rows to `out`, and those of gy where y > 0 (else 0) to `masked`, if y's are given.
+
+        gx = a (g - gb / M - gw inv_std (x - mean) / M) = a g + slope x + shift        a = w inv_std
+    """
+    x, mean, inv_std = saved
+    (N, C, H, W), rows = gy.shape, rows_of(x)                            # (N*H, W*C)
+    centre, shares = in_row(mean, x), blocks_of(g_rows)
+    sums = np.zeros((len(shares), 2, C))
 
     def reduce(share):
-        number, blocks = share
-        for block in blocks:
-            g = masked[block]
-            if y is not None:
-                keep_positive(gy[block], y[block], g)
+        number, todo = share
+        for block in todo:
+            g = masked[block]                                            # (h, W*C)
+            if y_rows is not None:
+                keep_positive(g_rows[block], y_rows[block], g)
             t = np.subtract(rows[block], centre, out=scratch("a", g.shape))
             t *= g
             sums[number] += sum_of_pixels(g, C), sum_of_pixels(t, C)
 
-    in_parallel(reduce, list(enumerate(todo)))
+    in_parallel(reduce, list(enumerate(shares)))
     gb, gc = sums.sum(axis=0)                                            # sum g, sum g (x - mean)
     gw, M = gc * inv_std, N * H * W
     a = (w * inv_std).astype(np.float64)
     slope = -a * gw * inv_std / M
     scale, slope, shift = (in_row(v.astype(np.float32), x) for v in (a, slope, -a * gb / M - slope * mean))
 
-    def apply(blocks):                                                   # gx = scale g + slope x + shift
-        for block in blocks:
-            t = np.multiply(rows[block], slope, out=scratch("a", rows[block].shape))
+    def apply(todo):
+        for block in todo:
+            t = np.multiply(rows[block], slope, out=scratch("a", rows[block].shape))             # (h, W*C)
             t += shift
             part = np.multiply(masked[block], scale, out=out[block])
             part += t
 
-    in_parallel(apply, todo)
+    in_parallel(apply, shares)
     return gw.astype(np.float32), gb.astype(np.float32)
 
 
@@ -186,8 +189,8 @@ def scale_shift_blocks(x, scale, shift):
     rows, (y, out) = rows_of(x), empty_like(x)
     scale, shift = in_row(scale, x), in_row(shift, x)
 
-    def work(blocks):
-        for block in blocks:
+    def work(todo):
+        for block in todo:
             part = np.multiply(rows[block], scale, out=out[block])
             part += shift
 
@@ -202,8 +205,8 @@ def rectify_grad_blocks(gy, y):
     """gy where y > 0, else 0, without a branch. 4 times as fast as the definition on one core."""
     g, signs, (gx, out) = rows_of(gy), rows_of(y), empty_like(gy)
 
-    def work(blocks):
-        for block in blocks:
+    def work(todo):
+        for block in todo:
             keep_positive(g[block], signs[block], out[block])
 
     in_parallel(work, blocks_of(g))
@@ -248,8 +251,7 @@ def maximum_of_windows_separable(x, khw, stride, padding):
             for o, k in taps(OW, W, khw[1], stride[1], padding[1]):
                 np.maximum(y[n, i, o], tall[:, :, k], out=y[n, i, o])
 
-    todo = blocks(N, OH, 1, max(1, BLOCK // (W * C)))
-    in_parallel(work, [todo[part] for part in split(len(todo))])
+    in_parallel(work, dealt(blocks(N, OH, 1, max(1, BLOCK // (W * C)))))
     return channels_first(y), (x, y)
 
 

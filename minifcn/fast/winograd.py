@@ -1,7 +1,8 @@
 """Winograd's convolution F(4x4, 3x3): 36 products where the definition needs 144, for stride 1 and a 3x3 kernel.
 
-A 4x4 tile of y depends on a 6x6 tile d of x. Both are seen as polynomials; the product of two polynomials is taken by
-evaluating them at the points 0, 3/4, -3/4, 3/2, -3/2 and infinity, multiplying the values, and interpolating:
+A 4x4 tile of y depends on a 6x6 tile d of x. In one dimension: a kernel of 3 and an input of 4 numbers are polynomials, whose
+product has 6 coefficients. It can be had from 6 points, here 0, 3/4, -3/4, 3/2, -3/2 and infinity: evaluate both, multiply the
+values, interpolate. The correlation of 6 numbers with the kernel is that map transposed, and in two dimensions
 
     y = A^T [ (G w G^T) * (B^T d B) ] A            * elementwise, summed over the channels: 36 products of matrices
 
@@ -28,7 +29,17 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu import blocks, channels_first, channels_last, in_parallel, is_fast, scale_shift_relu, scratch, split
+from minifcn.fast.cpu import (
+    blocks,
+    channels_first,
+    channels_last,
+    dealt,
+    in_parallel,
+    is_fast,
+    scale_shift_relu,
+    scratch,
+    split,
+)
 from minifcn.functional import conv, conv_norm
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity
@@ -88,7 +99,7 @@ def correlate_scale_relu_winograd(x, w, scale, shift, shortcut, stride, padding,
 @replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation, saved:
           applies(gy, w, stride, padding, dilation))
 def correlate_grad_x_winograd(gy, w, hw, stride, padding, dilation, saved):
-    """The forward with the kernel turned by 180 degrees: tap 9 - k of (F, C) stands where tap k of (C, F) stood."""
+    """The forward with the kernel turned by 180 degrees: tap 8 - k (from 0) of (F, C) stands where tap k of (C, F) stood."""
     return channels_first(convolve(channels_last(gy), w, GG[:, ::-1], tuple(2 - P for P in padding)))
 
 
@@ -126,8 +137,8 @@ def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation, saved):
     return gw.reshape(F, C, 3, 3)
 
 
-def convolve(x, w, transform, padding, finish=lambda y, n, i, f: None):
-    """y (N, OH, OW, F) from x (N, H, W, C) and w (C, F, 3, 3); transform: GG, or GG[:, ::-1] for the turned kernel.
+def convolve(x, w, GG, padding, finish=lambda y, n, i, f: None):
+    """y (N, OH, OW, F) from x (N, H, W, C) and w (C, F, 3, 3); GG may be turned: GG[:, ::-1].
 
     finish(y, n, i, f) may change the values y of images n, rows i and filters f in place.
     """
@@ -137,11 +148,11 @@ def convolve(x, w, transform, padding, finish=lambda y, n, i, f: None):
     plan, by_filter = shares(N, OH, OW, F)
     if not by_filter:
         whole = kernel_buffer(C, F)
-        in_parallel(lambda c: values_of_kernel(w[c], transform, whole[:, c]), split(C))
+        in_parallel(lambda c: values_of_kernel(w[c], GG, whole[:, c]), split(C))
 
     def work(share):
         _, todo, f = share
-        kernel = values_of_kernel(w[:, f], transform) if by_filter else whole                    # (36, C, f)
+        kernel = values_of_kernel(w[:, f], GG) if by_filter else whole                    # (36, C, f)
         for n, t in todo:
             d = values_of_input(x[n], t, OW, padding)                    # (36, T, C)
             m = scratch("products", (36, d.shape[1], kernel.shape[2]))   # (36, T, f)
@@ -168,7 +179,7 @@ def shares(N, OH, OW, F):
         todo = blocks(N, th, tw, TILES, sharers=1)
         return [(k, todo, f) for k, f in enumerate(split(F))], True
     todo = blocks(N, th, tw, TILES)
-    return [(k, todo[part], slice(0, F)) for k, part in enumerate(split(len(todo)))], False
+    return [(k, mine, slice(0, F)) for k, mine in enumerate(dealt(todo))], False
 
 
 # ---- the transforms: M v M^T as a product along the rows of each tile, then one along its columns ----
@@ -182,10 +193,10 @@ def kernel_buffer(C, F):
     return scratch("kernel", (36, C * F + 16))[:, :C * F].reshape(36, C, F)
 
 
-def values_of_kernel(w, transform, out=None):
+def values_of_kernel(w, GG, out=None):
     """G w G^T of w (C, F, 3, 3): (36, C, F)."""
     out = kernel_buffer(*w.shape[:2]) if out is None else out
-    np.matmul(transform, np.ascontiguousarray(w).reshape(-1, 9).T, out=out.reshape(36, -1))
+    np.matmul(GG, np.ascontiguousarray(w).reshape(-1, 9).T, out=out.reshape(36, -1))
     return out
 
 

@@ -3,6 +3,7 @@
 Each op is checked twice on small odd-sized inputs. In float64 its backward is compared with a numerical derivative
 (core/gradcheck.py). In float32 its gradients are compared with those of float64, so that a fast path or a device with less
 precision shows itself: the bound is 100 roundings of 2^-24, and TF32's 2^-11 would exceed it.
+Read after descent.py; read next nn/init.py.
 """
 
 from collections import namedtuple

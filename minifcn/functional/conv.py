@@ -47,7 +47,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
     b = None if b is None else as_tensor(b)
     stride, padding = pair(stride, "conv2d: stride", 1), pair(padding, "conv2d: padding", 0)
     dilation = pair(dilation, "conv2d: dilation", 1)
-    check_conv2d(x, w, b, stride, padding, dilation)
+    check_conv2d("conv2d", x, w, b, stride, padding, dilation)
     forward, grad_x, grad_w = array_functions(form)                      # correlate and its two gradients
     y, saved = forward(x.data, w.data, stride, padding, dilation)        # (N, F, OH, OW)
     if b is not None:

@@ -1,11 +1,11 @@
-"""A convolution with what follows it in an evaluated ResNet (batch norm, shortcut, ReLU) as one op that touches y once.
+"""A convolution with what follows it in an evaluated ResNet (batch norm, shortcut, ReLU) as one op.
 
 With fixed statistics batch norm is one factor and one summand per filter,
 
     scale = gamma / sqrt(var + eps)      shift = beta - mean scale
 
-so that a fast path can finish each block of y while it is in the cache. (The factor could go into w as well, but weights
-change, and scaling 11 million of them anew for every call costs more than scaling y.)
+so that a fast path can finish each block of y while it is in the cache, and touch y once. (The factor could go into w as well,
+but weights change, and scaling 11 million of them anew for every call costs more than scaling y.)
 
 Read after batchnorm.py; read next resize.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 2 (inference).
 """
@@ -38,7 +38,7 @@ def conv2d_scale_relu(x, w, scale, shift, stride=1, padding=0, dilation=1, *, sh
     shortcut = None if shortcut is None else as_tensor(shortcut)
     stride, padding = pair(stride, f"{op}: stride", 1), pair(padding, f"{op}: padding", 0)
     dilation = pair(dilation, f"{op}: dilation", 1)
-    check_conv2d(x, w, None, stride, padding, dilation)
+    check_conv2d(op, x, w, None, stride, padding, dilation)
     check_dtypes(op, x=x, scale=scale, shift=shift, shortcut=shortcut)
     check_channels(op, "scale", scale, w.shape[0], "one factor per filter of w")
     check_channels(op, "shift", shift, w.shape[0], "one summand per filter of w")
@@ -50,13 +50,18 @@ def conv2d_scale_relu(x, w, scale, shift, stride=1, padding=0, dilation=1, *, sh
                              stride, padding, dilation)                  # (N, F, OH, OW)
 
     def backward(gy):                                                    # (N, F, OH, OW)
-        g, gx, gw, gscale = rectify_grad(gy, y), None, None, None        # (N, F, OH, OW)
+        g = rectify_grad(gy, y)                                          # (N, F, OH, OW)
+        gx = gw = gscale = gshift = None
         if x.requires_grad:
-            gx = correlate_grad_x(g * scale.data[:, None, None], w.data, x.shape[2:], stride, padding, dilation, None)
+            g_conv = g * scale.data[:, None, None]                       # (N, F, OH, OW)
+            gx = correlate_grad_x(g_conv, w.data, x.shape[2:], stride, padding, dilation, None)  # (N, C, H, W)
         if w.requires_grad or scale.requires_grad:
             v = correlate_grad_w(g, x.data, w.shape[2:], stride, padding, dilation, None)        # (F, C, KH, KW)
-            gw, gscale = v * scale.data[:, None, None, None], (v * w.data).sum(axis=(1, 2, 3))
-        return gx, gw, gscale, g.sum(axis=(0, 2, 3)), g
+            gw = v * scale.data[:, None, None, None] if w.requires_grad else None                # (F, C, KH, KW)
+            gscale = (v * w.data).sum(axis=(1, 2, 3)) if scale.requires_grad else None           # (F,)
+        if shift.requires_grad:
+            gshift = g.sum(axis=(0, 2, 3))                               # (F,)
+        return gx, gw, gscale, gshift, g
 
     return record(y, (x, w, scale, shift, shortcut), backward, op)
 

@@ -1,6 +1,6 @@
 """One step of gradient descent on one array, apart from the optimiser so that a fast path can replace it.
 
-Read after loss.py; read next nn/init.py; training/optim.py uses it. Source: torch.optim.SGD, whose rule it is.
+Read after loss.py; read next checks.py; training/optim.py uses it. Source: torch.optim.SGD, whose rule it is.
 """
 
 from minifcn.core.dispatch import replaceable

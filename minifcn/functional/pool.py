@@ -20,6 +20,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0):
 
     x: (N, C, H, W). kernel_size, stride (default: kernel_size), padding (-inf, at most half the kernel): int or pair.
     Returns (N, C, OH, OW), OH = floor((H + 2 PH - KH) / SH) + 1. Raises ValueError where the window does not fit.
+    A window that holds a NaN yields NaN; where its gradient goes is left open.
     Cost: KH KW comparisons an output pixel; keeps one byte an output pixel, the winning tap (two above 256 taps).
     Source: torch.nn.functional.max_pool2d.
 

@@ -1,7 +1,8 @@
 """ResNet-18 in its two versions: four stages of two blocks, each block a pair of 3x3 convolutions around a shortcut.
 
     v1 (torchvision's resnet18)     y = relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))
-    v2 (MXNet's resnet18_v2)        y = conv(relu(bn(conv(relu(bn(x)))))) + shortcut(relu(bn(x)))     "pre-activation"
+    v2 (MXNet's resnet18_v2)        y = conv(relu(bn(conv(a)))) + shortcut,  a = relu(bn(x))          "pre-activation"
+                                    shortcut: x itself, or a 1x1 convolution of a where the shape changes
 
 The stem halves the image twice and stages 2 to 4 once each, so a map of ceil(H/32) x ceil(W/32) comes out: every stride-2
 layer floors (n + 2P - K)/2 + 1, which for K=7 P=3, K=3 P=1 and K=1 P=0 is ceil(n/2). No input size is refused or padded.

@@ -3,7 +3,7 @@
 A layer's output keeps the variance of its input if its weights have variance 1/fan_in, fan_in being the number of terms
 in each sum. ReLU halves the variance, so He doubles the weights'; Xavier averages the needs of forward and backward. `he`
 counts fan_out instead of fan_in, which keeps the variance of the gradients on their way back.
-Read after functional/loss.py; read next module.py. Sources: Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852.
+Read after functional/checks.py; read next module.py. Sources: Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852.
 """
 
 from math import prod, sqrt

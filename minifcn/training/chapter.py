@@ -5,7 +5,7 @@ sets, and time the steps alone. That makes numbers that can be compared with the
 left out, every pixel of every image. Not repeated here: batch norm over each of two GPUs' 16 images, and PyTorch's default
 for the 1x1 convolution, which starts as Xavier's in both recipes, as the text says and the MXNet code does.
 
-Read after trainer.py; read next minifcn/__main__.py.
+Read after trainer.py; read next minifcn/inference.py.
 Sources: d2l.ai, "Fully Convolutional Networks" and d2l/torch.py (train_ch13, load_data_voc); its MXNet edition.
 """
 

@@ -1,7 +1,7 @@
 """A run in one file: weights, classes, optimiser, position and options, written atomically, read back completely or not at all.
 
 checkpoint.npz is an ordinary NumPy archive: one array per name, and "meta", a JSON text as uint8. No pickle, neither way.
-Read after minifcn/models/fcn.py; read next minifcn/training/trainer.py. Works where fsync of a folder does (Linux, macOS).
+Read after metrics.py; read next trainer.py. Works where fsync of a folder does (Linux, macOS).
 Source: the order write, fsync, rename, fsync of the folder: Pillai et al., OSDI 2014, "All file systems are not created equal".
 """
 

@@ -1,7 +1,7 @@
 """Stochastic gradient descent with momentum, exactly torch's rule, and two learning-rate schedules.
 
 Everything that an exact resume needs is the velocities: a schedule is a function of the step number and has no state.
-Read after minifcn/nn/module.py; read next minifcn/training/trainer.py.
+Read after minifcn/data/download.py; read next metrics.py.
 Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
 """
 

@@ -2,7 +2,7 @@
 
 A run is a function of its Options and its data alone. Its position (State) is saved with weights and velocities every few
 steps, so that a run killed at any moment and resumed ends with the same bits as one that was left alone.
-Read after optim.py, metrics.py, checkpoint.py; read next chapter.py, then minifcn/__main__.py, which only parses.
+Read after checkpoint.py; read next chapter.py. minifcn/__main__.py only parses.
 Sources: pytorch/vision references/segmentation; Dive into Deep Learning, FCN chapter (the reductions' names).
 """
 
