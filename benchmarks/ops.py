@@ -5,9 +5,9 @@ import torch
 
 import minifcn.functional as F
 from benchmarks.shapes import CLASSES, CONVS, HEAD, HEIGHT, NORMS, WIDTH
+from benchmarks.steps import readable
 from benchmarks.timing import in_turn, parts_in_turn, quartiles, table
 from minifcn import Tensor
-from minifcn.core.dispatch import readable_only
 from minifcn.fast import columns, winograd
 from minifcn.fast.cpu import channels_first
 from minifcn.functional import conv, conv_forms
@@ -39,10 +39,15 @@ def cases():
     for name, C, H, W, count in NORMS:
         running = np.zeros(C, np.float32), np.ones(C, np.float32)
         t_running = torch.zeros(C), torch.ones(C)
-        yield (f"{name} batch norm + add + relu", count,
-               lambda x, w, b, s, r=running: F.batch_norm_add_relu(x, *r, w, b, True, shortcut=s),
-               [as_map(N, C, H, W), draw(C), draw(C), as_map(N, C, H, W)],
-               lambda x, w, b, s, r=t_running: torch_F.relu(torch_F.batch_norm(x, *r, w, b, True) + s))
+        arrays = [as_map(N, C, H, W), draw(C), draw(C)]
+        if name == "stem":
+            yield ("stem batch norm + relu", count, lambda x, w, b, r=running: F.batch_norm_add_relu(x, *r, w, b, True), arrays,
+                   lambda x, w, b, r=t_running: torch_F.relu(torch_F.batch_norm(x, *r, w, b, True)))
+        else:                                                            # a block's second norm; its first adds nothing
+            yield (f"{name} batch norm + add + relu", count,
+                   lambda x, w, b, s, r=running: F.batch_norm_add_relu(x, *r, w, b, True, shortcut=s),
+                   [*arrays, as_map(N, C, H, W)],
+                   lambda x, w, b, s, r=t_running: torch_F.relu(torch_F.batch_norm(x, *r, w, b, True) + s))
     yield ("max-pool 3x3 /2", 1, lambda x: F.max_pool2d(x, 3, 2, 1), [as_map(N, 64, 160, 240)],
            lambda x: torch_F.max_pool2d(x, 3, 2, 1))
     labels = rng.integers(0, CLASSES, (N, HEIGHT, WIDTH))
@@ -52,7 +57,7 @@ def cases():
 
 
 def trained(array):
-    """Does a step need this array's gradient? It does not of the images."""
+    """Does a step need this array's gradient? The images need none."""
     return tuple(array.shape[:2]) != (N, 3)
 
 
@@ -93,21 +98,12 @@ def theirs(op, arrays, channels_last):
     return forward, backward
 
 
-def readable(pair):
-    def within(function):
-        def call():
-            with readable_only():
-                function()
-        return call
-    return tuple(map(within, pair))
-
-
 def layers(repeats):
     """Every layer at batch 8."""
     rows, results = [], []
     for name, count, op, arrays, torch_op in cases():
         plain = [np.ascontiguousarray(a) for a in arrays]                # what a readable layer hands on
-        kinds = {"fast": ours(op, arrays), "readable": readable(ours(op, plain)),
+        kinds = {"fast": ours(op, arrays), "readable": tuple(map(readable, ours(op, plain))),
                  "torch": theirs(torch_op, arrays, False), "torch-channels-last": theirs(torch_op, arrays, True)}
         check(op, arrays)
         times = parts_in_turn(kinds, repeats)
@@ -117,32 +113,37 @@ def layers(repeats):
         rows.append([f"{name} ({count})", *(f"{ms[kind, 'forward']:.1f} + {ms[kind, 'backward']:.1f}" for kind in kinds),
                      *(f"{a:.2f}, {b:.2f}" for a, b in (ratios, gains))])
         results.append({"name": name, "count": count, "ms": {f"{k} {p}": v for (k, p), v in ms.items()}})
-    table(["ms forward + backward, batch 8", *kinds, "fast / torch", "readable / fast"], rows)
+    table(["ms forward + backward, batch 8", *kinds, "fast / better torch", "readable / fast"], rows)
     return results
 
 
 def check(op, arrays):
-    """The twin's value is the definition's, else a time means nothing."""
-    inputs = [Tensor(a) for a in arrays]
-    mine = op(*inputs).data
-    with readable_only():
-        definition = op(*inputs).data
-    np.testing.assert_allclose(mine, definition, rtol=0, atol=1e-4 * np.abs(definition).max())
+    """The twins' value and gradients are the definition's, else a time means nothing."""
+    def results():
+        inputs = [Tensor(a, requires_grad=trained(a)) for a in arrays]
+        y = op(*inputs)
+        y.backward(np.random.default_rng(1).standard_normal(y.shape, np.float32))
+        return [y.data, *(t.grad for t in inputs if t.grad is not None)]
+
+    for mine, definition in zip(results(), readable(results)()):         # as a whole: one of a million ReLUs may flip
+        error = np.linalg.norm(mine - definition) / np.linalg.norm(definition)
+        assert error < 1e-3, f"the twins differ from the definition by {error:.1e}"
 
 
 def ladder(repeats):
     """One image through a 3x3 convolution of layer1, forward, by all means there are."""
     c = CONVS[1]
     x, w, settings = as_map(1, c.C, c.H, c.W), draw(c.F, c.C, c.K, c.K), ((1, 1), (1, 1), (1, 1))
-    plain, theirs = np.ascontiguousarray(x), torch.from_numpy(np.ascontiguousarray(x))
-    theirs_last, tw = theirs.to(memory_format=torch.channels_last), torch.from_numpy(w)
+    plain = np.ascontiguousarray(x)
+    tx, tw = torch.from_numpy(plain), torch.from_numpy(w)
+    tx_last = tx.to(memory_format=torch.channels_last)
     means = {
         "loops: a window at a time": lambda: conv_forms.correlate_loops(plain, w, *settings),
-        "im2col of the whole image, one product": lambda: readable((lambda: conv.correlate(plain, w, *settings),))[0](),
+        "im2col of the whole image, one product": readable(lambda: conv.correlate(plain, w, *settings)),
         "im2col in blocks, threads, channels last": lambda: columns.correlate_columns(x, w, *settings),
         "Winograd in blocks": lambda: winograd.correlate_winograd(x, w, *settings),
-        "PyTorch": lambda: torch.conv2d(theirs, tw, None, 1, 1),
-        "PyTorch, channels last": lambda: torch.conv2d(theirs_last, tw, None, 1, 1),
+        "PyTorch": lambda: torch.conv2d(tx, tw, None, 1, 1),
+        "PyTorch, channels last": lambda: torch.conv2d(tx_last, tw, None, 1, 1),
     }
     times = {name: 1e3 * quartiles(ts)[1] for name, ts in in_turn(means, max(repeats, 9)).items()}
     size = c.F * c.H * c.W * c.C * c.H * c.W * 4

@@ -47,4 +47,4 @@ CONVS = [
 ]
 HEAD = Conv("transpose_conv 64x64 x32", CLASSES, CLASSES, HEIGHT, WIDTH, 64, 32, 1)      # as the convolution it transposes
 NORMS = [("stem", 64, 160, 240, 1), ("layer1", 64, 80, 120, 4), ("layer2", 128, 40, 60, 5),
-         ("layer3", 256, 20, 30, 5), ("layer4", 512, 10, 15, 5)]         # name, C, H, W, how many
+         ("layer3", 256, 20, 30, 5), ("layer4", 512, 10, 15, 5)]         # name, C, H, W, how many of that size

@@ -1,4 +1,4 @@
-"""Mutation testing: breaks the library in a thousand small ways and shows which breaks no test notices.
+"""Mutation testing: breaks the library in three thousand small ways and shows which breaks no test notices.
 
     python tests/mutate.py                      everything (six minutes on two cores); exits 1 if a mutant survives
     python tests/mutate.py pool loss            only files whose path contains one of these words
