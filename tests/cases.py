@@ -119,4 +119,5 @@ REAL_LAYERS = [
     Conv(1, 3, 3, (2, 3), dtype=np.float32, seed=5),                                                         # final_conv
 ]
 STRIDE_ABOVE_KERNEL = Conv(2, 2, 2, (13, 14), (1, 2), (4, 4), (1, 1), seed=7)    # the last rows and columns are never read
+PADDING_ABOVE_REACH = Conv(2, 2, 2, (9, 10), (1, 1), (1000, 3), (6, 6), seed=8)  # the one row of windows sees padding alone
 HEAD = Conv(1, 2, 2, (2, 3), (64, 64), (32, 32), (16, 16), dtype=np.float32, seed=6)                         # transpose_conv

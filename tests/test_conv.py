@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from cases import REAL_LAYERS, STRIDE_ABOVE_KERNEL, as_given, convolutions
+from cases import PADDING_ABOVE_REACH, REAL_LAYERS, STRIDE_ABOVE_KERNEL, as_given, convolutions
 from checks import check_op, contents, gamma
 from hypothesis import example, given
 
@@ -14,7 +14,7 @@ from minifcn.functional import conv
 
 
 def with_real_layers(test):
-    for layer in [*REAL_LAYERS, STRIDE_ABOVE_KERNEL]:
+    for layer in [*REAL_LAYERS, STRIDE_ABOVE_KERNEL, PADDING_ABOVE_REACH]:
         test = example(layer)(test)
     return test
 

@@ -6,7 +6,11 @@ blocks, with remainders, on one to three threads.
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.fast import columns, cpu, filters, head, pixels, winograd
 from minifcn.functional import basic, batchnorm, conv, loss, pool
 
+ROOT = Path(__file__).parents[1]
 U = 2.0**-24
 THREADS = (1, 2, 3)
 
@@ -393,6 +398,68 @@ def test_in_parallel(three_threads):
     assert set(names[3:]) == {"still alive", "both"}
     with pytest.raises(ValueError, match="at least 1 thread, got 0"):
         cpu.set_threads(0)
+    with pytest.raises(TypeError):
+        cpu.set_threads(2.5)
+
+
+def test_an_interrupt_waits_for_all_shares(three_threads):
+    """They write into the caller's arrays: Ctrl-C, twice, while the caller waits must not leave one behind."""
+    done = []
+
+    def work(share):
+        if share:
+            time.sleep(0.3)
+            done.append(share)
+
+    timers = [threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.1, 0.2)]
+    for timer in timers:
+        timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        cpu.in_parallel(work, [0, 1, 2])
+    assert sorted(done) == [1, 2] and not cpu._turn.locked()
+    for timer in timers:
+        timer.join()
+
+
+def test_an_operation_inside_another_is_refused(three_threads):
+    """As a signal handler may try; it would wait for itself, or write into the buffers of the one that it interrupted."""
+    with pytest.raises(RuntimeError, match="in the midst of another one"):
+        cpu.in_parallel(lambda share: cpu.in_parallel(print, [0]), [0])
+    cpu.in_parallel(lambda share: None, [0, 1])                          # and nothing is locked
+
+
+def test_threads_see_the_callers_error_state(three_threads):
+    seen = []
+    with np.errstate(over="raise", invalid="ignore"):
+        cpu.in_parallel(lambda share: seen.append(np.geterr()), [0, 1, 2])
+        assert seen == [np.geterr()] * 3
+
+
+@pytest.mark.parametrize("value, threads", [("1", 1), ("3,2", 3), ("0", None), ("-1", None), ("many", None), ("", None)])
+def test_number_of_threads_from_the_environment(value, threads):
+    """What is no positive number is ignored, as OpenMP does."""
+    code = "from minifcn.fast import cpu; print(cpu._threads)"
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": value}, cwd=ROOT,
+                         capture_output=True, text=True, check=True)
+    assert int(run.stdout) == (threads or os.cpu_count())
+
+
+def test_operations_after_the_main_thread_has_ended():
+    """Then no thread can be started: the caller does all shares."""
+    code = """
+import threading, time
+import numpy as np
+import minifcn.functional as F
+from minifcn import fast
+fast.set_threads(2)
+x, w = np.ones((2, 32, 40, 40), np.float32), np.ones((32, 32, 3, 3), np.float32)
+def later():
+    time.sleep(0.3)
+    print(round(float(F.conv2d(x, w).data.max())))
+threading.Thread(target=later).start()
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "288\n", run.stderr
 
 
 def test_the_definition_alone(monkeypatch):

@@ -65,6 +65,12 @@ def test_infinities_and_nan(xp):
     assert to_host(leaf.grad)[0, 0, 0, [0, 1, 4, 5]].tolist() == [1, 0, 0, 4]
 
 
+def test_a_backward_without_the_winners_of_its_forward_fails():
+    with pytest.raises((ValueError, TypeError)):
+        saved = np.ones((1, 1, 4, 4)), np.ones((1, 1, 2, 2))             # what a twin's forward would keep
+        pool.maximum_of_windows_grad(np.ones((1, 1, 2, 2)), saved, (4, 4), (2, 2), (2, 2), (0, 0))
+
+
 @pytest.mark.parametrize("khw, kind", [((16, 16), np.uint8), ((1, 257), np.uint16), ((15, 17), np.uint8)])
 def test_kernels_with_many_taps(xp, khw, kind):
     """The winning tap is kept in the smallest type that holds it: 256 taps still fit one byte."""

@@ -53,7 +53,10 @@ def replaces(function, when):
 
 @contextlib.contextmanager
 def readable_only():
-    """Inside this context only the readable definitions run. Process-wide: meant for tests and benchmarks."""
+    """Inside this context only the readable definitions run. Process-wide: meant for tests and benchmarks.
+
+    A backward belongs to its forward, whose `saved` it gets: both inside, or both outside.
+    """
     global _readable
     before, _readable = _readable, True
     try:

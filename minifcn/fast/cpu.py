@@ -10,7 +10,9 @@ Read after core/dispatch.py; read next columns.py.
 """
 
 import contextlib
+import contextvars
 import ctypes
+import operator
 import os
 import platform
 import threading
@@ -19,11 +21,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-_threads = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or os.cpu_count() or 1)
+_wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+_threads = int(_wanted) if _wanted.isdecimal() and int(_wanted) else os.cpu_count() or 1
 _blas = ThreadpoolController().select(user_api="blas")
-_pool = None                                    # of one thread less: the calling thread does the first share itself
+_pool = None                                    # the threads beside the calling one, which does the first share itself
 _local = threading.local()
 _turn = threading.Lock()                        # one caller at a time: BLAS has one number of threads
+_owner = None                                   # the thread whose turn it is
 
 
 def set_threads(count):
@@ -32,40 +36,78 @@ def set_threads(count):
     Results are bitwise the same from run to run for one count, and differ in rounding between counts.
     """
     global _threads, _pool
+    count = operator.index(count)
     if count < 1:
         raise ValueError(f"set_threads: needs at least 1 thread, got {count}")
-    _threads, _pool = count, None
+    with _turn:
+        _threads, _pool = count, None
 
 
 @contextlib.contextmanager
 def one_blas_thread():
-    """Inside, BLAS uses one thread; one caller at a time."""
+    """Inside, BLAS uses one thread; one caller at a time.
+
+    Raises RuntimeError where a thread that is inside comes again: an operation in a signal handler, say, would write into the
+    buffers of the one that it interrupted.
+    """
+    global _owner
+    me = threading.get_ident()
+    if _owner == me:
+        raise RuntimeError("an operation was called in the midst of another one of its thread, perhaps by a signal handler")
     with _turn, _blas.limit(limits=1):
-        yield
+        _owner = me
+        try:
+            yield
+        finally:
+            _owner = None
 
 
 def in_parallel(function, shares):
     """Call function(share) for every share, each in its own thread, with BLAS held to one thread; return when all are done.
 
     shares: at most as many as threads, as made by `split`. What a share computes must not depend on who else runs.
-    A share must not call this itself. Raises what a share raised. Cost: 75 us; a share should be worth several times that.
+    A share must not call this itself. Raises what a share raised, and KeyboardInterrupt not before all shares are done: they
+    write into the caller's arrays. Cost: 75 us; a share should be worth several times that.
     """
-    global _pool
     with one_blas_thread():
-        if _pool is None and len(shares) > 1:
-            _pool = ThreadPoolExecutor(_threads - 1, "minifcn")
-        others = [_pool.submit(function, share) for share in shares[1:]]
+        others, mine = [], list(shares[:1])
         try:
-            function(shares[0])
+            for share in shares[1:]:
+                try:
+                    others.append(_threads_beside(len(shares) - 1).submit(contextvars.copy_context().run, function, share))
+                except RuntimeError:                                     # the program is ending and starts no threads
+                    mine.append(share)
+            for share in mine:
+                function(share)
         finally:
-            wait(others)
+            _wait_for(others)
         for other in others:
             other.result()
 
 
-def _forked():
+def _threads_beside(count):
     global _pool
-    _pool = None                                                         # threads do not survive a fork
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(count, _threads - 1), "minifcn")
+    return _pool
+
+
+def _wait_for(others):
+    """Wait until all are done, whatever comes between; then raise what came."""
+    interrupt = None
+    while True:
+        try:
+            wait(others)
+            break
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _forked():
+    global _pool, _owner
+    _pool = _owner = None                                                # threads do not survive a fork
     _turn.release()
 
 

@@ -164,7 +164,7 @@ def im2col(x, khw, ohw, stride, padding, dilation):
     (n, C), (KH, KW), (OH, OW), (PH, PW) = x.shape[:2], khw, ohw, padding
     xp, (FH, FW) = array_module(x), frame_size(ohw, khw, stride, dilation)
     frame = xp.zeros((n, C, FH, FW), x.dtype)
-    part = x[:, :, :FH - PH, :FW - PW]                                   # rows that no window reaches stay out
+    part = x[:, :, :max(0, FH - PH), :max(0, FW - PW)]                   # rows that no window reaches stay out
     frame[:, :, PH:PH + part.shape[2], PW:PW + part.shape[3]] = part
     cols = xp.empty((n, C, KH, KW, OH, OW), x.dtype)
     for (u, v), view in views(frame, ohw, khw, stride, dilation):

@@ -56,7 +56,7 @@ def maximum_of_windows_grad(gy, saved, hw, khw, stride, padding):
     (H, W), (PH, PW), xp, tap = hw, padding, array_module(gy), saved
     frame = xp.zeros((*gy.shape[:2], H + 2 * PH, W + 2 * PW), gy.dtype)
     for k, (_, view) in enumerate(tap_views(frame, gy.shape[2:], khw, stride, (1, 1))):
-        view[:, :, 0, 0] += xp.where(tap == k, gy, 0)
+        view[:, :, 0, 0] += xp.where(xp.equal(tap, k), gy, 0)            # not ==, which compares anything with anything
     return frame[:, :, PH:PH + H, PW:PW + W]
 
 
