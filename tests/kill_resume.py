@@ -12,10 +12,12 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from minifcn.__main__ import main  # noqa: E402
@@ -38,6 +40,7 @@ def arguments(data, out, *more):
 
 def _child(command, log):
     os.setpgid(0, 0)                            # Ctrl-C in the terminal is for the parent
+    tqdm.set_lock(threading.RLock())            # else all forks share the parent's, and one killed while it holds it hangs all
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
     os._exit(main(command))
 
