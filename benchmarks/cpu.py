@@ -32,7 +32,7 @@ from benchmarks.timing import ceilings, in_turn, quartiles, table
 from minifcn import fast
 
 THEIRS = ("torch", "torch-channels-last")
-THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())       # of all kinds: NumPy's BLAS reads the same variable
+THREADS = torch.get_num_threads()               # of all kinds: PyTorch's choice, which heeds OMP_NUM_THREADS as BLAS does
 
 
 def batch(N, height=HEIGHT, width=WIDTH):

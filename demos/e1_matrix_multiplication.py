@@ -114,8 +114,8 @@ print(f"W of the FCN head (21 classes, kernel 64, 320 x 480): 3,150 x 3.2 millio
 assert round(head, 1) == 40.6
 
 # %% [markdown]
-# Channels decide the rest. With one channel the products are thin: im2col is no faster than the shifts, 9 passes over a small
-# image, and for tiny images, where calls cost more than sums, W is faster than both. With C in and F out channels im2col
+# Channels decide the rest. With one channel the products are thin: im2col is hardly faster than the shifts, 9 passes over a
+# small image, and for tiny images, where calls cost more than sums, W is faster than both. With C in and F out channels im2col
 # makes one product of (F, 9C) with (9C, n^2), each number is used many times once it is in the cache, and that is what
 # processors are best at.
 

@@ -55,12 +55,12 @@ def max_pool2d(x, kernel, stride, padding):
     N, C, H, W = x.shape
     OH = (H + 2 * padding[0] - kernel[0]) // stride[0] + 1
     OW = (W + 2 * padding[1] - kernel[1]) // stride[1] + 1
-    y, first = np.zeros((N, C, OH, OW)), np.zeros((N, C, OH, OW, 2), int)
+    y, first = np.zeros((N, C, OH, OW)), np.full((N, C, OH, OW, 2), -1)
     for n, c, i, j in np.ndindex(y.shape):
         top = -np.inf
         for u, v in product(range(kernel[0]), range(kernel[1])):
             h, k = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
-            if 0 <= h < H and 0 <= k < W and x[n, c, h, k] > top:
+            if 0 <= h < H and 0 <= k < W and (first[n, c, i, j, 0] < 0 or x[n, c, h, k] > top):
                 top, first[n, c, i, j] = x[n, c, h, k], (h, k)
         y[n, c, i, j] = top
     return y, first

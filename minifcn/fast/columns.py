@@ -115,7 +115,7 @@ def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation, saved):
     gy, x = channels_last(gy), x.transpose(0, 2, 3, 1)
     (N, OH, OW, F), K = gy.shape, khw[0] * khw[1] * x.shape[3]
     shares = list(enumerate(tasks(N, OH, OW, K)))
-    sums = scratch("kernel", (len(shares), F, K))                        # (threads, F, KH*KW*C)
+    sums = np.empty((len(shares), F, K), np.float32)                     # (threads, F, KH*KW*C)
 
     def work(share):
         total = sums[share[0]]

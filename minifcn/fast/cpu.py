@@ -6,7 +6,7 @@ thread keeps its own buffers. And it copies, adds and multiplies at the speed of
 runs. Hence the layout: feature maps keep the shape (N, C, H, W) but lie in memory as (N, H, W, C), so that a pixel is a run of
 C numbers and a row of the image one of W*C.
 
-Read after core/dispatch.py; read next columns.py.
+Read after plotting.py (and core/dispatch.py, whose mechanism this folder uses); read next columns.py.
 """
 
 import contextlib
@@ -15,23 +15,24 @@ import ctypes
 import operator
 import os
 import platform
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-_wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-_threads = int(_wanted) if _wanted.isdecimal() and int(_wanted) else os.cpu_count() or 1
 _blas = ThreadpoolController().select(user_api="blas")
+_threads = max((library["num_threads"] for library in _blas.info()), default=os.cpu_count() or 1)
 _pool = None                                    # the threads beside the calling one, which does the first share itself
 _local = threading.local()
-_turn = threading.Lock()                        # one caller at a time: BLAS has one number of threads
-_owner = None                                   # the thread whose turn it is
+_turn = threading.RLock()                       # one caller at a time: BLAS has one number of threads
+_inside = False                                 # the thread whose turn it is computes
 
 
 def set_threads(count):
-    """How many threads the twins use from now on. At the start: OMP_NUM_THREADS, else the number of cores.
+    """How many threads the twins use from now on. At the start: as many as BLAS would, which heeds OMP_NUM_THREADS and the
+    cores that the process may use.
 
     Results are bitwise the same from run to run for one count, and differ in rounding between counts.
     """
@@ -48,26 +49,44 @@ def one_blas_thread():
     """Inside, BLAS uses one thread; one caller at a time.
 
     Raises RuntimeError where a thread that is inside comes again: an operation in a signal handler, say, would write into the
-    buffers of the one that it interrupted.
+    buffers of the one that it interrupted. Ctrl-C is answered at the end, as by any function that is written in C.
     """
-    global _owner
-    me = threading.get_ident()
-    if _owner == me:
-        raise RuntimeError("an operation was called in the midst of another one of its thread, perhaps by a signal handler")
-    with _turn, _blas.limit(limits=1):
-        _owner = me
+    global _inside
+    with _interrupt_later(), _turn:
+        if _inside:                                                      # an RLock lets its own thread come again
+            raise RuntimeError("an operation was called in the midst of another one of its thread, perhaps by a signal handler")
         try:
-            yield
+            _inside = True
+            with _blas.limit(limits=1):
+                yield
         finally:
-            _owner = None
+            _inside = False
+
+
+@contextlib.contextmanager
+def _interrupt_later():
+    """SIGINT is only noted inside, and handled at the end: a KeyboardInterrupt may come between any two instructions, also of
+    Python's own locks and pools, and leave them locked.
+    """
+    handler, noted = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):       # nothing can be raised here
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: noted.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
 
 
 def in_parallel(function, shares):
     """Call function(share) for every share, each in its own thread, with BLAS held to one thread; return when all are done.
 
     shares: at most as many as threads, as made by `split`. What a share computes must not depend on who else runs.
-    A share must not call this itself. Raises what a share raised, and KeyboardInterrupt not before all shares are done: they
-    write into the caller's arrays. Cost: 75 us; a share should be worth several times that.
+    A share must not call this itself. Raises what a share raised, when all are done: they write into the caller's arrays.
+    Cost: 75 us; a share should be worth several times that.
     """
     with one_blas_thread():
         others, mine = [], list(shares[:1])
@@ -80,7 +99,7 @@ def in_parallel(function, shares):
             for share in mine:
                 function(share)
         finally:
-            _wait_for(others)
+            wait(others)
         for other in others:
             other.result()
 
@@ -92,22 +111,9 @@ def _threads_beside(count):
     return _pool
 
 
-def _wait_for(others):
-    """Wait until all are done, whatever comes between; then raise what came."""
-    interrupt = None
-    while True:
-        try:
-            wait(others)
-            break
-        except BaseException as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
-
-
 def _forked():
-    global _pool, _owner
-    _pool = _owner = None                                                # threads do not survive a fork
+    global _pool
+    _pool = None                                                         # threads do not survive a fork
     _turn.release()
 
 
@@ -151,7 +157,7 @@ def _pieces(count, most, sharers):
 def scratch(name, shape, dtype=np.float32):
     """An uninitialised array that this thread gets again, whatever its shape, when it asks for `name` the next time.
 
-    Never hand it to a caller: its content lasts until the same name is asked for again.
+    For shares alone: its content lasts until the same name is asked for again, perhaps by the next operation.
     """
     buffers = _local.__dict__
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

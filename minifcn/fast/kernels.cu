@@ -215,7 +215,7 @@ extern "C" __global__ void max_pool(const float* x, float* y, unsigned char* tap
   int q = blockIdx.y * T + threadIdx.x;
   if (q >= OH * OW) return;
   const float* plane = x + (size_t)blockIdx.x * H * W;
-  int top = q / OW * SH - PH, left = q % OW * SW - PW, best = 0;
+  int top = q / OW * SH - PH, left = q % OW * SW - PW, best = max(-top, 0) * KW + max(-left, 0);
   float top_value = MINUS_INFINITY;
   for (int h = max(top, 0); h < min(top + KH, H); h++)
     for (int w = max(left, 0); w < min(left + KW, W); w++) {

@@ -112,7 +112,7 @@ def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation, saved):
     x, gy = channels_last(x), channels_last(gy)
     (N, OH, OW, F), C = gy.shape, x.shape[3]
     plan, by_filter = shares(N, OH, OW, F)
-    sums = scratch("kernel", (1 if by_filter else len(plan), 36, F, C))  # one sum a thread, or one for all
+    sums = np.empty((1 if by_filter else len(plan), 36, F, C), np.float32)                # one sum a thread, or one for all
 
     def work(share):
         number, todo, f = share
@@ -186,12 +186,12 @@ def shares(N, OH, OW, F):
 # ---- the transforms: M v M^T as a product along the rows of each tile, then one along its columns ----
 
 def kernel_buffer(C, F):
-    """A scratch array (36, C, F) whose 36 parts lie 64 bytes farther apart than they must.
+    """An array (36, C, F) whose 36 parts lie 64 bytes farther apart than they must.
 
     Else they would lie at multiples of 4 KB, and the 36 numbers that a transform writes at a time would fight for one place
     in the cache: up to half of its time.
     """
-    return scratch("kernel", (36, C * F + 16))[:, :C * F].reshape(36, C, F)
+    return np.empty((36, C * F + 16), np.float32)[:, :C * F].reshape(36, C, F)
 
 
 def values_of_kernel(w, GG, out=None):

@@ -117,12 +117,6 @@ def log(x):
 
 
 @replaceable
-def rectify(x):
-    """max(x, 0) of an array; NaN stays NaN."""
-    return array_module(x).maximum(x, 0)
-
-
-@replaceable
 def rectify_grad(gy, y):
     """gy where y > 0, else 0."""
     return array_module(gy).where(y > 0, gy, 0)                          # not gy * (y > 0): inf * 0 is no number
@@ -134,7 +128,7 @@ def relu(x):
     x: any shape. Returns the same shape. Keeps y, which has the sign of x and is needed by the next layer anyway.
     """
     x = as_tensor(x)
-    y = rectify(x.data)
+    y = array_module(x.data).maximum(x.data, 0)                          # a NaN stays a NaN
     return record(y, (x,), lambda gy: (rectify_grad(gy, y),), "relu")
 
 

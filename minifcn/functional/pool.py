@@ -43,7 +43,9 @@ def maximum_of_windows(x, khw, stride, padding):
     ohw = output_size((H, W), khw, stride, padding, (1, 1))
     frame = xp.pad(x, [(0, 0), (0, 0), (PH, PH), (PW, PW)], constant_values=-np.inf)
     y = xp.full((*x.shape[:2], *ohw), -np.inf, x.dtype)                  # (N, C, OH, OW)
-    tap = xp.zeros(y.shape, np.min_scalar_type(khw[0] * khw[1] - 1))     # (N, C, OH, OW)
+    top, left = (xp.maximum(P - S * xp.arange(O), 0) for O, S, P in zip(ohw, stride, padding))   # the first taps inside
+    tap = xp.empty(y.shape, np.min_scalar_type(khw[0] * khw[1] - 1))     # (N, C, OH, OW)
+    tap[...] = top[:, None] * khw[1] + left                              # win where all is -inf
     for k, (_, view) in enumerate(tap_views(frame, ohw, khw, stride, (1, 1))):
         tap[view[:, :, 0, 0] > y] = k                                    # strictly: the first of equals stays
         xp.maximum(y, view[:, :, 0, 0], out=y)                           # a NaN stays a NaN

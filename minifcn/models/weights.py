@@ -17,7 +17,7 @@ slices); here each becomes an array of its own. What a file claims is compared w
 tensor reaches outside its storage, no storage is larger than its zip entry, the entries do not overlap, and all arrays
 together take at most EXPANSION times the file.
 
-Read after models/resnet.py, whose names these files use; read next models/unpickle.py.
+Read after fcn.py; read next unpickle.py. The names in these files are those of resnet.py.
 Sources: torch/serialization.py; https://github.com/huggingface/safetensors (format); numpy.lib.format (.npy).
 """
 

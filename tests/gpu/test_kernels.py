@@ -266,7 +266,7 @@ def test_max_pool(gpu, case, seed):
     rng = np.random.default_rng(seed)
     reorder(gpu, seed)
     x = rng.integers(-3, 4, shape).astype(float)                         # full of ties
-    x[rng.random(shape) < 0.1] = -np.inf
+    x[rng.random(shape) < 0.5] = -np.inf                                 # some windows hold nothing else
     y, tap = reference(pool.maximum_of_windows, x, *geometry)
     got_y, got_tap = cuda.maximum_of_windows_cuda(*on_device(gpu, x), *geometry)
     np.testing.assert_array_equal(got_y.get(), y)
