@@ -3,7 +3,7 @@
 The definition (functional/conv.py) does the same for whole images. Here a block is a few rows of one image, or a few small
 images: its columns are made, used and forgotten inside the cache, in a buffer that is used again, and the blocks are
 shared by the threads. A column is a window of the channels-last map, KH runs of KW*C numbers, so that im2col copies long
-runs. Two cores: 1.3 to 2.8 times as fast as the definition, whose copies run on one; 0.7 to 0.9 times where it takes 1 ms.
+runs. Two cores: 1.2 to 3.2 times as fast as the definition, whose copies run on one; 0.7 to 0.9 times where it takes 1 ms.
 
 Read after cpu.py; read next filters.py. Source: Chellapilla et al. 2006.
 """

@@ -20,7 +20,7 @@ depends on the points. On random maps of 64 channels the mean error is 2.7 times
 the same, and multiples of 1/4 keep A and B exact. All this is for finite numbers: a NaN or an infinity spoils the whole tile
 that it touches, and values above 10^37 may overflow on the way.
 
-Two cores: 1.7 to 3.8 times as fast as the definition forward, 2.4 to 4.3 times backward. Nothing is kept for backward:
+Two cores: 2.1 to 3.8 times as fast as the definition forward, 2.5 to 4.3 times backward. Nothing is kept for backward:
 transforming x again costs a quarter of a product and saves 2.25 times its memory.
 
 Read after filters.py; read next pixels.py. Source: Lavin & Gray 2015, arXiv 1509.09308.
