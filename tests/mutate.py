@@ -1,6 +1,6 @@
 """Mutation testing: breaks the library in three thousand small ways and shows which breaks no test notices.
 
-    python tests/mutate.py                      everything (six minutes on two cores); exits 1 if a mutant survives
+    python tests/mutate.py                      everything (five minutes on two cores); exits 1 if a mutant survives
     python tests/mutate.py pool loss            only files whose path contains one of these words
     python tests/mutate.py --list pool          the mutants, without running them
 

@@ -8,6 +8,9 @@ and made once. Each thread multiplies its filters with all columns; for gx it ma
 Where there is little to do, the definition itself runs, but with BLAS held to one thread like everything here: OpenBLAS's
 threads go on spinning for up to 25 ms after a product, and would take from ours the core that the next layer needs.
 
+The gain is the network's: alone, the definition with BLAS's threads is as fast. Two cores, one image, all of this file / the
+definition on one thread / the definition with BLAS's threads: inference 86 / 104 / 122 ms, a training step 326 / 393 / 415 ms.
+
 Read after columns.py; read next winograd.py.
 """
 

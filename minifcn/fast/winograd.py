@@ -153,7 +153,7 @@ def convolve(x, w, GG, padding, finish=lambda y, n, i, f: None):
 
     def work(share):
         _, todo, f = share
-        kernel = values_of_kernel(w[:, f], GG) if by_filter else whole                    # (36, C, f)
+        kernel = values_of_kernel(w[:, f], GG) if by_filter else whole   # (36, C, f)
         for n, t in todo:
             d = values_of_input(x[n], t, OW, padding)                    # (36, T, C)
             m = scratch("products", (36, d.shape[1], kernel.shape[2]))   # (36, T, f)
