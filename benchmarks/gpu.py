@@ -38,7 +38,7 @@ from minifcn import nn
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
 from minifcn.core.tensor import Tensor
-from minifcn.fast import cuda, launch
+from minifcn.fast.gpu import cuda, launch
 from minifcn.models import fcn32s
 from minifcn.training import SGD
 

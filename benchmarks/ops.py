@@ -8,8 +8,8 @@ from benchmarks.shapes import CLASSES, CONVS, HEAD, HEIGHT, NORMS, WIDTH
 from benchmarks.steps import readable
 from benchmarks.timing import in_turn, parts_in_turn, quartiles, table
 from minifcn import Tensor
-from minifcn.fast import columns, winograd
-from minifcn.fast.cpu import channels_first
+from minifcn.fast.cpu import columns, winograd
+from minifcn.fast.cpu.threads import channels_first
 from minifcn.functional import conv, conv_forms
 
 N = 8

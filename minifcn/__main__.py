@@ -16,11 +16,11 @@ import PIL
 from PIL import Image
 
 from minifcn import plotting
+from minifcn.check import gradcheck_table
 from minifcn.core import backend
-from minifcn.data.download import SOURCES, DownloadError, download
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder, check_folder, read_image, write_labels
-from minifcn.functional.checks import gradcheck_table
+from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.inference import METHODS, predict
 from minifcn.models.fcn import MODELS
 from minifcn.models.resnet import TRUNKS

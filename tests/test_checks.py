@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import minifcn.functional as F
+from minifcn import check as checks
+from minifcn.check import FLOAT32_BOUND, Row, gradcheck_table, gradients
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import record
-from minifcn.functional import checks, conv
-from minifcn.functional.checks import FLOAT32_BOUND, Row, gradcheck_table, gradients
+from minifcn.functional import conv
 
 NOT_DIFFERENTIABLE = {"argmax", "conv_matrix", "conv_matrix_entries"}
 TOGETHER = {"pad": "pad, crop", "crop": "pad, crop", "reshape": "permute, reshape", "permute": "permute, reshape"}

@@ -27,8 +27,8 @@ from pickles import Global, pickled, tensor, write_pth
 
 from minifcn import models, nn
 from minifcn.__main__ import main
-from minifcn.data import download
 from minifcn.data.voc import write_labels
+from minifcn.files import download
 from minifcn.training import checkpoint as checkpoints
 
 ROWS = {}                                               # area: [(fault, what happens, scenario, its arguments), ...]

@@ -18,13 +18,15 @@ BELOW = {
     "functional": {"core"},
     "nn": {"core", "functional"},
     "models": {"core", "functional", "nn"},
-    "data": {"core"},
-    "inference": {"core", "functional", "nn", "models", "data"},
-    "plotting": {"core", "functional", "nn", "models", "data"},
-    "training": {"core", "functional", "nn", "models", "data", "inference", "plotting"},
-    "__main__": {"core", "functional", "nn", "models", "data", "inference", "plotting", "training"},
-    "fast": {"core", "functional"},
-    "__init__": {"core", "functional", "nn", "models", "data", "inference", "plotting", "training", "fast"},
+    "files": {"core"},
+    "data": {"core", "files"},
+    "inference": {"core", "functional", "nn", "models", "files", "data"},
+    "plotting": {"core", "functional", "nn", "models", "files", "data"},
+    "training": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting"},
+    "check": {"core", "functional", "nn", "models", "files", "data", "training"},
+    "__main__": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting", "training", "check"},
+    "fast": {"core", "functional", "nn"},
+    "__init__": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting", "training", "fast"},
 }
 
 
@@ -89,10 +91,11 @@ def test_whole_without_fast(tmp_path):
     """fast/ is a folder that can be deleted: a copy without it passes the operations' tests."""
     shutil.copytree(ROOT / "minifcn", tmp_path / "minifcn", ignore=shutil.ignore_patterns("fast", "__pycache__"))
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    names = [f"tests/test_{name}.py" for name in ("conv", "conv_transpose", "batchnorm", "pool", "loss")]
+    names = [f"tests/functional/test_{name}.py" for name in ("conv", "conv_transpose", "batchnorm", "pool", "loss")]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "numpy", *names], cwd=tmp_path,
-        env=os.environ | {"HYPOTHESIS_PROFILE": "dev", "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+        env=os.environ | {"HYPOTHESIS_PROFILE": "dev", "PYTHONPATH": f"{tmp_path}:{tmp_path}/tests/support"},
+        capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr
     where = subprocess.run([sys.executable, "-c", "import minifcn; print(minifcn.__file__)"], cwd=tmp_path,
                            env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)

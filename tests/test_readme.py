@@ -23,7 +23,7 @@ def test_where_is():
     rows = [line.split("|")[2] for line in table.splitlines()[2:] if line.startswith("|")]
     assert len(rows) > 12
     for row in rows:
-        files = re.findall(r"`(\w+/\w+\.(?:py|cu))`", row)
+        files = re.findall(r"`([\w/]+/\w+\.(?:py|cu))`", row)
         assert files, row
         text = "".join((ROOT / "minifcn" / name).read_text() for name in files)
         for word in re.findall(r"`([\w.]+)`", row):

@@ -8,7 +8,8 @@ benchmarks/README.md.
 """
 
 # isort: skip_file
-from minifcn.fast import winograd, head, columns, filters, pixels, cuda
-from minifcn.fast.cpu import set_threads
+from minifcn.fast.cpu import winograd, head, columns, filters, pixels
+from minifcn.fast.gpu import cuda
+from minifcn.fast.cpu.threads import set_threads
 
 __all__ = ["winograd", "head", "columns", "filters", "pixels", "cuda", "set_threads"]

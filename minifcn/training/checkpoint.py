@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minifcn.data.voc import Classes
+from minifcn.files.weights import load_state
 from minifcn.models.fcn import MODELS
-from minifcn.models.weights import load_state
 
 FORMAT = "minifcn checkpoint 1"
 

@@ -6,7 +6,7 @@ Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.
 """
 
 from minifcn.core.backend import array_module, to_host
-from minifcn.functional.descent import descend
+from minifcn.functional.step import descend
 
 
 class SGD:

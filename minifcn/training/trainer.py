@@ -33,9 +33,9 @@ from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Loader, normalize
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
+from minifcn.files.weights import load_state
 from minifcn.inference import predict, whole
 from minifcn.models.fcn import MODELS
-from minifcn.models.weights import load_state
 from minifcn.training import checkpoint as checkpoints
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.optim import SCHEDULES, SGD

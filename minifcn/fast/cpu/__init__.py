@@ -1,0 +1,1 @@
+"""The twins for NumPy. Reading order: threads, columns, filters, winograd, pixels, head."""

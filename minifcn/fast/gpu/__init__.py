@@ -1,0 +1,1 @@
+"""The twins for CuPy. Reading order: kernels.cu, launch, cuda."""

@@ -1,0 +1,1 @@
+"""What meets strangers' bytes and the disk. Reading order: weights, unpickle, download."""

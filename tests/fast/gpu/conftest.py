@@ -1,0 +1,64 @@
+"""Two devices to run the GPU path on: `gpu_on_cpu`, made of parts that can be checked, and `gpu`, that one and a real one.
+
+On the pretended device arrays are the strict CuPy stand-in's, kernels run through the C++ shim, matrix products through the
+strict cuBLAS, and memory is surrounded by canaries and never zero by luck.
+"""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import streams
+import strict_cupy
+from cuda_on_cpu import COMPILER, RawModule, guarded
+from fake_cublas import FakeCublas
+
+from minifcn.core import backend
+from minifcn.fast.gpu import launch
+
+
+@pytest.fixture(scope="module")
+def gpu_on_cpu():
+    """The pretended `cupy`, in the place of the real one, with `.blas` the FakeCublas and `.kernels` the RawModule."""
+    with pretended() as cupy:
+        yield cupy
+
+
+@pytest.fixture(scope="module", params=["shim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request):
+    """The pretended device, and a real one where there is one: for tests that hold on both."""
+    if request.param == "shim":
+        with pretended() as cupy:
+            yield cupy
+    elif backend.has_gpu():
+        yield backend.cupy
+    else:
+        pytest.skip("no CUDA device, or CuPy is not installed")
+
+
+@contextlib.contextmanager
+def pretended():
+    if COMPILER is None:
+        pytest.skip("no g++: the CUDA kernels cannot be compiled for the CPU")
+    blas = FakeCublas()
+    kernels = RawModule(launch.SOURCE.read_text(), host=lambda a: a._host if isinstance(a, strict_cupy.ndarray) else a)
+
+    def pointer(array):
+        blas.extents[array._host.ctypes.data] = array._host.nbytes
+        return SimpleNamespace(ptr=array._host.ctypes.data)
+
+    def empty(shape, dtype=float):
+        array = guarded(shape, dtype)
+        streams.in_use[array.ctypes.data] = streams.clock
+        return strict_cupy.ndarray(array)
+
+    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_cupy.ndarray, "data", property(pointer), raising=False)
+        patch.setattr(strict_cupy, "empty", empty)
+        patch.setattr(strict_cupy, "RawModule", lambda code, options: kernels, raising=False)
+        patch.setattr(strict_cupy, "cuda", cuda)
+        patch.setattr(strict_cupy, "blas", blas, raising=False)
+        patch.setattr(strict_cupy, "kernels", kernels, raising=False)
+        patch.setattr(backend, "cupy", strict_cupy)
+        yield strict_cupy
