@@ -21,7 +21,7 @@ from minifcn.data.synthetic import write_synthetic
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import DataError, Folder
 from minifcn.inference import whole
-from minifcn.training import SGD, checkpoint, trainer
+from minifcn.training import SGD, checkpoint, pretrained, trainer
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.trainer import Interrupted, Options, TrainingError, evaluate, resume, train, train_step
 
@@ -362,7 +362,7 @@ def test_pretrained_is_loaded_and_the_lack_is_listed(trunk_file, capsys):
     nn.init.seed(0)
     net = models.fcn32s(num_classes=5, width=2)
     before = net.state_dict()
-    loaded = trainer.load_pretrained(net, trunk_file)
+    loaded = pretrained.load_pretrained(net, trunk_file)
     after = net.state_dict()
     with np.load(trunk_file) as offered:
         for name in after:
@@ -392,7 +392,7 @@ def test_pretrained_part_learns_at_its_own_rate(options, trunk_file, tmp_path):
 
 def test_pretrained_refuses(trunk_file, tmp_path):
     with pytest.raises(ValueError, match=r"trunk\.npz: conv1\.weight is \(2, 3, 7, 7\), the net wants \(4, 3, 7, 7\); choose"):
-        trainer.load_pretrained(models.fcn32s(width=4), trunk_file)
+        pretrained.load_pretrained(models.fcn32s(width=4), trunk_file)
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     with pytest.raises(ValueError, match=r"other\.npz: holds none of the trunk's arrays, such as conv1\.weight"):
-        trainer.load_pretrained(models.fcn32s(width=2), tmp_path / "other.npz")
+        pretrained.load_pretrained(models.fcn32s(width=2), tmp_path / "other.npz")
