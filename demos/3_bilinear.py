@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 import minifcn.functional as F
 from minifcn import Tensor, nn, no_grad
+from minifcn.data.masks import read_image
 from minifcn.data.synthetic import draw_scene
-from minifcn.data.voc import read_image
 
 args = arguments(__doc__, lambda parser: parser.add_argument("--image", type=Path, help="a picture of your own"))
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 import minifcn.functional as F
 from minifcn import Tensor, data, models, nn, no_grad
-from minifcn.data.voc import VOC, colour_to_index
+from minifcn.data.classes import VOC, colour_to_index
 from minifcn.inference import predict
 from minifcn.plotting import picture_rows, prediction_rows
 from minifcn.training import chapter, load_model, trainer

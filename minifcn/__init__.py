@@ -7,7 +7,7 @@ Read the source in this order; every file says what comes before and after it.
                 operations
     nn          init, module, layers                             operations that own weights
     models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
-    data        voc, synthetic, loader, upload, download         Pascal VOC's layout, and batches from it
+    data        classes, masks, voc, synthetic, loader, upload   Pascal VOC's layout, and batches from it
     training    optim, metrics, checkpoint, trainer, chapter     from weights to better weights
     inference, plotting                                          images of any size; pictures
     fast        replacements for array functions, last: the library is whole without them

@@ -18,8 +18,9 @@ from PIL import Image
 from minifcn import plotting
 from minifcn.check import gradcheck_table
 from minifcn.core import backend
+from minifcn.data.masks import read_image, write_labels
 from minifcn.data.synthetic import write_synthetic
-from minifcn.data.voc import Folder, check_folder, read_image, write_labels
+from minifcn.data.voc import Folder, check_folder
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.inference import METHODS, predict
 from minifcn.models.fcn import MODELS

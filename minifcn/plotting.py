@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from minifcn.data.voc import VOID_COLOUR, index_to_colour
+from minifcn.data.classes import VOID_COLOUR, index_to_colour
 
 
 def overlay(image, labels, classes, alpha=0.6):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from minifcn.__main__ import main
 from minifcn.core.backend import has_gpu
+from minifcn.data.masks import read_labels
 from minifcn.data.synthetic import write_synthetic
-from minifcn.data.voc import read_labels
 from minifcn.training.checkpoint import load
 
 SMALL = ["--width", "2", "--crop", "64", "64", "--batch-size", "4", "--epochs", "1", "--device", "cpu"]

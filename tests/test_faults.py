@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import kill_resume
+import layouts
 import numpy as np
 import pytest
 import test_checkpoint
@@ -27,7 +28,7 @@ from pickles import Global, pickled, tensor, write_pth
 
 from minifcn import models, nn
 from minifcn.__main__ import main
-from minifcn.data.voc import write_labels
+from minifcn.data.masks import write_labels
 from minifcn.files import download
 from minifcn.training import checkpoint as checkpoints
 
@@ -263,7 +264,7 @@ DATA_OPTIONS = ["--width", "2", "--crop", "16", "16", "--batch-size", "3", "--ep
 
 def data_is_refused(root, capsys, change, rule, before=True):
     """`train` ends with the rule (before: ahead of its first step), and `check` lists it, alone."""
-    test_voc.write_list(root, "b\n", "val")
+    layouts.write_list(root, "b\n", "val")
     change(root)
     command = ["train", "--data", root, "--out", root / "run", *DATA_OPTIONS]
     assert re.search(rule, printed(capsys, 2, *command))
@@ -288,7 +289,7 @@ def altered(path, change):
 
 
 def listed(text):
-    return lambda root: test_voc.write_list(root, text)
+    return lambda root: layouts.write_list(root, text)
 
 
 def too_small(root, capsys):
@@ -298,7 +299,7 @@ def too_small(root, capsys):
 
 
 def predict_is_refused(reference, tmp_path, capsys):
-    (tmp_path / "bomb.png").write_bytes(test_voc.png_header(30_000, 30_000))
+    (tmp_path / "bomb.png").write_bytes(layouts.png_header(30_000, 30_000))
     message = printed(capsys, 2, "predict", reference[1], tmp_path / "bomb.png", "--out", tmp_path / "out")
     assert re.search("bomb.png: refused as a decompression bomb", message)
 
@@ -308,8 +309,8 @@ def many_problems(root, capsys):
     for path in ("JPEGImages/a.jpg", "SegmentationClass/b.png"):
         (root / path).write_bytes(b"")
     write_labels(root / "SegmentationClass" / "c.png", np.zeros((9, 9), int), test_voc.VOC)
-    test_voc.write_list(root, "a\nb\nc\nb\nd e\n\n")
-    test_voc.write_list(root, "", "val")
+    layouts.write_list(root, "a\nb\nc\nb\nd e\n\n")
+    layouts.write_list(root, "", "val")
     report = printed(capsys, 1, "check", "--data", root)
     for rule in (r"line 4: b is there already", r"a\.jpg: not a readable", r"b\.png: not a readable", r"mask has 9 x 9",
                  r"d e\.jpg: no such file", r"d e\.png: no such file", r"val\.txt: the list is empty", "7 problems"):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from minifcn.data.voc import VOC, VOID_COLOUR
+from minifcn.data.classes import VOC, VOID_COLOUR
 from minifcn.plotting import curves, overlay, picture_rows, prediction_rows, roomy
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from minifcn.core.backend import array_module
-from minifcn.data.voc import DataError
+from minifcn.data.classes import DataError
 
 MEAN = (0.485, 0.456, 0.406)        # of ImageNet's training images in 0..1, r g b: what pretrained trunks were fed with
 STD = (0.229, 0.224, 0.225)

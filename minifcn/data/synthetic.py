@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minifcn.data.voc import Classes, DataError, Folder, read_classes, write_classes, write_labels
+from minifcn.data.classes import Classes, DataError, read_classes, write_classes
+from minifcn.data.masks import write_labels
+from minifcn.data.voc import Folder
 
 CLASSES = Classes(("background", "disc", "square", "triangle", "cross"),
                   np.array([(0, 0, 0), (214, 72, 64), (62, 124, 190), (240, 184, 66), (92, 168, 104)], np.uint8))

@@ -16,7 +16,7 @@ and its GLOBAL is a look at a table. {"bias": tensor([1., 2.])} (see any pickle 
     TUPLE   REDUCE                                             {}  "bias"  Tensor
     SETITEM   STOP                                             {"bias": Tensor}
 
-Read after weights.py, which finds the pickle in the file and the numbers for its tensors; read next data/voc.py.
+Read after weights.py, which finds the pickle in the file and the numbers for its tensors; read next data/classes.py.
 Sources: pickletools.py in Python's library (operations); torch/_utils.py (_rebuild_tensor_v2); torch/serialization.py.
 """
 

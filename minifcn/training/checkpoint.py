@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minifcn.data.voc import Classes
+from minifcn.data.classes import Classes
 from minifcn.files.weights import load_state
 from minifcn.models.fcn import MODELS
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minifcn.core.backend import to_host
+from minifcn.data.classes import Classes, DataError, write_classes
 from minifcn.data.loader import PREFETCH, Batch, Loader, crop_scaled, normalize
-from minifcn.data.voc import Classes, DataError, Folder, write_classes, write_labels
+from minifcn.data.masks import write_labels
+from minifcn.data.voc import Folder
 
 REAL = Path(__file__).parents[3] / "shared" / "voc-animals" / "VOCdevkit" / "VOC2012"
 CLASSES = Classes(tuple(f"class {i}" for i in range(200)), np.stack([np.arange(200)] * 3, axis=1).astype(np.uint8))

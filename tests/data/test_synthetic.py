@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from minifcn.data import synthetic
+from minifcn.data.classes import DataError
 from minifcn.data.synthetic import CLASSES, SHAPES, draw_scene, write_synthetic
-from minifcn.data.voc import DataError, Folder, check_folder
+from minifcn.data.voc import Folder, check_folder
 
 
 def files(root):

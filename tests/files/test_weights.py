@@ -201,7 +201,7 @@ def test_a_checkpoint_for_pytorch(tmp_path):
     library = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     from benchmarks.torch_fcn import FCN32s
     from minifcn import models, nn
-    from minifcn.data.voc import VOC
+    from minifcn.data.classes import VOC
     from minifcn.training.checkpoint import Checkpoint, load_model, save
 
     nn.init.seed(0)

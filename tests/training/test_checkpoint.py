@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minifcn import models, nn
-from minifcn.data.voc import VOC, Classes
+from minifcn.data.classes import VOC, Classes
 from minifcn.training.checkpoint import Checkpoint, CheckpointError, atomic, load, load_model, save
 
 CLASSES = Classes(("nothing", "thing"), np.array([[0, 0, 0], [9, 8, 7]], np.uint8), void=200)

@@ -16,10 +16,11 @@ import minifcn.functional as F
 from minifcn import models, nn
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import Tensor
+from minifcn.data.classes import DataError
 from minifcn.data.loader import Batch, normalize
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.upload import Uploader
-from minifcn.data.voc import DataError, Folder
+from minifcn.data.voc import Folder
 from minifcn.inference import whole
 from minifcn.training import SGD, checkpoint, pretrained, trainer
 from minifcn.training.metrics import ConfusionMatrix

@@ -1,0 +1,91 @@
+"""The classes of a data set: VOC's colours, other classes in classes.json, and colours to indices and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layouts import random_labels
+
+from minifcn.data.classes import (
+    VOC,
+    VOID_COLOUR,
+    Classes,
+    DataError,
+    colour_to_index,
+    index_to_colour,
+    read_classes,
+    voc_palette,
+    write_classes,
+)
+
+# Copied from the table of the development kit, not computed.
+VOC_COLOURS = [
+    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
+    (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128),
+    (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)]
+
+
+def test_palette_is_the_development_kit_s():
+    assert [tuple(colour) for colour in VOC.palette.tolist()] == VOC_COLOURS
+    assert VOID_COLOUR.tolist() == [224, 224, 192]
+    assert len(set(map(tuple, voc_palette().tolist()))) == 256
+    assert len(VOC.names) == 21 and VOC.names[0] == "background" and VOC.names[15] == "person"
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_index_to_colour_and_back(H, W, seed):
+    labels = random_labels((H, W), seed)
+    image = index_to_colour(labels.astype(np.int64), VOC)
+    assert image.shape == (H, W, 3) and image.dtype == np.uint8
+    for index, colour in [*enumerate(VOC_COLOURS), (255, (224, 224, 192))]:
+        assert (image[labels == index] == colour).all()
+    np.testing.assert_array_equal(colour_to_index(image, VOC), labels)
+
+
+@pytest.mark.parametrize("colour", [(1, 0, 0), (128, 128, 127), (255, 255, 255), (0, 0, 1)])
+def test_unknown_colour_is_not_background(colour):
+    image = index_to_colour(np.zeros((4, 5), int), VOC)
+    image[2, 3] = colour
+    with pytest.raises(DataError, match=rf"colour \({colour[0]}, {colour[1]}, {colour[2]}\) at row 2, column 3"):
+        colour_to_index(image, VOC)
+
+
+@pytest.mark.parametrize("index", [21, 254, -1, 256, 255 + 256])
+def test_unknown_index_has_no_colour(index):
+    labels = np.zeros((4, 5), int)
+    labels[3, 1] = index
+    with pytest.raises(DataError, match=f"index {index} at row 3, column 1"):
+        index_to_colour(labels, VOC)
+
+
+def test_class_file(tmp_path):
+    assert read_classes(tmp_path) is VOC
+    classes = Classes(("ground", "cell"), np.array([[0, 0, 0], [255, 0, 10]], np.uint8), void=9)
+    write_classes(tmp_path, classes)
+    assert read_classes(tmp_path) == classes
+    assert classes != VOC and classes != Classes(classes.names, classes.palette, 10)
+    labels = np.array([[0, 1], [9, 1]])
+    assert index_to_colour(labels, classes).tolist() == [[[0, 0, 0], [255, 0, 10]], [[224, 224, 192], [255, 0, 10]]]
+    np.testing.assert_array_equal(colour_to_index(index_to_colour(labels, classes), classes), labels)
+
+
+@pytest.mark.parametrize("content, rule", [
+    ("{", "JSON"), ("[" * 100_000, "JSON"), (b"\xff\xfe{", "JSON"), ("[]", "object"), ("{}", "object"),
+    ('{"names": ["a"], "palette": [[0,0,0]], "colour": 1}', "object"),
+    ('{"names": "ab", "palette": [[0,0,0], [1,1,1]]}', "list of texts"),
+    ('{"names": ["a", ""], "palette": [[0,0,0], [1,1,1]]}', "list of texts"),
+    ('{"names": ["a"], "palette": [[0,0,256]]}', "integers 0..255"),
+    ('{"names": ["a"], "palette": [[0,0]]}', "integers 0..255"),
+    ('{"names": ["a"], "palette": [[0,0,true]]}', "integers 0..255"),
+    ('{"names": ["a"], "palette": []}', "palette of shape"),
+    ('{"names": [], "palette": []}', "different class names"),
+    ('{"names": ["a", "a"], "palette": [[0,0,0], [1,1,1]]}', "different class names"),
+    ('{"names": ["a", "b"], "palette": [[0,0,0], [0,0,0]]}', "differ"),
+    ('{"names": ["a", "b"], "palette": [[0,0,0], [224,224,192]]}', "differ"),
+    ('{"names": ["a"], "palette": [[0,0,0]], "void": "255"}', "integer"),
+    ('{"names": ["a"], "palette": [[0,0,0]], "void": 0}', "void index"),
+    ('{"names": ["a"], "palette": [[0,0,0]], "void": 256}', "void index")])
+def test_wrong_class_file(tmp_path, content, rule):
+    (tmp_path / "classes.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=f"classes.json.*{rule}"):
+        read_classes(tmp_path)
