@@ -21,10 +21,11 @@ BELOW = {
     "files": {"core"},
     "data": {"core", "files"},
     "inference": {"core", "functional", "nn", "models", "files", "data"},
+    "grade": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting"},
     "plotting": {"core", "functional", "nn", "models", "files", "data"},
     "training": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting"},
     "check": {"core", "functional", "nn", "models", "files", "data", "training"},
-    "__main__": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting", "training", "check"},
+    "__main__": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting", "training", "grade", "check"},
     "fast": {"core", "functional", "nn"},
     "__init__": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting", "training", "fast"},
 }

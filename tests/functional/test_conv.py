@@ -1,7 +1,6 @@
 """conv2d in its three forms: against the oracle on drawn geometries, its blocks, its bound, its complaints."""
 
 import numpy as np
-import oracle
 import pytest
 from cases import PADDING_ABOVE_REACH, REAL_LAYERS, STRIDE_ABOVE_KERNEL, as_given, convolutions
 from checks import check_op, contents, gamma
@@ -11,6 +10,7 @@ import minifcn.functional as F
 from minifcn import Tensor
 from minifcn.core.backend import to_host
 from minifcn.functional import conv
+from minifcn.grade import oracle
 
 
 def with_real_layers(test):

@@ -1,8 +1,9 @@
 """The oracle against numbers worked out by hand, so that it may judge."""
 
 import numpy as np
-import oracle
 import pytest
+
+from minifcn.grade import oracle
 
 
 def image(*rows):
