@@ -17,7 +17,8 @@ def test_an_ordinary_file_and_a_link_to_it(tmp_path):
         assert read_regular(tmp_path / name, 9) == b"content\r\n"
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "endless device", "folder", "socket", "nothing", "broken link"])
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "endless device", "folder", "socket", "nothing",
+                                  "broken link"])
 def test_anything_else_is_an_error_that_names_it(tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)                             # a socket's address has at most 107 bytes
     path = "thing"
