@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 import minifcn.functional as F
 from minifcn import Tensor, data, models, nn, no_grad
 from minifcn.data.classes import VOC, colour_to_index
+from minifcn.functional.step import normalize
 from minifcn.inference import predict
 from minifcn.plotting import picture_rows, prediction_rows
 from minifcn.training import chapter, load_model, trainer
@@ -132,7 +133,7 @@ save(picture_rows({"image": images, "mask": masks}, train_set.classes), args.out
 
 # %%
 classifier = nn.Conv2d(3, len(train_set.classes.names), 1)               # the smallest network there is
-pixels = Tensor(data.normalize(batch.images))
+pixels = Tensor(normalize(batch.images))
 l = F.cross_entropy(classifier(pixels), batch.labels, ignore_index=255, reduction="none").mean(dim=(1, 2))
 assert l.shape == (len(batch.ids),)
 l.sum().backward()

@@ -13,7 +13,8 @@ from common import arguments, save, scenes, settings, table, trained
 
 import minifcn.functional as F
 from minifcn import Tensor
-from minifcn.data import Folder, normalize, write_synthetic
+from minifcn.data import Folder, write_synthetic
+from minifcn.functional.step import normalize
 from minifcn.inference import pad_and_crop, tile_and_average, whole
 from minifcn.plotting import picture_rows
 from minifcn.training import ConfusionMatrix, load_model

@@ -3,9 +3,9 @@
 Read the source in this order; every file says what comes before and after it.
 
     core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
-    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, descent, checks: the
+    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, step: the
                 operations
-    nn          init, module, layers                             operations that own weights
+    nn          init, module, layers, blocks                     operations that own weights
     models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
     data        classes, masks, voc, synthetic, loader, upload   Pascal VOC's layout, and batches from it
     training    optim, metrics, checkpoint, trainer, chapter     from weights to better weights

@@ -11,8 +11,8 @@ from PIL import Image
 import minifcn.functional as F
 from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, no_grad
-from minifcn.data.loader import normalize
 from minifcn.data.voc import scaled_size
+from minifcn.functional.step import normalize
 
 
 def whole(net, x):

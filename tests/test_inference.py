@@ -10,7 +10,7 @@ import minifcn.functional as F
 from minifcn import models, nn
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import Tensor
-from minifcn.data.loader import normalize
+from minifcn.functional.step import normalize
 from minifcn.inference import pad_and_crop, predict, starts, tile_and_average, whole
 
 

@@ -2,9 +2,9 @@
 synthetic (data drawn in it), loader, upload."""
 
 from minifcn.data.classes import VOC, Classes, DataError, colour_to_index, index_to_colour
-from minifcn.data.loader import Batch, Loader, normalize
+from minifcn.data.loader import Batch, Loader
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder, check_folder
 
 __all__ = ["VOC", "Batch", "Classes", "DataError", "Folder", "Loader", "check_folder", "colour_to_index",
-           "index_to_colour", "normalize", "write_synthetic"]
+           "index_to_colour", "write_synthetic"]

@@ -15,11 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from minifcn.core.backend import array_module
 from minifcn.data.classes import DataError
 
-MEAN = (0.485, 0.456, 0.406)        # of ImageNet's training images in 0..1, r g b: what pretrained trunks were fed with
-STD = (0.229, 0.224, 0.225)
 PREFETCH = 2                        # batches decoded ahead of the one in use
 
 
@@ -29,21 +26,6 @@ class Batch(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     ids: list[str]
-
-
-def normalize(images, dtype=np.float32):
-    """(images / 255 - mean) / std for each channel, with ImageNet's statistics.
-
-    images: uint8 (..., 3, H, W) on any device. Returns an array of the same shape and device, of the given dtype.
-    Example: a white pixel becomes (2.249, 2.429, 2.640).
-    """
-    xp = array_module(images)
-    mean, std = (xp.asarray(values, dtype).reshape(3, 1, 1) for values in (MEAN, STD))
-    x = images.astype(dtype)                                         # (..., 3, H, W)
-    x /= 255                                                         # in place from here: one array, not four
-    x -= mean
-    x /= std
-    return x
 
 
 class Loader:

@@ -1,6 +1,6 @@
 """The operations, under their names in torch.nn.functional: `import minifcn.functional as F`.
 
-Reading order: basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, descent, checks.
+Reading order: basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, step.
 """
 
 from minifcn.functional.basic import (

@@ -4,7 +4,7 @@ The loss of a pixel is the logarithm of the sum of exponentials minus the logit 
 subtracting the largest logit so that nothing overflows. Its gradient is the softmax minus the one-hot label.
 Pixels labelled `ignore_index` (255, "void", in Pascal VOC) count nowhere and have the gradient 0.
 
-Read after pool.py; read next descent.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
+Read after pool.py; read next step.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
 """
 
 import numpy as np

@@ -1,9 +1,34 @@
-"""One step of gradient descent on one array, apart from the optimiser so that a fast path can replace it.
+"""What a training step does outside the layers: make the network's input of pictures, move the weights, and do it again.
 
-Read after loss.py; read next checks.py; training/optim.py uses it. Source: torch.optim.SGD, whose rule it is.
+Each stands here, as plain array code, so that a fast path may replace it. training/ calls them.
+Read after loss.py. Sources: Dive into Deep Learning, 14.9 (the statistics); torch.optim.SGD, whose rule `descend` is.
 """
 
+import numpy as np
+
+from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
+
+MEAN = (0.485, 0.456, 0.406)        # of ImageNet's training images in 0..1, r g b: what pretrained trunks were fed with
+STD = (0.229, 0.224, 0.225)
+
+
+@replaceable
+def normalize(images, dtype=np.float32):
+    """x = (images / 255 - mean) / std for each channel, with ImageNet's statistics.
+
+    images: uint8 (..., 3, H, W) on any device. Returns an array of the same shape and device, of the given dtype.
+
+    >>> normalize(np.full((1, 3, 1, 1), 255, np.uint8)).ravel().round(3).tolist()
+    [2.249000072479248, 2.4289999008178711, 2.640000104904175]
+    """
+    xp = array_module(images)
+    mean, std = (xp.asarray(values, dtype).reshape(3, 1, 1) for values in (MEAN, STD))
+    x = images.astype(dtype)                                             # (..., 3, H, W)
+    x /= 255                                                             # in place from here: one array, not four
+    x -= mean
+    x /= std
+    return x
 
 
 @replaceable
@@ -19,3 +44,15 @@ def descend(w, g, v, lr, momentum, weight_decay):
         v += g
         g = v
     w -= lr * g
+
+
+@replaceable
+def repeat(step, inputs):
+    """step(*inputs), one call of many.
+
+    step: a function of arrays that returns arrays; all that changes from one call to the next, and is no state that it
+    changes in place itself, is among its inputs. A fast path may record what the step does, once for each function and
+    each set of shapes and dtypes, and play that again on other values.
+    inputs: a tuple of arrays and numbers. Returns what the step returns.
+    """
+    return step(*inputs)

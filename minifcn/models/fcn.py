@@ -10,9 +10,7 @@ so that FCN-16s and FCN-8s begin as FCN-32s and learn what the finer maps add.
 Read after resnet.py; read next weights.py. Sources: Long, Shelhamer & Darrell 2015; d2l.ai, "Fully Convolutional Networks".
 """
 
-import minifcn.functional as F
 from minifcn import nn
-from minifcn.core.tensor import as_tensor
 from minifcn.models.resnet import TRUNKS
 from minifcn.nn import init
 
@@ -32,12 +30,6 @@ def score(in_channels, num_classes):
     return layer
 
 
-def fit(y, x):
-    """The top left of y in the height and width of x: a map of ceil(n/32) cells, enlarged, is up to 31 pixels too long."""
-    H, W = x.shape[2:]
-    return y if y.shape[2:] == (H, W) else F.crop(y, 0, 0, H, W)
-
-
 class FCN(nn.Module):
     """(N, 3, H, W) -> logits (N, num_classes, H, W), any H and W. `skips`: how many finer maps are added (0, 1, 2)."""
 
@@ -51,13 +43,20 @@ class FCN(nn.Module):
         self.skips = nn.Sequential(*(Skip(channels[1 - i], num_classes) for i in range(skips)))
         self.transpose_conv = enlarge(num_classes, 32 >> skips)
 
-    def forward(self, x):
-        x = as_tensor(x)
+    def scores(self, x):
+        """What transpose_conv enlarges: scores at 1/32 of the image, or 1/16, 1/8 with skips. x: Tensor or array."""
         *finer, x32 = self.trunk.features(x)                             # (N, ., H/8, W/8), (N, ., H/16, W/16)
         y = self.final_conv(x32)                                         # (N, K, H/32, W/32)
         for skip, x_finer in zip(self.skips, reversed(finer)):
             y = skip(y, x_finer)                                         # (N, K, H/16, W/16), then (N, K, H/8, W/8)
-        return fit(self.transpose_conv(y), x)                            # (N, K, H, W)
+        return y
+
+    def forward(self, x):
+        return nn.cut(self.transpose_conv(self.scores(x)), x.shape[2:])  # (N, K, H, W)
+
+    def loss(self, x, labels, weight=None, ignore_index=-100):
+        """(sum of the pixels' losses, pixels predicted right, pixels that count) of images x: see nn.score_loss."""
+        return nn.score_loss(self.transpose_conv, self.scores(x), labels, weight, ignore_index)
 
 
 class Skip(nn.Module):
@@ -69,7 +68,7 @@ class Skip(nn.Module):
         self.score.weight.data[...] = 0                                  # begin as the network without this skip
 
     def forward(self, y, x):
-        return fit(self.upsample(y), x) + self.score(x)
+        return nn.cut(self.upsample(y), x.shape[2:]) + self.score(x)
 
 
 def fcn32s(num_classes=21, backbone="resnet18", width=64):

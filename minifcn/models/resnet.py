@@ -8,7 +8,7 @@ The stem halves the image twice and stages 2 to 4 once each, so a map of ceil(H/
 layer floors (n + 2P - K)/2 + 1, which for K=7 P=3, K=3 P=1 and K=1 P=0 is ceil(n/2). No input size is refused or padded.
 
 A trunk is the network without its classifier. Its names are torchvision's, so that weights trained there fit.
-Read after nn/layers.py; read next fcn.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
+Read after nn/blocks.py; read next fcn.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
 """
 
 from minifcn import nn
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x):
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut = x if self.downsample is None else nn.conv_norm(*self.downsample, x)
         x = nn.conv_norm_relu(self.conv1, self.bn1, x)
         return nn.conv_norm_relu(self.conv2, self.bn2, x, shortcut)
 
@@ -53,11 +53,9 @@ class PreActivationBlock(nn.Module):
             self.downsample = conv(in_channels, out_channels, 1, stride)
 
     def forward(self, x):
-        shortcut = x
-        x = self.bn1.add_relu(x)
-        if self.downsample is not None:
-            shortcut = self.downsample(x)
-        return self.conv2(nn.conv_norm_relu(self.conv1, self.bn2, x)) + shortcut
+        a = nn.norm_relu(self.bn1, x)
+        shortcut = x if self.downsample is None else self.downsample(a)
+        return nn.conv_add(self.conv2, nn.conv_norm_relu(self.conv1, self.bn2, a), shortcut)
 
 
 def stage(block, in_channels, out_channels, stride):
@@ -81,7 +79,7 @@ class ResNetTrunk(nn.Module):
 
     def features(self, x):
         """The maps at 1/8, 1/16 and 1/32 of the image, for the skips of FCN-8s and FCN-16s."""
-        x = self.maxpool(nn.conv_norm_relu(self.conv1, self.bn1, x))     # (N, width, H/4, W/4)
+        x = nn.conv_norm_relu_pool(self.conv1, self.bn1, self.maxpool, x)                        # (N, width, H/4, W/4)
         x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
         x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
         return x8, x16, self.layer4(x16)                                 # (N, 8*width, H/32, W/32)
@@ -109,10 +107,10 @@ class ResNetV2Trunk(nn.Module):
 
     def features(self, x):
         """The maps at 1/8, 1/16 and 1/32 of the image; the first two are sums that nothing has rectified yet."""
-        x = self.maxpool(nn.conv_norm_relu(self.conv1, self.bn1, self.bn_data(x)))               # (N, width, H/4, W/4)
+        x = nn.conv_norm_relu_pool(self.conv1, self.bn1, self.maxpool, self.bn_data(x))          # (N, width, H/4, W/4)
         x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
         x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
-        return x8, x16, self.bn2.add_relu(self.layer4(x16))              # (N, 8*width, H/32, W/32)
+        return x8, x16, nn.norm_relu(self.bn2, self.layer4(x16))         # (N, 8*width, H/32, W/32)
 
     def forward(self, x):
         return self.features(x)[-1]

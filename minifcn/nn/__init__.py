@@ -1,9 +1,19 @@
 """Layers: operations that own their weights. `from minifcn import nn`.
 
-Reading order: init, module, layers.
+Reading order: init, module, layers, blocks.
 """
 
 from minifcn.nn import init
+from minifcn.nn.blocks import (
+    conv_add,
+    conv_norm,
+    conv_norm_relu,
+    conv_norm_relu_pool,
+    cut,
+    loss_sums,
+    norm_relu,
+    score_loss,
+)
 from minifcn.nn.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -14,11 +24,11 @@ from minifcn.nn.layers import (
     Linear,
     MaxPool2d,
     ReLU,
-    conv_norm_relu,
 )
 from minifcn.nn.module import Module, Parameter, Sequential
 
 __all__ = [
     "init", "Module", "Parameter", "Sequential", "Conv2d", "ConvTranspose2d", "BatchNorm2d", "ReLU", "MaxPool2d",
-    "AvgPool2d", "AdaptiveAvgPool2d", "Linear", "Flatten", "conv_norm_relu",
+    "AvgPool2d", "AdaptiveAvgPool2d", "Linear", "Flatten", "conv_norm", "norm_relu", "conv_norm_relu", "conv_norm_relu_pool",
+    "conv_add", "score_loss", "loss_sums", "cut",
 ]

@@ -1,7 +1,7 @@
 """The layers of a ResNet and an FCN: each holds its settings and weights and calls one operation.
 
 Arguments, defaults, initial values and printed form are those of torch.nn; what torch has and these lack is a TypeError.
-Read after module.py; read next models/resnet.py.
+Read after module.py; read next blocks.py.
 """
 
 from math import prod
@@ -9,9 +9,8 @@ from math import prod
 import numpy as np
 
 import minifcn.functional as F
-from minifcn.core.backend import array_module
 from minifcn.core.shapes import check_ndim, pair
-from minifcn.core.tensor import Tensor, as_tensor
+from minifcn.core.tensor import as_tensor
 from minifcn.nn import init
 from minifcn.nn.module import Module, Parameter
 
@@ -78,33 +77,8 @@ class BatchNorm2d(Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
                             self.training, self.momentum, self.eps)
 
-    def add_relu(self, x, shortcut=None):
-        """relu(self(x) + shortcut), fused: see F.batch_norm_add_relu."""
-        return F.batch_norm_add_relu(x, self.running_mean, self.running_var, self.weight, self.bias,
-                                     self.training, self.momentum, self.eps, shortcut=shortcut)
-
-    def scale_shift(self):
-        """What evaluation does to each channel, y = scale x + shift: two Tensors (C,)."""
-        inv_std = 1 / array_module(self.running_var).sqrt(self.running_var + self.eps)           # (C,)
-        scale = self.weight * inv_std if self.affine else Tensor(inv_std)
-        shift = -self.running_mean * scale
-        return scale, shift + self.bias if self.affine else shift
-
     def extra_repr(self):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
-
-
-def conv_norm_relu(conv, norm, x, shortcut=None):
-    """relu(norm(conv(x)) + shortcut), what the layers of a ResNet do; in evaluation as one op, F.conv2d_scale_relu.
-
-    conv: a Conv2d. norm: a BatchNorm2d. x: (N, C, H, W). shortcut: a Tensor of the output's shape, or None for none.
-    """
-    if norm.training:
-        return norm.add_relu(conv(x), shortcut)
-    scale, shift = norm.scale_shift()
-    if conv.bias is not None:
-        shift = shift + scale * conv.bias
-    return F.conv2d_scale_relu(x, conv.weight, scale, shift, conv.stride, conv.padding, conv.dilation, shortcut=shortcut)
 
 
 class ReLU(Module):

@@ -12,8 +12,9 @@ Sources: d2l.ai, "Fully Convolutional Networks" and d2l/torch.py (train_ch13, lo
 import numpy as np
 
 from minifcn.core.backend import to_device
-from minifcn.data.loader import Loader, normalize
+from minifcn.data.loader import Loader
 from minifcn.data.voc import Folder
+from minifcn.functional.step import normalize
 from minifcn.inference import whole
 from minifcn.training import trainer
 from minifcn.training.checkpoint import load_model

@@ -30,9 +30,10 @@ import minifcn.functional as F
 from minifcn import nn, plotting
 from minifcn.core.backend import PRECISIONS, array_module, choose_device, set_precision, to_device, to_host
 from minifcn.core.tensor import Tensor
-from minifcn.data.loader import Loader, normalize
+from minifcn.data.loader import Loader
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
+from minifcn.functional.step import normalize
 from minifcn.inference import predict, whole
 from minifcn.models.fcn import MODELS
 from minifcn.training import checkpoint as checkpoints

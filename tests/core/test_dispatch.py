@@ -16,6 +16,7 @@ from minifcn.core import backend, dispatch
 from minifcn.core.backend import to_host
 from minifcn.core.dispatch import REPLACEMENTS, readable_only, replaceable, replaces
 from minifcn.functional import conv
+from minifcn.nn import init
 from minifcn.training import SGD
 
 # ---- the mechanism ----
@@ -213,6 +214,19 @@ def test_normalization(xp, counted, training, form):
     for i, shape in enumerate([(2, 3, 1, 1), (3, 5, 3, 7), (1, 17, 8, 9), (4, 64, 40, 57)]):
         x, w, b, s = draw(i, shape, shape[1:2], shape[1:2], shape)
         agree(xp, normalization(training, 0.1, form), x * 3 + 1, w, b, s, dtype=np.float64 if i == 1 else np.float32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compositions(xp, counted, training):
+    """tests/fast/test_fused.py compares the gradients of their weights."""
+    def op(x, s):
+        init.seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        net.to("cpu" if xp is np else "gpu").train(training)
+        y = nn.conv_norm_relu(*net, x, s) + nn.norm_relu(net[1], s)
+        return y, [net[1].running_mean, net[1].running_var]
+
+    agree(xp, op, *draw(0, (2, 3, 40, 57), (2, 4, 40, 57)))
 
 
 @given(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(3, 12), st.integers(3, 12)), seeds)

@@ -5,7 +5,6 @@ import pytest
 
 import minifcn.functional as F
 from minifcn import Tensor, nn
-from minifcn.core.backend import to_host
 from minifcn.nn import init
 
 # (layer, arguments, settings, shape of its input): distinct numbers everywhere, so that none can stand for another
@@ -74,44 +73,6 @@ def test_on_xp(xp, device, name, args, settings, shape):
     for t in (x, *layer.parameters()):
         assert isinstance(t.grad, xp.ndarray) and t.grad.dtype == np.float64
     assert all(type(a) is np.ndarray for a in layer.state_dict().values())
-
-
-@pytest.mark.parametrize("shortcut", [False, True])
-@pytest.mark.parametrize("training", [False, True])
-def test_add_relu_is_the_fused_operation(xp, device, shortcut, training):
-    layer, same = (nn.BatchNorm2d(3, 0.5, 0.25).to(device).train(training) for _ in range(2))
-    for net in (layer, same):
-        net.load_state_dict({k: abs(values(*a.shape)) + i for i, (k, a) in enumerate(net.state_dict().items())})
-    x, s = (Tensor(xp.asarray(values(n, 3, 4, 5)[:2])) for n in (2, 3))
-    y = layer.add_relu(x, s if shortcut else None)
-    z = F.relu(same(x) + s) if shortcut else F.relu(same(x))
-    assert np.array_equal(y.numpy(), z.numpy())
-    for a, b in zip(layer.state_dict().values(), same.state_dict().values()):
-        assert np.array_equal(a, b)
-
-
-@pytest.mark.parametrize("shortcut", [False, True])
-@pytest.mark.parametrize("bias, affine", [(False, True), (True, True), (True, False)])
-@pytest.mark.parametrize("training", [False, True])
-def test_conv_norm_relu_is_its_parts(xp, device, training, bias, affine, shortcut):
-    """Values, gradients, statistics of relu(norm(conv(x)) + shortcut), one op in evaluation; to some roundings of float64."""
-    results = []
-    for fused in (True, False):
-        init.seed(0)
-        conv, norm = nn.Conv2d(2, 3, (3, 2), 2, (1, 0), (1, 2), bias=bias), nn.BatchNorm2d(3, 0.5, 0.25, affine=affine)
-        net = nn.Sequential(conv, norm).train(training)
-        net.load_state_dict({k: abs(values(*a.shape)) + i for i, (k, a) in enumerate(net.state_dict().items())})
-        net.to(np.float64).to(device)
-        x, s = (Tensor(xp.asarray(values(*shape).astype(np.float64)), requires_grad=True)
-                for shape in ((2, 2, 5, 6), (2, 3, 3, 2)))
-        y = nn.conv_norm_relu(conv, norm, x, s if shortcut else None) if fused else F.relu(net(x) + s if shortcut else net(x))
-        assert y.node.name == ("relu" if not fused else "batch_norm_add_relu" if training else "conv2d_scale_relu")
-        y.backward(xp.asarray(np.cos(np.arange(y.size)).reshape(y.shape)))
-        leaves = [t for t in (x, s, *net.parameters()) if t.grad is not None]
-        results.append([y.numpy(), *(to_host(t.grad) for t in leaves), *net.state_dict().values()])
-    assert len(results[0]) == len(results[1]) and (results[0][0] == 0).any()
-    for mine, expected in zip(*results):
-        np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-13 * max(1, abs(expected).max()))
 
 
 @pytest.mark.parametrize("kind, fan_in", [

@@ -14,7 +14,7 @@ class Net(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
 
     def forward(self, x):
-        return self.head(F.adaptive_avg_pool2d(self.bn.add_relu(self.conv(x)), 1))
+        return self.head(F.adaptive_avg_pool2d(nn.conv_norm_relu(self.conv, self.bn, x), 1))
 
 
 NAMES = ["conv.weight", "conv.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var",

@@ -16,6 +16,7 @@ import minifcn.functional as F
 from minifcn import models
 from minifcn.core.dispatch import readable_only
 from minifcn.functional import conv
+from minifcn.functional.step import normalize
 from minifcn.nn import init
 from minifcn.training import SGD
 
@@ -76,7 +77,7 @@ def test_twenty_steps_in_float64():
 
 def real_batch(seed, N):
     """N crops of 160 x 224 of real photographs with their masks, normalised."""
-    from minifcn.data import Folder, Loader, normalize
+    from minifcn.data import Folder, Loader
     root = SHARED / "voc-animals/VOCdevkit/VOC2012"
     if not root.is_dir():
         pytest.skip(f"no real images: {root} is absent")

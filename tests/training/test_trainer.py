@@ -17,10 +17,11 @@ from minifcn import models, nn
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import Tensor
 from minifcn.data.classes import DataError
-from minifcn.data.loader import Batch, normalize
+from minifcn.data.loader import Batch
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
+from minifcn.functional.step import normalize
 from minifcn.inference import whole
 from minifcn.training import SGD, checkpoint, pretrained, trainer
 from minifcn.training.metrics import ConfusionMatrix

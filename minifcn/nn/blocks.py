@@ -1,0 +1,75 @@
+"""What an FCN is made of, as formulas: a layer and what follows it, and the head with the loss.
+
+Each function is the composition that it says and nothing more. A fast path may replace it as a whole by one operation with
+the same values and gradients (fast/fused.py), so that a network is written as the papers write it and never changes for speed.
+
+    conv, norm, head    layers, such as Conv2d, BatchNorm2d, ConvTranspose2d
+    x, shortcut         Tensors (N, C, H, W), or arrays as constants
+
+Read after layers.py; read next models/resnet.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
+"""
+
+import minifcn.functional as F
+from minifcn.core.backend import array_module
+from minifcn.core.dispatch import replaceable
+
+
+@replaceable
+def conv_norm(conv, norm, x):
+    """norm(conv(x)): a shortcut that changes size."""
+    return norm(conv(x))
+
+
+@replaceable
+def norm_relu(norm, x):
+    """relu(norm(x)): what comes before a convolution in a ResNet of version 2."""
+    return F.relu(norm(x))
+
+
+@replaceable
+def conv_norm_relu(conv, norm, x, shortcut=None):
+    """relu(norm(conv(x)) + shortcut): a layer of a ResNet. shortcut: of the output's shape, or None for none."""
+    y = conv_norm(conv, norm, x)
+    return F.relu(y if shortcut is None else y + shortcut)
+
+
+@replaceable
+def conv_norm_relu_pool(conv, norm, pool, x):
+    """pool(relu(norm(conv(x)))): the stem."""
+    return pool(conv_norm_relu(conv, norm, x))
+
+
+@replaceable
+def conv_add(conv, x, shortcut):
+    """conv(x) + shortcut: the end of a block of version 2."""
+    return conv(x) + shortcut
+
+
+@replaceable
+def score_loss(head, x, labels, weight=None, ignore_index=-100):
+    """The loss of all pixels, how many of them are right, and how many count, of the scores head(x).
+
+    head: a layer that enlarges x (N, K, h, w) to logits (N, K, >= H, >= W), whose top left H x W count.
+    labels: integers (N, H, W) on x's device. weight, ignore_index: as in F.cross_entropy.
+    Returns what `loss_sums` returns.
+    """
+    return loss_sums(cut(head(x), labels.shape[1:]), labels, weight, ignore_index)
+
+
+def loss_sums(logits, labels, weight=None, ignore_index=-100):
+    """(sum of the pixels' losses, a Tensor; pixels predicted right; pixels that count, or their weights' sum): sums, so that
+    batches and processes can be added up; loss / valid is F.cross_entropy's mean.
+
+    logits: (N, K, H, W); the rest as in F.cross_entropy. hits and valid are arrays () on the device.
+    """
+    loss = F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
+    counted, xp = labels != ignore_index, array_module(labels)           # (N, H, W)
+    hits = ((F.argmax(logits, 1) == labels) & counted).sum()
+    if weight is None:
+        return loss, hits, counted.sum()
+    return loss, hits, xp.where(counted, weight[xp.where(counted, labels, 0)], 0).sum()          # mask first: CuPy would wrap
+
+
+def cut(y, hw):
+    """The top left of y in height and width hw: a map of ceil(n/32) cells, enlarged, is up to 31 pixels too long."""
+    return y if y.shape[2:] == hw else F.crop(y, 0, 0, *hw)

@@ -1,0 +1,37 @@
+"""What a step does outside the layers: normalisation and repetition. (The descent is compared with torch in test_optim.py.)"""
+
+import numpy as np
+import pytest
+
+from minifcn.core.backend import to_host
+from minifcn.functional.step import normalize, repeat
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_normalize(xp, dtype):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 4), np.uint8)
+    device_images = xp.asarray(images)
+    x = normalize(device_images, dtype)
+    assert isinstance(x, xp.ndarray)
+    x = to_host(x)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = ((images.transpose(0, 2, 3, 1) / 255 - mean) / std).transpose(0, 3, 1, 2)
+    assert x.dtype == dtype and x.shape == images.shape
+    # Three roundings of values up to 1, divided by at least 0.224: 3 u / 0.224 < 14 u, plus the last rounding of 2.64.
+    np.testing.assert_allclose(x, expected, rtol=0, atol=17 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(to_host(device_images), images)   # the batch itself is not changed
+    np.testing.assert_array_equal(to_host(normalize(device_images[0], dtype)), x[0])
+    white = to_host(normalize(xp.asarray(np.full((3, 1, 1), 255, np.uint8)), dtype))
+    np.testing.assert_allclose(white.ravel(), (2.249, 2.429, 2.640), atol=5e-4)          # the docstring's numbers
+
+
+def test_repeat():
+    """It hands the inputs on and the results back."""
+    total = np.zeros(2)
+
+    def step(x, factor):
+        total[...] += x * factor
+        return total.sum(), x
+
+    x = np.array([1.0, 2.0])
+    assert repeat(step, (x, 2.0)) == (6.0, x) and repeat(step, (x, 1.0))[0] == 9.0
