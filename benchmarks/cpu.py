@@ -106,7 +106,7 @@ def memory(repeats):
 def data(repeats):
     """The loader on 375 x 500 JPEGs: alone, decoding every time; and the share of a training step spent waiting for it."""
     from minifcn.data import Folder, Loader, write_synthetic
-    from minifcn.training.trainer import train_step
+    from minifcn.training.step import train_step
 
     with tempfile.TemporaryDirectory() as folder:
         root = write_synthetic(Path(folder) / "voc", train=48, val=1, size=(375, 500))

@@ -23,16 +23,10 @@ from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder, check_folder
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.inference import METHODS, predict
-from minifcn.models.fcn import MODELS
-from minifcn.models.resnet import TRUNKS
-from minifcn.training import chapter, trainer
+from minifcn.training import chapter, options, trainer
 from minifcn.training.checkpoint import CheckpointError, load_model
 
-DOWNLOADS = Path("runs/data")               # where `download` without --to and `train --pretrained resnet18` put files
-SYNTHETIC = DOWNLOADS / "synthetic"         # where `train` without --data draws its images
-PRECISION_HELP = "of the factors in a GPU's convolutions: 24 bits, or 11 and several times faster; the CPU keeps 24"
-# What differs from Options' defaults, which are VOC's, when the data is synthetic: two minutes on a laptop.
-SYNTHETIC_OPTIONS = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 4, "lr": 0.1, "weight_decay": 1e-4}
+SYNTHETIC = options.DOWNLOADS / "synthetic"         # where `train` without --data draws its images
 
 EXAMPLES = """\
 examples:
@@ -73,7 +67,7 @@ def main(argv=None):
 # ---- train ----
 
 def run_train(args):
-    given = {f.name: getattr(args, f.name) for f in fields(trainer.Options) if hasattr(args, f.name)}
+    given = {f.name: getattr(args, f.name) for f in fields(options.Options) if hasattr(args, f.name)}
     given = chapter.RECIPES.get(args.chapter, {}) | given
     synthetic = "data" not in given
     if args.out is None:
@@ -81,17 +75,17 @@ def run_train(args):
     if not synthetic:
         given["data"] = str(Path(given["data"]).resolve())
     if given.get("pretrained") == "resnet18":
-        given["pretrained"] = str(download("resnet18", DOWNLOADS))
+        given["pretrained"] = str(download("resnet18", options.DOWNLOADS))
     if args.resume:
         metrics = trainer.resume(args.out, **given)
     else:
         if synthetic:
             print(f"drawing synthetic images in {SYNTHETIC}" if not SYNTHETIC.exists() else f"images: {SYNTHETIC}")
-            given = SYNTHETIC_OPTIONS | given | {"data": str(write_synthetic(SYNTHETIC).resolve())}
-        options = trainer.Options(**given)
+            given = options.SYNTHETIC | given | {"data": str(write_synthetic(SYNTHETIC).resolve())}
+        complete = options.Options(**given)
         if args.chapter:
-            chapter.announce(options)
-        metrics = trainer.train(options, args.out, args.overwrite)
+            chapter.announce(complete)
+        metrics = trainer.train(complete, args.out, args.overwrite)
     if args.chapter:
         chapter.report(args.out)
     print_scores(metrics)
@@ -118,8 +112,8 @@ def print_scores(scores):
 
 def run_evaluate(args):
     net, checkpoint = load_model(args.checkpoint)
-    options = trainer.stored_options(checkpoint, args.checkpoint)
-    folder = Folder(args.data or options.data, args.split, options.scale if args.scale is None else args.scale)
+    stored = trainer.stored_options(checkpoint, args.checkpoint)
+    folder = Folder(args.data or stored.data, args.split, stored.scale if args.scale is None else args.scale)
     if folder.classes != checkpoint.classes:
         raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
                               f"{', '.join(checkpoint.classes.names)}")
@@ -214,77 +208,22 @@ def _parser():
     return parser
 
 
-def _device(name):
-    try:
-        backend.choose_device(name)
-    except (ValueError, RuntimeError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return name
-
-
 def _add_train(commands):
     parser = commands.add_parser(
         "train", help="train a network",
         description="Train a network and write checkpoint.npz, log.csv, metrics.json, curves.png and predictions.png. "
                     "Without --data, small synthetic images are drawn first and their own defaults apply. Ctrl-C "
                     "finishes the step and saves; --resume goes on from there, or from the last checkpoint after a crash.")
-    defaults = {f.name: f.default for f in fields(trainer.Options)}
-
-    def shown(value):
-        return " ".join(map(str, value)) if isinstance(value, tuple) else value
-
-    def add(group, name, text, **settings):
-        # SUPPRESS: an option that was not given stays out, so that --resume can tell
-        key = name.removeprefix("--").replace("-", "_")
-        default = f" (default {shown(defaults[key])}" if defaults.get(key) is not None and key != "data" else ""
-        if default:
-            default += f"; synthetic data: {shown(SYNTHETIC_OPTIONS[key])})" if key in SYNTHETIC_OPTIONS else ")"
-        group.add_argument(name, dest=key, help=text + default, default=argparse.SUPPRESS, **settings)
-
-    data = parser.add_argument_group("data")
-    add(data, "--data", "folder in VOC's layout: it holds JPEGImages, SegmentationClass, ImageSets, perhaps classes.json; "
-        "without it, synthetic images are used", metavar="DIR")
-    add(data, "--scale", "work at this fraction of the images' size", type=float)
-    add(data, "--crop", "size of the random crops; smaller images are left out of training", type=int, nargs=2,
-        metavar=("H", "W"))
-    add(data, "--limit", "train on the first N images only, after the size rule", type=int, metavar="N")
-    add(data, "--void", "what void pixels are in training", choices=("ignore", "background"))
-    add(data, "--drop-last", "leave out the last batch of an epoch when it is not full", action=argparse.BooleanOptionalAction)
-    add(data, "--flip", "mirror images at random", action=argparse.BooleanOptionalAction)
-    add(data, "--jitter", "scale images at random by a factor from this range", type=float, nargs=2, metavar=("LOW", "HIGH"))
-
-    net = parser.add_argument_group("network")
-    add(net, "--model", "architecture", choices=list(MODELS))
-    add(net, "--backbone", "trunk of the network", choices=list(TRUNKS))
-    add(net, "--width", "channels of the trunk's first stage; the last has 8 times as many", type=int)
-    add(net, "--pretrained", "weights for the trunk: a file in torchvision's names (.npz, .pth, .safetensors), or the word "
-        f"resnet18 for ImageNet's, downloaded to {DOWNLOADS / SOURCES['resnet18'].file} if they are not there", metavar="FILE")
-
-    training = parser.add_argument_group("training")
-    training.add_argument("--chapter", choices=list(chapter.RECIPES), help="the recipe of the book's PyTorch or MXNet code and "
-                          "its log lines: other defaults for --backbone, --void, --flip, --drop-last and what follows here")
-    add(training, "--batch-size", "images in a step", type=int, metavar="N")
-    add(training, "--epochs", "passes over the training images", type=int, metavar="N")
-    add(training, "--lr", "learning rate, to be read together with --reduction", type=float)
-    add(training, "--lr-pretrained", "factor on the learning rate of what --pretrained loaded", type=float, metavar="FACTOR")
-    add(training, "--momentum", "momentum of gradient descent", type=float)
-    add(training, "--weight-decay", "weight decay, on all parameters", type=float)
-    add(training, "--schedule", "learning rate over the steps: constant, (1 - t)^0.9, or a tenth after each third",
-        choices=list(trainer.SCHEDULES))
-    add(training, "--reduction", "of the pixel losses: mean over valid pixels; pytorch: sum over the batch of per-image means; "
-        "mxnet: their mean", choices=list(trainer.REDUCTIONS))
-    add(training, "--seed", "everything random follows from it", type=int)
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default runs/<name of the data>)")
-    either = run.add_mutually_exclusive_group()
+    groups = options.add_arguments(parser)
+    groups["training"].add_argument("--chapter", choices=list(chapter.RECIPES),
+                                    help="the recipe of the book's PyTorch or MXNet code and its log lines: other defaults for "
+                                         "--backbone, --void, --flip, --drop-last and what stands above here")
+    groups["run"].add_argument("--out", type=Path, metavar="DIR",
+                               help="folder for the results (default runs/<name of the data>)")
+    either = groups["run"].add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true",
                         help="go on from the checkpoint in --out; its options are used, given ones must agree with them")
     either.add_argument("--overwrite", action="store_true", help="start over although --out holds a run")
-    add(run, "--save-every", "steps from one checkpoint to the next; also after each epoch", type=int, metavar="STEPS")
-    add(run, "--device", "auto, cpu or gpu", type=_device)
-    add(run, "--precision", PRECISION_HELP, choices=backend.PRECISIONS)
-    add(run, "--workers", "threads that decode images; the results do not depend on it", type=int, metavar="N")
     parser.set_defaults(run=run_train)
 
 
@@ -296,8 +235,8 @@ def _add_evaluate(commands):
     parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation (default %(default)s)")
     parser.add_argument("--scale", type=float, help="fraction of the images' size (default: the one it was trained at)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
-    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu or gpu (default %(default)s)")
-    parser.add_argument("--precision", choices=backend.PRECISIONS, default="fp32", help=PRECISION_HELP)
+    parser.add_argument("--device", type=options.device, default="auto", help="auto, cpu or gpu (default %(default)s)")
+    parser.add_argument("--precision", choices=backend.PRECISIONS, default="fp32", help=options.PRECISION_HELP)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -314,8 +253,8 @@ def _add_predict(commands):
     parser.add_argument("--method", choices=sorted(METHODS), default="whole",
                         help="the whole image at once; padded to multiples of 32; in overlapping tiles, for large images "
                              "(default %(default)s)")
-    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu or gpu (default %(default)s)")
-    parser.add_argument("--precision", choices=backend.PRECISIONS, default="fp32", help=PRECISION_HELP)
+    parser.add_argument("--device", type=options.device, default="auto", help="auto, cpu or gpu (default %(default)s)")
+    parser.add_argument("--precision", choices=backend.PRECISIONS, default="fp32", help=options.PRECISION_HELP)
     parser.set_defaults(run=run_predict)
 
 
@@ -327,7 +266,7 @@ def _add_download(commands):
                     "it continues. A file put into the folder by hand is checked and used.")
     parser.add_argument("name", choices=list(SOURCES), help=", ".join(f"{name}: {source.file}, {source.size / 1e6:,.0f} MB"
                                                                       for name, source in SOURCES.items()))
-    parser.add_argument("--to", type=Path, default=DOWNLOADS, metavar="DIR", help="folder (default %(default)s)")
+    parser.add_argument("--to", type=Path, default=options.DOWNLOADS, metavar="DIR", help="folder (default %(default)s)")
     parser.add_argument("--everything", action="store_true",
                         help="extract all of VOC 2012, not only the images with masks, their masks and the lists")
     parser.set_defaults(run=run_download)

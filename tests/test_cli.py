@@ -136,7 +136,7 @@ def test_help_names_every_option(capsys):
 
 
 def test_out_of_memory_says_what_to_lower(data, tmp_path, capsys):
-    command = ["train", "--data", str(data), *SMALL, "--width", "1000000000", "--out", str(tmp_path / "out")]       # 588 GB
+    command = ["train", "--data", str(data), *SMALL, "--width", "65536", "--out", str(tmp_path / "out")]       # 155 GB
     assert main(command) == 1
     err = capsys.readouterr().err
     assert err.startswith("minifcn: out of memory (") and "lower --batch-size, --crop or --width" in err
@@ -153,8 +153,8 @@ def test_mistakes_of_train(trained, data, tmp_path, capsys):
     fails(capsys, [*start, "--crop", "65", "64"], "no image of train is at least 65 high")
     fails(capsys, [*start, "--lr", "-1"], "lr is -1")
     fails(capsys, [*start, "--epochs", "0"], "epochs is 0")
-    fails(capsys, [*start, "--limit", "0"], "at least 1 image")
-    fails(capsys, [*start, "--jitter", "2", "1"], "jitter must be (lowest, highest)")
+    fails(capsys, [*start, "--limit", "0"], "limit is 0, must be at least 1")
+    fails(capsys, [*start, "--jitter", "2", "1"], "jitter is (2.0, 1.0), must be (lowest, highest)")
     fails(capsys, [*start, "--pretrained", tmp_path / "none.npz"], "none.npz", "No such file")
     fails(capsys, [*start, "--resume"], "holds no checkpoint.npz")
     fails(capsys, ["train", "--data", data, "--out", trained], "holds a run already", "--resume", "--overwrite")

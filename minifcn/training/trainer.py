@@ -28,22 +28,21 @@ from tqdm import tqdm
 
 import minifcn.functional as F
 from minifcn import nn, plotting
-from minifcn.core.backend import PRECISIONS, array_module, choose_device, set_precision, to_device, to_host
-from minifcn.core.tensor import Tensor
+from minifcn.core.backend import array_module, choose_device, set_precision, to_device, to_host
 from minifcn.data.loader import Loader
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
 from minifcn.functional.step import normalize
 from minifcn.inference import predict, whole
-from minifcn.models.fcn import MODELS
 from minifcn.training import checkpoint as checkpoints
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.optim import SCHEDULES, SGD
+from minifcn.training.options import Options
 from minifcn.training.pretrained import load_pretrained
+from minifcn.training.step import train_step
 
 READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
 PICTURES = 6                # columns of predictions.png
-STAY = Uploader("cpu")      # leaves batches where they are
 
 
 class TrainingError(RuntimeError):
@@ -56,55 +55,6 @@ class Interrupted(Exception):
     def __init__(self, number, step, path):
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; everything is in {path}")
         self.signal = number
-
-
-@dataclass(frozen=True)
-class Options:
-    """All that determines a run. Defaults are VOC's; `minifcn train --help` explains each. Raises ValueError.
-
-    crop: (height, width) in pixels, after `scale`. jitter: (lowest, highest) random scale. limit: train on the first
-    that many images after the size rule, None for all. pretrained: path of a weights file for the trunk, or None.
-    """
-
-    data: str
-    model: str = "fcn32s"
-    backbone: str = "resnet18"
-    width: int = 64
-    crop: tuple = (320, 480)
-    scale: float = 1.0
-    batch_size: int = 32
-    epochs: int = 30
-    lr: float = 0.02
-    lr_pretrained: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "poly"
-    reduction: str = "mean"
-    void: str = "ignore"
-    pretrained: str | None = None
-    drop_last: bool = False
-    flip: bool = True
-    jitter: tuple = (1.0, 1.0)
-    seed: int = 0
-    limit: int | None = None
-    save_every: int = 100
-    device: str = "auto"
-    precision: str = "fp32"
-    workers: int = 2
-
-    ELSEWHERE = ("data", "save_every", "device", "precision", "workers")    # where and how, not what: free to change on resume
-
-    def __post_init__(self):
-        kinds = {"data": str, "crop": tuple, "jitter": tuple} | ({"pretrained": str} if self.pretrained else {})
-        for name, kind in kinds.items():
-            object.__setattr__(self, name, kind(getattr(self, name)))               # JSON has no paths and no tuples
-        for name in ("width", "batch_size", "epochs", "save_every", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        for name, known in (("model", MODELS), ("schedule", SCHEDULES), ("reduction", REDUCTIONS),
-                            ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(known)}")
 
 
 @dataclass
@@ -122,33 +72,6 @@ class State:
     waited: float = 0.0         # part of it spent waiting for data
     history: list = field(default_factory=list)     # rows of log.csv
     scores: dict | None = None                      # what evaluate() gave last
-
-
-# Both chapters and the mean over pixels are the same sum of pixel losses, divided by something else. The learning rate has
-# to be read with it: "pytorch" grows with the batch. Void pixels add 0 to the sum; only "mean" does not count them.
-REDUCTIONS = {
-    "mean": lambda N, H, W, valid: max(valid, 1),       # mean over the valid pixels of the batch
-    "pytorch": lambda N, H, W, valid: H * W,            # sum over the batch of per-image means
-    "mxnet": lambda N, H, W, valid: N * H * W,          # mean over the batch of per-image means
-}
-
-
-def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY):
-    """One step of gradient descent.
-
-    net: in train mode. batch: data.loader.Batch, uint8 on the host. void: label to ignore. reduction: one of REDUCTIONS.
-    factor: multiplies the learning rates. upload: an Uploader to the net's device.
-    Returns (sum of the pixel losses, number of right pixels, number of valid pixels); the first two stay on the device.
-    """
-    valid = int(np.count_nonzero(batch.labels != void))
-    images, labels = upload(batch.images, batch.labels)                             # (N, 3, H, W), (N, H, W)
-    logits = net(Tensor(normalize(images)))                                         # (N, K, H, W)
-    total = F.cross_entropy(logits, labels, ignore_index=void, reduction="none").sum()
-    loss = total / REDUCTIONS[reduction](*labels.shape, valid)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step(factor)
-    return total.data, (logits.data.argmax(axis=1) == labels).sum(), valid
 
 
 def evaluate(net, folder, device="cpu", stopped=lambda: False):

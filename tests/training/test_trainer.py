@@ -25,7 +25,9 @@ from minifcn.functional.step import normalize
 from minifcn.inference import whole
 from minifcn.training import SGD, checkpoint, pretrained, trainer
 from minifcn.training.metrics import ConfusionMatrix
-from minifcn.training.trainer import Interrupted, Options, TrainingError, evaluate, resume, train, train_step
+from minifcn.training.options import Options
+from minifcn.training.step import train_step
+from minifcn.training.trainer import Interrupted, TrainingError, evaluate, resume, train
 
 FILES = ("log.csv", "metrics.json", "curves.png", "predictions.png")
 
