@@ -60,7 +60,8 @@ class Tensor:
     requires_grad: True for a leaf whose gradient is wanted, such as a weight.
 
     Attributes: `data` the ndarray; `grad` an ndarray of the same shape and dtype, or None before the first backward;
-    `requires_grad`; `node` how it was made (None for a leaf).
+    `requires_grad`; `node` how it was made (None for a leaf); `home` where an Arena keeps data and grad, else None: what is
+    assigned to them is then copied there.
     Raises TypeError for any other dtype.
 
     >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
@@ -70,6 +71,7 @@ class Tensor:
     """
 
     __array_ufunc__ = None                      # ndarray + Tensor asks Tensor.__radd__, not NumPy
+    home = None                                 # (data, grad), set by training/arena.py
 
     def __init__(self, array, requires_grad=False):
         if isinstance(array, Tensor):
@@ -84,6 +86,24 @@ class Tensor:
         self.grad = None
         self.requires_grad = requires_grad
         self.node = None
+
+    @property
+    def data(self):
+        return self._data
+
+    @data.setter
+    def data(self, array):
+        if self.home and not _alike(array, self.home[0]):
+            self.home = None                    # it left; its arena will notice
+        self._data = _kept(array, self.home and self.home[0])
+
+    @property
+    def grad(self):
+        return self._grad
+
+    @grad.setter
+    def grad(self, array):
+        self._grad = _kept(array, self.home and self.home[1])
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
@@ -135,20 +155,23 @@ class Tensor:
             back = lambda gy: (gy.astype(self.dtype),)  # noqa: E731
         return self if y is self.data else record(y, (self,), back, "to")
 
-    def backward(self, gy=None):
+    def backward(self, gy=None, on_leaf=None):
         """Add to every leaf's `.grad` the gradient of <gy, self>, and free the graph on the way.
 
         gy: the gradient of some loss with respect to this Tensor, same shape (ndarray or Tensor);
             None means 1, allowed only for one element.
+        on_leaf: function of a leaf, called as soon as nothing more will be added to its `.grad`, while the ops before it still
+            wait; once for every leaf that gets a gradient.
         Every op is newer than its parents, so taking the newest pending op first means that all gradients of its
         output have arrived. Gradients wait in a dict and leave it as they are used; only leaves keep theirs, and
-        those are written last: an error on the way leaves every `.grad` as it was.
+        those are written last: an error on the way leaves every `.grad` as it was (but for those that on_leaf has seen).
         Raises RuntimeError if there is nothing to differentiate or the graph was freed by an earlier backward.
         Cost: one call of each op's backward; an op's activations are released as soon as it was called.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor has no history and does not require a gradient")
         grads, heap, leaves = {self: self._cotangent(gy)}, [], []
+        uses = _uses(self) if on_leaf else {}
         _queue(self, heap, leaves)
         while heap:
             tensor = heapq.heappop(heap)[1]
@@ -161,21 +184,29 @@ class Tensor:
                 raise RuntimeError(f"{node.name}: backward returned {len(gradients)} gradients "
                                    f"for {len(node.parents)} parents")
             for parent, gp in zip(node.parents, gradients):
-                if gp is None or parent is None or not parent.requires_grad:
+                if parent is None or not parent.requires_grad:
                     continue
-                if gp.shape != parent.shape or gp.dtype != parent.dtype:
-                    raise RuntimeError(f"{node.name}: backward returned a gradient {dims(gp)} {gp.dtype} "
-                                       f"for a parent {dims(parent)} {parent.dtype}")
-                if parent in grads:
-                    grads[parent] = grads[parent] + gp
-                else:
-                    grads[parent] = gp
-                    _queue(parent, heap, leaves)
+                if gp is not None:
+                    if gp.shape != parent.shape or gp.dtype != parent.dtype:
+                        raise RuntimeError(f"{node.name}: backward returned a gradient {dims(gp)} {gp.dtype} "
+                                           f"for a parent {dims(parent)} {parent.dtype}")
+                    if parent in grads:
+                        grads[parent] = grads[parent] + gp
+                    else:
+                        grads[parent] = gp
+                        _queue(parent, heap, leaves)
+                if parent in uses:
+                    uses[parent] -= 1
+                    if not uses[parent] and parent in grads:
+                        leaves.remove(parent)
+                        _add_to_leaf(parent, grads.pop(parent))
+                        on_leaf(parent)
             node.free()
             del tensor, node, g, gradients, parent, gp   # else the names keep the last activations alive during the next op
-        for leaf in leaves:                     # an op may hand one array to two parents: leaves get their own copy
-            xp, g = array_module(leaf.data), grads[leaf]
-            leaf.grad = xp.array(g, order="C") if leaf.grad is None else xp.asarray(leaf.grad + g)      # 0-d: an array too
+        for leaf in leaves:
+            _add_to_leaf(leaf, grads[leaf])
+            if on_leaf:
+                on_leaf(leaf)
 
     def _cotangent(self, gy):
         xp = array_module(self.data)
@@ -197,6 +228,44 @@ def _queue(tensor, heap, leaves):
         leaves.append(tensor)
     else:
         heapq.heappush(heap, (-tensor.node.serial, tensor))
+
+
+def _uses(root):
+    """leaf -> how many gradients backward from `root` may add up for it: how often an op below root has it as a parent."""
+    uses, seen, todo = {}, {root}, [root]
+    while todo:
+        node = todo.pop().node
+        for parent in node.parents or () if node else ():
+            if parent is not None and parent.requires_grad:
+                if parent.node is None:
+                    uses[parent] = uses.get(parent, 0) + 1
+                elif parent not in seen:
+                    seen.add(parent)
+                    todo.append(parent)
+    return uses
+
+
+def _add_to_leaf(leaf, g):
+    """An op may hand one array to two parents: a leaf copies it, to its home or into an array of its own."""
+    xp = array_module(leaf.data)
+    if leaf.grad is None:
+        leaf.grad = g if leaf.home else xp.array(g, order="C")
+    else:
+        leaf.grad = xp.asarray(leaf.grad + g)   # 0-d: an array too
+
+
+def _alike(a, b):
+    return a.dtype == b.dtype and array_module(a) is array_module(b)
+
+
+def _kept(array, place):
+    """The array; or, if there is a place for it, the place, with the array copied into it."""
+    if array is None or place is None or array is place:
+        return array
+    if array.shape != place.shape:
+        raise ValueError(f"a Tensor in an arena keeps its shape, {dims(place)}; its data or grad was set to {dims(array)}")
+    place[...] = array
+    return place
 
 
 def _numbers(value):

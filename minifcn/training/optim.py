@@ -1,12 +1,15 @@
 """Stochastic gradient descent with momentum, exactly torch's rule, and two learning-rate schedules.
 
 Everything that an exact resume needs is the velocities: a schedule is a function of the step number and has no state.
-Read after minifcn/data/download.py; read next metrics.py.
+Read after arena.py; read next checkpoint.py.
 Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
 """
 
-from minifcn.core.backend import array_module, to_host
+from itertools import groupby
+
+from minifcn.core.backend import array_module, device_of, to_device, to_host
 from minifcn.functional.step import descend
+from minifcn.training.arena import Arena
 
 
 class SGD:
@@ -20,8 +23,9 @@ class SGD:
     params: Parameters, or a list of dicts {"params": Parameters, "lr": ..., "momentum": ..., "weight_decay": ...}
         whose missing settings are taken from the arguments.
     lr: step length, > 0 or 0. momentum, weight_decay: >= 0; decay applies to every parameter, as in torch.
-    Raises ValueError for a negative setting, an unknown one, no parameters, or a parameter given twice.
-    Cost: one array as large as the parameters is kept (none without momentum), one more is made for a moment.
+    The parameters move into an Arena, in this order: neighbours that have a gradient are moved by one call of `descend`.
+    Raises ValueError for a negative setting, an unknown one, no parameters, a parameter given twice, or mixed dtypes.
+    Cost: arrays as large as the parameters: gradients and (with momentum) velocities are kept, one more for a moment.
 
     >>> optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
     >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
@@ -47,21 +51,33 @@ class SGD:
             raise ValueError("SGD: there are no parameters to train")
         if len({id(p) for p in everything}) < len(everything):
             raise ValueError("SGD: a parameter appears more than once")
-        self.velocities = [
-            [array_module(p.data).zeros_like(p.data) if group["momentum"] else None for p in group["params"]]
-            for group in self.groups
-        ]
+        self.arena = Arena(everything)
+        self.velocity = self.arena.zeros() if any(group["momentum"] for group in self.groups) else None          # flat
 
     def step(self, factor=1.0):
         """Move every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr."""
-        for group, velocities in zip(self.groups, self.velocities):
+        self.check()
+        for group in self.groups:
             lr, momentum, weight_decay = factor * group["lr"], group["momentum"], group["weight_decay"]
-            for p, v in zip(group["params"], velocities):
-                if p.grad is not None:
-                    descend(p.data, p.grad, v, lr, momentum, weight_decay)
+            for has_gradient, run in groupby(group["params"], lambda p: p.grad is not None):
+                if has_gradient:
+                    spans = [self.arena.span(p) for p in run]
+                    span = slice(spans[0].start, spans[-1].stop)
+                    v = self.velocity[span] if momentum else None
+                    descend(self.arena.data[span], self.arena.grad[span], v, lr, momentum, weight_decay)
+
+    def check(self):
+        """Follow parameters that were moved to another dtype or device; step() and zero_grad() do it."""
+        if self.arena.moved():
+            before = self._named_velocities()
+            self.arena.build()
+            self.velocity = None if self.velocity is None else self.arena.zeros()
+            for (_, old), (_, new) in zip(before, self._named_velocities()):
+                new[...] = to_device(old, device_of(new))
 
     def zero_grad(self):
         """Forget all gradients (sets them to None, so that the next backward() need not add)."""
+        self.check()
         for group in self.groups:
             for p in group["params"]:
                 p.grad = None
@@ -82,8 +98,8 @@ class SGD:
             v[...] = array_module(v).asarray(state[name])
 
     def _named_velocities(self):
-        flat = [v for velocities in self.velocities for v in velocities]
-        return [(str(i), v) for i, v in enumerate(flat) if v is not None]
+        moving = [(p, group["momentum"]) for group in self.groups for p in group["params"]]
+        return [(str(i), self.arena.piece(self.velocity, p)) for i, (p, momentum) in enumerate(moving) if momentum]
 
 
 def constant(step, steps):

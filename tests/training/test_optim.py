@@ -53,10 +53,11 @@ def test_equals_torch(momentum, weight_decay, lr2, seed):
 def test_moves_in_place_and_leaves_gradients_alone():
     rng = np.random.default_rng(0)
     params = parameters(rng, dtype=np.float32)
+    optimizer = SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1)
     arrays = [p.data for p in params]
     set_gradients(params, rng)
     before = [p.grad.copy() for p in params]
-    SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1).step(factor=0.5)
+    optimizer.step(factor=0.5)
     for p, array, gradient in zip(params, arrays, before):
         assert p.data is array and p.dtype == np.float32
         assert np.array_equal(p.grad, gradient)
