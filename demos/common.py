@@ -15,13 +15,14 @@ OUTPUT = ROOT / "demos" / "output"
 
 
 def arguments(doc, add=lambda parser: None):
-    """The demo's command line: --out, --quick and what `add(parser)` adds. In a notebook: the defaults."""
+    """The demo's command line: --out, --quick and what `add(parser)` adds. In a notebook: the defaults,
+    unless an earlier cell wrote a command line into sys.argv."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUTPUT, metavar="DIR", help="folder for pictures (default demos/output)")
     parser.add_argument("--quick", action="store_true", help="little data and few steps: everything runs, every number of "
                         "the book is checked, but trainings are too short for their results to mean anything")
     add(parser)
-    args = parser.parse_args([] if "ipykernel" in sys.modules else None)
+    args = parser.parse_args([] if "ipykernel_launcher" in sys.argv[0] else None)
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
