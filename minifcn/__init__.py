@@ -26,5 +26,5 @@ from minifcn.core.tensor import Tensor, no_grad
 if find_spec("minifcn.fast"):                   # a folder that can be deleted
     from minifcn import fast as fast
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Tensor", "no_grad", "check_vjp", "check_adjoint", "functional", "nn", "models", "data", "training"]

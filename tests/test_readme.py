@@ -33,3 +33,10 @@ def test_where_is():
 def test_links():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_one_version():
+    """The package's version stands in the citation file and at the top of the list of changes."""
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "minifcn" / "__init__.py").read_text())[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
