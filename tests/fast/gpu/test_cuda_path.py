@@ -11,10 +11,11 @@ from minifcn import nn
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
 from minifcn.core.tensor import Tensor
-from minifcn.data.loader import Batch, normalize
+from minifcn.data.loader import Batch
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.upload import Uploader
 from minifcn.fast.gpu import launch
+from minifcn.functional.step import normalize
 from minifcn.inference import predict
 from minifcn.models import fcn32s
 from minifcn.training import SGD, Options, train, train_step
