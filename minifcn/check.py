@@ -14,6 +14,7 @@ import minifcn.functional as F
 from minifcn.core.backend import device_of, to_device
 from minifcn.core.gradcheck import check_vjp, cotangent_generator
 from minifcn.core.tensor import Tensor
+from minifcn.functional import activation
 
 Row = namedtuple("Row", "op form error bound dtype device")
 
@@ -92,6 +93,18 @@ def cases(rng, device):
     yield "div", "broadcast", F.div, (x, abs(real(3, 1, 9)) + 1)
     yield "exp", "", F.exp, (x,)
     yield "log", "", F.log, (abs(x) + 1,)
+    yield "sqrt", "", F.sqrt, (abs(x) + 1,)
+    for op in ("abs", "leaky_relu"):
+        yield op, "", getattr(F, op), (distinct(2, 3, 5),)
+    yield "sigmoid", "", F.sigmoid, (x,)
+
+    def dropped(x):                             # the same mask every time
+        activation.seed(0)
+        return F.dropout(x, 0.3)
+
+    yield "dropout", "", dropped, (x,)
+    yield "clip", "", lambda x: F.clip(x, -3, 5), (distinct(2, 3, 5),)
+    yield "where", "broadcast", lambda a, b: F.where(x > 0, a, b), (x, real(3, 1, 9))
     yield "neg", "", F.neg, (x,)
     yield "power", "3", lambda x: x**3, (x,)
     yield "sum", "", lambda x: F.sum(x, (1, 3)), (x,)
@@ -100,6 +113,8 @@ def cases(rng, device):
     yield "max", "dim", lambda x: F.max(x, 1).values, (distinct(2, 3, 5),)
     yield "pad, crop", "", lambda x: F.crop(F.pad(x, (1, 2, 0, 3)), 1, 2, 6, 8), (x,)
     yield "concatenate", "", lambda x, y: F.concatenate([x, y, x], 1), (x, real(2, 1, 7, 9))
+    yield "stack, squeeze", "", lambda x, y: F.stack([x.squeeze(1), y], 1).clone(), (real(2, 1, 7), real(2, 7))
+    yield "unsqueeze, flatten", "", lambda x: x.unsqueeze(-1).flatten(1, 3), (x,)
     yield "getitem", "repeated", lambda x: x[:, [0, 2, 2], 1:], (x,)
     yield "transpose", "", lambda x: F.transpose(x, 1, 3), (x,)
     yield "permute, reshape", "", lambda x: x.permute(2, 0, 3, 1).reshape(7, -1), (x,)

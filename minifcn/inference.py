@@ -5,6 +5,8 @@ and tiles of the training size whose logits are averaged where they overlap, whi
 Read after training/chapter.py; read next plotting.py. Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
 """
 
+import contextlib
+
 import numpy as np
 from PIL import Image
 
@@ -13,15 +15,16 @@ from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.voc import scaled_size
 from minifcn.functional.step import normalize
+from minifcn.nn.module import Module
 
 
 def whole(net, x):
     """Logits of the whole image in one pass.
 
-    net: an FCN in eval mode. x: (1, 3, H, W) float array, normalised, any H and W.
+    net: an FCN, put in eval mode meanwhile, or another function of a Tensor. x: (1, 3, H, W) floats, normalised, any H and W.
     Returns (1, K, H, W) on x's device.
     """
-    with no_grad():
+    with no_grad(), net.evaluating() if isinstance(net, Module) else contextlib.nullcontext():
         return net(Tensor(x)).data                                                  # (1, K, H, W)
 
 
@@ -82,10 +85,15 @@ METHODS = {"whole": whole, "pad": pad_and_crop, "tile": tile_and_average}
 def predict(net, image, method=whole, device="cpu", scale=1.0):
     """Class of every pixel.
 
-    net: an FCN in eval mode on `device`. image: (H, W, 3) uint8 RGB on the host. method: one of METHODS' functions.
+    net: an FCN on `device`. image: (H, W, 3) uint8 RGB on the host. method: one of METHODS' functions.
     scale: fraction of the image's size at which the net sees it (the one it was trained at); the logits are enlarged again.
     Returns (H, W) uint8 on the host: the class with the largest logit, the first of equals.
+    Raises TypeError for an image that is not uint8, ValueError for other axes.
     """
+    if getattr(image, "dtype", None) != np.uint8:
+        raise TypeError(f"predict: image must be a uint8 ndarray, RGB in 0..255, got {getattr(image, 'dtype', type(image))}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"predict: image must have axes (H, W, 3), got {image.shape}")
     H, W = image.shape[:2]
     h, w = scaled_size((H, W), scale)
     if (h, w) != (H, W):

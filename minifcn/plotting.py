@@ -18,8 +18,10 @@ def overlay(image, labels, classes, alpha=0.6):
     """The image with every class but the first (background) laid over it in its colour.
 
     image: (H, W, 3) uint8. labels: (H, W) integers, class indices or void. alpha: strength of the colour, 0..1.
-    Returns (H, W, 3) uint8; background pixels are the image's own.
+    Returns (H, W, 3) uint8; background pixels are the image's own. Raises TypeError for an image that is not uint8.
     """
+    if image.dtype != np.uint8:
+        raise TypeError(f"overlay: image must be uint8, RGB in 0..255, got {image.dtype}")
     colour = index_to_colour(labels, classes)                                       # (H, W, 3)
     mixed = ((1 - alpha) * image + alpha * colour + 0.5).astype(np.uint8)           # (H, W, 3)
     return np.where(labels[:, :, None] == 0, image, mixed)                          # (H, W, 3)

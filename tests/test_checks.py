@@ -13,7 +13,10 @@ from minifcn.core.tensor import record
 from minifcn.functional import conv
 
 NOT_DIFFERENTIABLE = {"argmax", "conv_matrix", "conv_matrix_entries"}
-TOGETHER = {"pad": "pad, crop", "crop": "pad, crop", "reshape": "permute, reshape", "permute": "permute, reshape"}
+TOGETHER = {"pad": "pad, crop", "crop": "pad, crop", "reshape": "permute, reshape", "permute": "permute, reshape",
+            "stack": "stack, squeeze", "squeeze": "stack, squeeze", "clone": "stack, squeeze",
+            "unsqueeze": "unsqueeze, flatten",
+            "flatten": "unsqueeze, flatten"}
 
 
 @pytest.fixture(scope="module")

@@ -125,3 +125,24 @@ def test_predict_at_half_the_size_answers_at_full_size():
     expected = F.interpolate(logits, (41, 60), mode="bilinear").data.argmax(axis=1)[0]
     np.testing.assert_array_equal(labels, expected)
     assert (labels != predict(net, image)).any()
+
+
+def test_predict_leaves_statistics_and_modes_alone():
+    """A network in training mode is evaluated, not trained: the same classes, and batch norm's averages stay."""
+    net = models.fcn32s(3, width=2)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    expected, before = predict(net.eval(), image), net.state_dict()
+    assert np.array_equal(predict(net.train(), image), expected) and net.trunk.bn1.training
+    assert all(np.array_equal(a, before[name]) for name, a in net.state_dict().items())
+
+
+@pytest.mark.parametrize("image, error, words", [
+    (np.zeros((40, 50, 3)), TypeError, "predict: image must be a uint8 ndarray, RGB in 0..255, got float64"),
+    (np.zeros((40, 50), np.uint8), ValueError, r"must have axes \(H, W, 3\), got \(40, 50\)"),
+    (np.zeros((40, 50, 4), np.uint8), ValueError, "got .40, 50, 4."),
+    (np.zeros((3, 40, 50), np.uint8), ValueError, "got .3, 40, 50."),
+    ([[[0, 0, 0]]], TypeError, "got <class 'list'>"),
+])
+def test_predict_refuses_what_is_no_picture(image, error, words):
+    with pytest.raises(error, match=words):
+        predict(models.fcn32s(3, width=2), image)

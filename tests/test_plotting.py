@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minifcn.data.classes import VOC, VOID_COLOUR
@@ -99,3 +100,8 @@ def test_legend_of_all_classes_fits_one_column():
 def test_leaves_pyplot_alone():
     code = "import sys; import minifcn.plotting; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_overlay_of_floats_is_refused():
+    with pytest.raises(TypeError, match="overlay: image must be uint8"):
+        overlay(np.zeros((2, 2, 3)), np.zeros((2, 2), np.uint8), VOC)

@@ -29,7 +29,7 @@ REFUSED = {
     "to nowhere": (lambda: nn.Linear(2, 3).to(None), TypeError, "got None"),
     "to cuda": (lambda: Tensor([1.0]).to("cuda"), TypeError, "'cpu', 'gpu'.* got 'cuda'"),
     "truth of several": (lambda: bool(Tensor([0.0, 1.0])), ValueError, "only one element"),
-    "NumPy function": (lambda: np.array(Tensor([1.0])), TypeError, r"use x.numpy\(\)"),
+    "NumPy function": (lambda: np.array(Tensor([1.0], True)), TypeError, r"use x.detach\(\), x.numpy\(\)"),
     "running Tensor": (lambda: bn(ones(2, 3), Tensor(ones(3)), Tensor(ones(3)), training=True), TypeError,
                        "running_mean must be an ndarray"),
     "running list": (lambda: bn(ones(2, 3), [0.0] * 3, [1.0] * 3), TypeError, "running_mean must be an ndarray"),

@@ -4,7 +4,7 @@
     check_adjoint   <f(x), y> = <x, f*(y)> for a linear map f and its transpose f*
 
 The cotangent gy and the direction are random. With gy = 1 a batch norm whose backward returns zeros would pass: its true
-gradient is 0 there. Read after tensor.py; read next functional/basic.py.
+gradient is 0 there. Read after integers.py; read next functional/basic.py.
 Source: Christianson & Griewank on directional checks; Hairer et al., "Solving ODEs I", II.4 (Richardson extrapolation).
 """
 

@@ -31,6 +31,15 @@ def pair(value, name, least):
     return values
 
 
+def check_counts(layer, **counts):
+    """Raise TypeError or ValueError unless all are ints of at least 1: the channels and features of a layer."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{layer}: {name} must be an int, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{layer}: {name} must be at least 1, got {value}")
+
+
 def conv_size(H, K, S, P, D):
     """Output length of a convolution along one axis: OH = floor((H + 2P - D(K-1) - 1) / S) + 1.
 

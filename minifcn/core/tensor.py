@@ -11,24 +11,27 @@ A walk through d = (a * a) + a with a = 3, where a is reached twice:
                       m, gradient 1   -> a gets 1 * 3 + 1 * 3          pending {a: 1 + 6}
     only leaves are left:                a.grad = 7
 
-Arrays are kept by reference. Writing into `w.data` or into an activation between forward and backward changes what backward
-sees, and nothing notices: update weights after backward, as an optimiser does. `==` compares identity; compare `.data`.
+Arrays are kept by reference, so a write between forward and backward would change what backward reads. Every operation and
+every write (an optimiser's step, load_state_dict, `x += y`, `x[...] = y`, `x.data = y`) takes the next number of one clock:
+backward refuses an operation with an operand or a result that was written later. Only a write into the ndarray itself,
+`x.data[...] = y`, goes unseen: do that before forward or after backward.
 
-The operators (`+`, `@`, `x[...]`, `.sum()`) are attached by functional/basic.py and functional/linear.py, which define them.
-Read after dispatch.py; read next gradcheck.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
+The operators (`+`, `==`, `x[...]`, `.sum()`) are attached by functional/basic.py, operators.py and linear.py.
+Read after dispatch.py; read next integers.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
 """
 
 import contextlib
 import heapq
 import itertools
 import threading
+import warnings
 
 import numpy as np
 
 from minifcn.core.backend import array_module, device_of, to_device, to_host
 from minifcn.core.shapes import dims
 
-_serial = itertools.count()
+_clock = itertools.count(1)                     # numbers operations and writes in the order in which they happen
 
 
 class _Recording(threading.local):
@@ -41,12 +44,21 @@ _recording = _Recording()
 
 
 class Node:
-    """How a Tensor was made: the op's name, its parents, its backward, and its place in the order of creation."""
+    """How a Tensor was made: the op's name, its parents, its backward, when, and the time of the last write to its result."""
 
-    __slots__ = ("name", "parents", "backward", "serial")
+    __slots__ = ("name", "parents", "backward", "serial", "result")
 
-    def __init__(self, name, parents, backward):
-        self.name, self.parents, self.backward, self.serial = name, parents, backward, next(_serial)
+    def __init__(self, name, parents, backward, result):
+        self.name, self.parents, self.backward, self.result, self.serial = name, parents, backward, result, next(_clock)
+
+    def check_unwritten(self):
+        """Raise RuntimeError if an operand or the result was written after this operation ran."""
+        arrays = [(f"operand {i}, {dims(p)},", p.written) for i, p in enumerate(self.parents) if p is not None]
+        for what, written in [*arrays, ("the result", self.result)]:
+            if written[0] > self.serial:
+                raise RuntimeError(f"backward: {what} of {self.name!r} was written after the forward computation (by an "
+                                   "optimiser's step, load_state_dict or an in-place operation), so its gradient would be "
+                                   "wrong; call backward() before, or run the forward computation again")
 
     def free(self):
         """Let go of the activations that backward holds. The name stays, for the error of a second pass."""
@@ -60,8 +72,9 @@ class Tensor:
     requires_grad: True for a leaf whose gradient is wanted, such as a weight.
 
     Attributes: `data` the ndarray; `grad` an ndarray of the same shape and dtype, or None before the first backward;
-    `requires_grad`; `node` how it was made (None for a leaf); `home` where an Arena keeps data and grad, else None: what is
-    assigned to them is then copied there.
+    `requires_grad`; `node` how it was made (None for a leaf); `written` the time of the last write, in a list of one that all
+    views of the array share; `home` where an Arena keeps data and grad, else None.
+    Assigning a Tensor or an ndarray to `data` or `grad` shares its array, or copies it to `home`.
     Raises TypeError for any other dtype.
 
     >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
@@ -76,14 +89,7 @@ class Tensor:
     def __init__(self, array, requires_grad=False):
         if isinstance(array, Tensor):
             raise TypeError("Tensor: got a Tensor; use x.detach() for one without history")
-        if not hasattr(array, "dtype"):
-            array = _numbers(array).astype(np.float32)
-        if array.dtype not in (np.float32, np.float64):
-            raise TypeError(f"Tensor: data must be float32 or float64, got {array.dtype}; convert with .astype first")
-        if array_module(array) is np:
-            array = np.asarray(array)           # NumPy scalars become 0-d arrays
-        self.data = array
-        self.grad = None
+        self._data, self._grad, self.written = _floats(array), None, [0]
         self.requires_grad = requires_grad
         self.node = None
 
@@ -92,24 +98,36 @@ class Tensor:
         return self._data
 
     @data.setter
-    def data(self, array):
+    def data(self, value):                      # `p.data -= step` comes here too, with the array that p has
+        array = _floats(value.data if isinstance(value, Tensor) else value)
         if self.home and not _alike(array, self.home[0]):
             self.home = None                    # it left; its arena will notice
-        self._data = _kept(array, self.home and self.home[0])
+        array = _kept(array, self.home and self.home[0])
+        if array is not self._data:
+            self.written = value.written if isinstance(value, Tensor) and array is value.data else [0]
+        self._data = array
+        self.mark_written()
 
     @property
     def grad(self):
+        if self._grad is None and self.node is not None:
+            warnings.warn(f"grad: only leaves keep a gradient, this Tensor is the result of {self.node.name!r}; for the "
+                          "gradient here start a leaf: Tensor(x.data, requires_grad=True)", UserWarning, stacklevel=2)
         return self._grad
 
     @grad.setter
-    def grad(self, array):
-        self._grad = _kept(array, self.home and self.home[1])
+    def grad(self, value):
+        self._grad = _kept(value.data if isinstance(value, Tensor) else value, self.home and self.home[1])
 
-    shape = property(lambda self: self.data.shape)
-    dtype = property(lambda self: self.data.dtype)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
-    device = property(lambda self: device_of(self.data))
+    shape = property(lambda self: self._data.shape)
+    dtype = property(lambda self: self._data.dtype)
+    ndim = property(lambda self: self._data.ndim)
+    size = property(lambda self: _Size(self._data))
+    device = property(lambda self: device_of(self._data))
+
+    def mark_written(self):
+        """Say that the array was written: a backward that would still read the old values will refuse."""
+        self.written[0] = next(_clock)
 
     def __len__(self):
         return len(self.data)
@@ -120,8 +138,18 @@ class Tensor:
     def __float__(self):
         return self.item()
 
-    def __array__(self, *_, **__):
-        raise TypeError("NumPy functions do not take a Tensor: use x.numpy(), or minifcn.functional")
+    def __int__(self):
+        return int(self.item())
+
+    def __format__(self, spec):
+        return format(self.item() if spec else str(self), spec)
+
+    def __array__(self, dtype=None, copy=None):
+        """For np.asarray(x), plt.imshow(x) and `a[...] = x`. TypeError on a GPU, or where a gradient would be lost."""
+        if self.requires_grad or self.device != "cpu":
+            raise TypeError("NumPy takes a Tensor only on the CPU and without gradient: use x.detach(), x.numpy(), or "
+                            "minifcn.functional")
+        return np.array(self.data, dtype, copy=copy)
 
     def __repr__(self):
         made = f", op={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
@@ -139,7 +167,17 @@ class Tensor:
 
     def detach(self):
         """The same data (not a copy) as a Tensor without history: a constant."""
-        return Tensor(self.data)
+        y = Tensor(self.data)
+        y.written = self.written
+        return y
+
+    def cpu(self):
+        """This Tensor on the host: itself if it is there."""
+        return self.to("cpu")
+
+    def long(self):
+        """The values cut to integers, as an int64 ndarray: a Tensor holds floats only."""
+        return self.data.astype(np.int64)
 
     def to(self, target):
         """This Tensor on another device ("cpu", "gpu") or in another dtype (float32, float64); differentiable.
@@ -165,20 +203,22 @@ class Tensor:
         Every op is newer than its parents, so taking the newest pending op first means that all gradients of its
         output have arrived. Gradients wait in a dict and leave it as they are used; only leaves keep theirs, and
         those are written last: an error on the way leaves every `.grad` as it was (but for those that on_leaf has seen).
-        Raises RuntimeError if there is nothing to differentiate or the graph was freed by an earlier backward.
+        Raises RuntimeError if there is nothing to differentiate, if the graph was freed by an earlier backward, or if an
+        array in it was written since.
         Cost: one call of each op's backward; an op's activations are released as soon as it was called.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor has no history and does not require a gradient")
-        grads, heap, leaves = {self: self._cotangent(gy)}, [], []
+        grads, heap, leaves = {id(self): self._cotangent(gy)}, [], {}       # by id: `==` compares values
         uses = _uses(self) if on_leaf else {}
         _queue(self, heap, leaves)
         while heap:
             tensor = heapq.heappop(heap)[1]
-            node, g = tensor.node, grads.pop(tensor)
+            node, g = tensor.node, grads.pop(id(tensor))
             if node.backward is None:
                 raise RuntimeError(f"backward: the graph through {node.name!r} was freed by a backward() before this "
                                    "one; run the forward computation again")
+            node.check_unwritten()
             gradients = node.backward(g)
             if len(gradients) != len(node.parents):
                 raise RuntimeError(f"{node.name}: backward returned {len(gradients)} gradients "
@@ -190,21 +230,20 @@ class Tensor:
                     if gp.shape != parent.shape or gp.dtype != parent.dtype:
                         raise RuntimeError(f"{node.name}: backward returned a gradient {dims(gp)} {gp.dtype} "
                                            f"for a parent {dims(parent)} {parent.dtype}")
-                    if parent in grads:
-                        grads[parent] = grads[parent] + gp
+                    if id(parent) in grads:
+                        grads[id(parent)] = grads[id(parent)] + gp
                     else:
-                        grads[parent] = gp
+                        grads[id(parent)] = gp
                         _queue(parent, heap, leaves)
-                if parent in uses:
-                    uses[parent] -= 1
-                    if not uses[parent] and parent in grads:
-                        leaves.remove(parent)
-                        _add_to_leaf(parent, grads.pop(parent))
+                if id(parent) in uses:
+                    uses[id(parent)] -= 1
+                    if not uses[id(parent)] and id(parent) in grads:
+                        _add_to_leaf(leaves.pop(id(parent)), grads.pop(id(parent)))
                         on_leaf(parent)
             node.free()
             del tensor, node, g, gradients, parent, gp   # else the names keep the last activations alive during the next op
-        for leaf in leaves:
-            _add_to_leaf(leaf, grads[leaf])
+        for leaf in leaves.values():
+            _add_to_leaf(leaf, grads[id(leaf)])
             if on_leaf:
                 on_leaf(leaf)
 
@@ -225,22 +264,22 @@ class Tensor:
 
 def _queue(tensor, heap, leaves):
     if tensor.node is None:
-        leaves.append(tensor)
+        leaves[id(tensor)] = tensor
     else:
         heapq.heappush(heap, (-tensor.node.serial, tensor))
 
 
 def _uses(root):
-    """leaf -> how many gradients backward from `root` may add up for it: how often an op below root has it as a parent."""
-    uses, seen, todo = {}, {root}, [root]
+    """id of a leaf -> how many gradients backward from `root` may add up for it: how often an op has it as a parent."""
+    uses, seen, todo = {}, {id(root)}, [root]
     while todo:
         node = todo.pop().node
         for parent in node.parents or () if node else ():
             if parent is not None and parent.requires_grad:
                 if parent.node is None:
-                    uses[parent] = uses.get(parent, 0) + 1
-                elif parent not in seen:
-                    seen.add(parent)
+                    uses[id(parent)] = uses.get(id(parent), 0) + 1
+                elif id(parent) not in seen:
+                    seen.add(id(parent))
                     todo.append(parent)
     return uses
 
@@ -266,6 +305,27 @@ def _kept(array, place):
         raise ValueError(f"a Tensor in an arena keeps its shape, {dims(place)}; its data or grad was set to {dims(array)}")
     place[...] = array
     return place
+
+
+class _Size(int):
+    """x.size, the number of elements as in NumPy; called, x.size() or x.size(0), the shape as in torch."""
+
+    def __new__(cls, array):
+        size = super().__new__(cls, array.size)
+        size.shape = array.shape
+        return size
+
+    def __call__(self, dim=None):
+        return self.shape if dim is None else self.shape[dim]
+
+
+def _floats(array):
+    """The array of a Tensor: a float32 or float64 array as it is, lists and numbers as float32. TypeError for the rest."""
+    if not hasattr(array, "dtype"):
+        array = _numbers(array).astype(np.float32)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"Tensor: data must be float32 or float64, got {array.dtype}; convert with .astype first")
+    return np.asarray(array) if array_module(array) is np else array            # NumPy scalars become 0-d arrays
 
 
 def _numbers(value):
@@ -296,19 +356,31 @@ def record(y, parents, backward, name):
     Returns a Tensor; the history is kept only if a parent requires a gradient and `no_grad` is not in force.
     """
     out = Tensor(y)
+    base = getattr(y, "base", None)
+    for p in parents:                           # a view of an operand shares its memory, so it shares the time of its writes
+        if p is not None and (p.data is y or base is not None and (p.data is base or getattr(p.data, "base", None) is base)):
+            out.written = p.written
     if _recording.on and any(p is not None and p.requires_grad for p in parents):
         out.requires_grad = True
-        out.node = Node(name, parents, backward)
+        out.node = Node(name, parents, backward, out.written)
     return out
 
 
 def as_tensor(value, like=None):
-    """A Tensor as it is; an array as a constant Tensor; a Python number as a constant of `like`'s dtype and device."""
+    """A Tensor as it is, an array as a constant Tensor. With `like`, a number (Python's or NumPy's) becomes a constant of its
+    dtype and device, and an integer or bool array one of its dtype."""
     if isinstance(value, Tensor):
         return value
-    if like is not None and not hasattr(value, "dtype"):
+    if like is not None and (not hasattr(value, "dtype") or isinstance(value, np.generic)):
         value = array_module(like.data).asarray(_numbers(value), dtype=like.dtype)
+    elif like is not None and value.dtype.kind in "biu":
+        value = value.astype(like.dtype)
     return Tensor(value)
+
+
+def recording():
+    """Does this thread keep history? False inside no_grad."""
+    return _recording.on
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def write_classes(root, classes):
 def index_to_colour(labels, classes):
     """The picture of a label map: colour[i,j] = palette[labels[i,j]], void drawn (224, 224, 192).
 
-    labels: integer (H, W), class indices or void. Returns uint8 (H, W, 3). Raises DataError for any other index.
+    labels: integer (H, W), class indices or void. Returns uint8 (H, W, 3). Raises DataError for any other index or dtype.
     """
     check_indices(labels, classes)
     return palette_256(classes)[labels]                                                 # (H, W, 3)
@@ -118,6 +118,8 @@ def colour_to_index(image, classes):
     saved as JPEG) raises DataError naming colour and place: it is not silently background. Cost: one binary search
     among the K + 1 colours for each pixel; a table of all 256^3 colours would take 17 MB.
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"colours wanted, uint8 (H, W, 3) with 0..255, got {image.dtype} {image.shape}")
     indices = np.append(np.arange(len(classes.names)), classes.void).astype(np.uint8)    # (K + 1,)
     codes = _colour_codes(np.vstack([classes.palette, VOID_COLOUR]))                     # (K + 1,)
     order = np.argsort(codes)
@@ -144,6 +146,9 @@ def palette_256(classes):
 
 
 def check_indices(labels, classes):
+    """Raise DataError unless labels are integers, each a class or void."""
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"class indices are integers, got {labels.dtype}: take argmax over the classes first")
     K = len(classes.names)
     wrong = ((labels < 0) | (labels >= K)) & (labels != classes.void)                    # (H, W)
     if wrong.any():

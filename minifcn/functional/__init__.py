@@ -1,15 +1,26 @@
 """The operations, under their names in torch.nn.functional: `import minifcn.functional as F`.
 
-Reading order: basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, step.
+Reading order: basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss,
+step.
 """
 
+import functools
+import inspect
+
+from minifcn.core.tensor import Tensor
+from minifcn.functional import operators as operators
+from minifcn.functional.activation import dropout, leaky_relu, sigmoid
 from minifcn.functional.basic import (
+    abs,
     add,
     argmax,
+    clip,
+    clone,
     concatenate,
     crop,
     div,
     exp,
+    flatten,
     getitem,
     log,
     max,
@@ -21,9 +32,14 @@ from minifcn.functional.basic import (
     power,
     relu,
     reshape,
+    sqrt,
+    squeeze,
+    stack,
     sub,
     sum,
     transpose,
+    unsqueeze,
+    where,
 )
 from minifcn.functional.batchnorm import batch_norm, batch_norm_add_relu
 from minifcn.functional.conv import conv2d
@@ -36,8 +52,43 @@ from minifcn.functional.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from minifcn.functional.resize import interpolate
 
 __all__ = [
-    "add", "sub", "mul", "div", "neg", "power", "exp", "log", "relu", "reshape", "permute", "transpose", "getitem",
-    "pad", "crop", "concatenate", "sum", "mean", "max", "argmax", "matmul", "linear", "conv2d", "conv_transpose2d",
-    "conv_matrix", "conv_matrix_entries", "batch_norm", "batch_norm_add_relu", "conv2d_scale_relu", "interpolate", "max_pool2d",
+    "add", "sub", "mul", "div", "neg", "power", "exp", "log", "sqrt", "abs", "clip", "where", "relu", "leaky_relu", "sigmoid",
+    "dropout", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "flatten", "clone", "getitem", "pad", "crop",
+    "concatenate", "stack", "sum", "mean", "max", "argmax", "matmul", "linear", "conv2d", "conv_transpose2d", "conv_matrix",
+    "conv_matrix_entries", "batch_norm", "batch_norm_add_relu", "conv2d_scale_relu", "interpolate", "max_pool2d",
     "avg_pool2d", "adaptive_avg_pool2d", "log_softmax", "softmax", "cross_entropy",
 ]
+
+# torch's names for our arguments, and torch's arguments that we lack, with the one value that we compute
+MEANT = {"weight": "w", "bias": "b", "target": "labels", "gradient": "gy", "axis": "dim", "keepdims": "keepdim", "other": "b"}
+LACKING = {"inplace": False, "groups": 1, "ceil_mode": False, "return_indices": False, "count_include_pad": True,
+           "divisor_override": None, "padding_mode": "zeros", "label_smoothing": 0.0, "size_average": None, "reduce": None,
+           "antialias": False, "recompute_scale_factor": None, "dtype": None, "out": None, "retain_graph": None,
+           "create_graph": False, "inputs": None}
+
+
+def torch_keywords(op):
+    """Let an operation be called with torch's keywords: conv2d(input=x, weight=w, groups=1).
+
+    Raises TypeError for what torch can do and minifcn cannot, such as groups=3.
+    """
+    names = list(inspect.signature(op).parameters)
+
+    @functools.wraps(op)
+    def call(*args, **given):
+        for name in given.keys() - set(names):
+            if name == "input" or MEANT.get(name) in names:
+                given[MEANT.get(name, names[0])] = given.pop(name)
+            elif name in LACKING and given[name] == LACKING[name]:
+                del given[name]
+            elif name in LACKING:
+                raise TypeError(f"{op.__name__}: {name}={given[name]!r} is left out of minifcn, only {name}={LACKING[name]!r} "
+                                "is computed")
+        return op(*args, **given)
+
+    return call
+
+
+globals().update({name: torch_keywords(globals()[name]) for name in __all__})
+for name in ("sum", "mean", "max", "argmax", "backward"):
+    setattr(Tensor, name, torch_keywords(getattr(Tensor, name)))

@@ -10,11 +10,13 @@ Read after core/gradcheck.py; read next linear.py.
 import numbers
 import operator
 from collections import namedtuple
+from math import prod
 
 import numpy as np
 
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
+from minifcn.core.integers import integers
 from minifcn.core.shapes import check_dtypes, dims
 from minifcn.core.tensor import Tensor, as_tensor, record
 
@@ -28,8 +30,8 @@ def unbroadcast(g, shape):
 
 
 def _operands(op, a, b):
-    like = as_tensor(a if hasattr(a, "dtype") else b)                    # a bare number takes the other's dtype and device
-    a, b = as_tensor(a, like), as_tensor(b, like)
+    like = a if isinstance(a, Tensor) else as_tensor(b if isinstance(b, Tensor) or not hasattr(a, "dtype") else a)
+    a, b = as_tensor(a, like), as_tensor(b, like)                        # a number takes the other's dtype and device
     check_dtypes(op, a=a, b=b)
     try:
         np.broadcast_shapes(a.shape, b.shape)
@@ -116,6 +118,42 @@ def log(x):
     return record(array_module(x.data).log(x.data), (x,), lambda gy: (gy / x.data,), "log")
 
 
+def sqrt(x):
+    """y = x^(1/2), elementwise; gx = gy / (2 y)."""
+    x = as_tensor(x)
+    y = array_module(x.data).sqrt(x.data)
+    return record(y, (x,), lambda gy: (gy / (2 * y),), "sqrt")
+
+
+def abs(x):
+    """y = |x|, elementwise; gx = gy sign(x), 0 at x = 0."""
+    x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    return record(xp.abs(x.data), (x,), lambda gy: (gy * xp.sign(x.data),), "abs")
+
+
+def clip(x, min=None, max=None):
+    """y = x, not below `min` and not above `max` (numbers, or None for no limit); gx = gy where min <= x <= max, else 0."""
+    x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    low, high = -np.inf if min is None else float(min), np.inf if max is None else float(max)
+
+    def backward(gy):
+        return (xp.where((x.data >= low) & (x.data <= high), gy, 0),)
+
+    return record(xp.minimum(xp.maximum(x.data, low), high), (x,), backward, "clip")             # a NaN stays a NaN
+
+
+def where(condition, a, b):
+    """y = a where the condition (a bool ndarray) holds, else b, with broadcasting; ga = gy there, gb = gy elsewhere."""
+    if getattr(condition, "dtype", None) != np.bool_:
+        raise TypeError(f"where: condition must be a bool ndarray, such as x > 0, got {type(condition).__name__}")
+    (a, b), xp = _operands("where", a, b), array_module(condition)
+
+    def backward(gy):
+        return unbroadcast(xp.where(condition, gy, 0), a.shape), unbroadcast(xp.where(condition, 0, gy), b.shape)
+
+    return record(xp.where(condition, a.data, b.data), (a, b), backward, "where")
+
+
 @replaceable
 def rectify_grad(gy, y):
     """gy where y > 0, else 0."""
@@ -155,6 +193,36 @@ def transpose(x, dim0, dim1):
     """Exchange two axes, as torch.transpose; gx = gy with the same two exchanged."""
     x = as_tensor(x)
     return record(x.data.swapaxes(dim0, dim1), (x,), lambda gy: (gy.swapaxes(dim0, dim1),), "transpose")
+
+
+def unsqueeze(x, dim):
+    """A new axis of length 1 before axis `dim` (0 .. ndim, or counted from the end)."""
+    x = as_tensor(x)
+    if not -x.ndim - 1 <= dim <= x.ndim:
+        raise ValueError(f"unsqueeze: dim {dim} is out of range for x: {dims(x)}")
+    dim %= x.ndim + 1
+    return reshape(x, (*x.shape[:dim], 1, *x.shape[dim:]))
+
+
+def squeeze(x, dim=None):
+    """Without the axes of length 1: those in `dim` (an int or a tuple; longer ones stay), or all."""
+    x = as_tensor(x)
+    return reshape(x, tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in _axes(x, dim)))
+
+
+def flatten(x, start_dim=0, end_dim=-1):
+    """The axes start_dim .. end_dim as one."""
+    x = as_tensor(x)
+    first, last = (_axis(x, d) for d in (start_dim, end_dim)) if x.ndim else (0, -1)
+    if x.ndim and first > last:
+        raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim} (x: {dims(x)})")
+    return reshape(x, (*x.shape[:first], prod(x.shape[first:last + 1]), *x.shape[last + 1:]))
+
+
+def clone(x):
+    """A copy of the values; gx = gy."""
+    x = as_tensor(x)
+    return record(x.data.copy(), (x,), lambda gy: (gy,), "clone")
 
 
 def getitem(x, index):
@@ -228,6 +296,11 @@ def concatenate(tensors, dim=0):
     return record(y, tuple(tensors), backward, "concatenate")
 
 
+def stack(tensors, dim=0):
+    """Join along a new axis `dim`."""
+    return concatenate([unsqueeze(t, dim) for t in tensors], dim)
+
+
 # ---- reductions ----
 
 def _axes(x, dim):
@@ -245,6 +318,11 @@ def _axis(x, dim):
     return operator.index(dim) % x.ndim
 
 
+def _check_keepdim(op, keepdim):
+    if not isinstance(keepdim, bool):                                    # mean(2, 3) would be mean(2, keepdim=True)
+        raise TypeError(f"{op}: keepdim must be True or False, got {keepdim!r}; several axes are a tuple: {op}((2, 3))")
+
+
 def _kept(x, axes):
     return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
 
@@ -252,6 +330,7 @@ def _kept(x, axes):
 def sum(x, dim=None, keepdim=False):
     """Sum over `dim` (an int, a tuple, or None for all); gx = gy, spread over what was summed."""
     x = as_tensor(x)
+    _check_keepdim("sum", keepdim)
     xp, axes = array_module(x.data), _axes(x, dim)
 
     def backward(gy):
@@ -262,10 +341,9 @@ def sum(x, dim=None, keepdim=False):
 
 def mean(x, dim=None, keepdim=False):
     """Mean over `dim`: the sum divided by the number of elements summed."""
-    count = 1
-    for axis in _axes(x, dim):
-        count *= x.shape[axis]
-    return div(sum(x, dim, keepdim), float(count))
+    x = as_tensor(x)
+    _check_keepdim("mean", keepdim)
+    return div(sum(x, dim, keepdim), float(prod(x.shape[axis] for axis in _axes(x, dim))))
 
 
 Maximum = namedtuple("Maximum", "values indices")
@@ -277,6 +355,7 @@ def max(x, dim=None, keepdim=False):
     gx: gy goes to the first maximum in row-major order; all other positions get 0.
     """
     x = as_tensor(x)
+    _check_keepdim("max", keepdim)
     if dim is None:
         y = max(reshape(x, -1), 0).values
         return reshape(y, (1,) * x.ndim) if keepdim else y
@@ -289,16 +368,17 @@ def max(x, dim=None, keepdim=False):
         positions = xp.arange(x.shape[axis]).reshape(-1, *[1] * (x.ndim - axis - 1))
         return (xp.where(positions == indices, gy.reshape(indices.shape), 0),)
 
-    return Maximum(record(y.reshape(shape), (x,), backward, "max"), indices.reshape(shape))
+    return Maximum(record(y.reshape(shape), (x,), backward, "max"), integers(indices.reshape(shape)))
 
 
 def argmax(x, dim=None, keepdim=False):
     """The position of the first maximum, as an integer ndarray on x's device; not differentiable."""
     x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    _check_keepdim("argmax", keepdim)
     indices = xp.asarray(x.data.argmax(axis=None if dim is None else _axis(x, dim)))
-    if not keepdim:
-        return indices
-    return indices.reshape((1,) * x.ndim) if dim is None else xp.expand_dims(indices, _axis(x, dim))
+    if keepdim:
+        indices = indices.reshape((1,) * x.ndim) if dim is None else xp.expand_dims(indices, _axis(x, dim))
+    return integers(indices)
 
 
 def _transposed(x):
@@ -315,5 +395,6 @@ Tensor.__truediv__, Tensor.__rtruediv__ = div, lambda x, a: div(a, x)
 Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = neg, power, getitem
 Tensor.reshape, Tensor.permute, Tensor.transpose, Tensor.T = reshape, permute, transpose, property(_transposed)
 Tensor.sum, Tensor.mean, Tensor.max, Tensor.argmax = sum, mean, max, argmax
-Tensor.exp, Tensor.log, Tensor.relu = exp, log, relu
+Tensor.exp, Tensor.log, Tensor.relu, Tensor.sqrt, Tensor.abs, Tensor.clip = exp, log, relu, sqrt, abs, clip
+Tensor.view, Tensor.unsqueeze, Tensor.squeeze, Tensor.flatten, Tensor.clone = reshape, unsqueeze, squeeze, flatten, clone
 Tensor.__iter__ = None                          # as a sequence x[0], x[1], ... never ends on CuPy; index instead

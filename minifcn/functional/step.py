@@ -18,10 +18,15 @@ def normalize(images, dtype=np.float32):
     """x = (images / 255 - mean) / std for each channel, with ImageNet's statistics.
 
     images: uint8 (..., 3, H, W) on any device. Returns an array of the same shape and device, of the given dtype.
+    Raises TypeError for another dtype: a picture of 0..1 would come out almost black. ValueError for other axes.
 
     >>> normalize(np.full((1, 3, 1, 1), 255, np.uint8)).ravel().round(3).tolist()
     [2.249000072479248, 2.4289999008178711, 2.640000104904175]
     """
+    if images.dtype != np.uint8:
+        raise TypeError(f"normalize: images must be uint8, 0..255, got {images.dtype}")
+    if images.ndim < 3 or images.shape[-3] != 3:
+        raise ValueError(f"normalize: images must have axes (..., 3, H, W), got {images.shape}")
     xp = array_module(images)
     mean, std = (xp.asarray(values, dtype).reshape(3, 1, 1) for values in (MEAN, STD))
     x = images.astype(dtype)                                             # (..., 3, H, W)

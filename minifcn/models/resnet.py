@@ -129,7 +129,7 @@ def _classifier(trunk_class):
             x = self.avgpool(super().forward(x))                         # (N, 8*width, 1, 1)
             return self.fc(x.reshape(x.shape[0], -1))                    # (N, num_classes)
 
-    Classifier.__name__ = trunk_class.__name__.removesuffix("Trunk")
+    Classifier.__name__ = Classifier.__qualname__ = trunk_class.__name__.removesuffix("Trunk")   # by which pickle finds it
     return Classifier
 
 

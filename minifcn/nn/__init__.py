@@ -20,15 +20,22 @@ from minifcn.nn.layers import (
     BatchNorm2d,
     Conv2d,
     ConvTranspose2d,
+    CrossEntropyLoss,
+    Dropout,
     Flatten,
+    Identity,
+    LeakyReLU,
     Linear,
     MaxPool2d,
     ReLU,
+    Sigmoid,
+    Upsample,
 )
-from minifcn.nn.module import Module, Parameter, Sequential
+from minifcn.nn.module import Module, ModuleList, Parameter, Sequential
 
 __all__ = [
-    "init", "Module", "Parameter", "Sequential", "Conv2d", "ConvTranspose2d", "BatchNorm2d", "ReLU", "MaxPool2d",
-    "AvgPool2d", "AdaptiveAvgPool2d", "Linear", "Flatten", "conv_norm", "norm_relu", "conv_norm_relu", "conv_norm_relu_pool",
-    "conv_add", "score_loss", "loss_sums", "cut",
+    "init", "Module", "ModuleList", "Parameter", "Sequential", "Conv2d", "ConvTranspose2d", "BatchNorm2d", "ReLU",
+    "LeakyReLU", "Sigmoid", "Dropout", "Identity", "Upsample", "CrossEntropyLoss", "MaxPool2d", "AvgPool2d",
+    "AdaptiveAvgPool2d", "Linear", "Flatten", "conv_norm", "norm_relu", "conv_norm_relu", "conv_norm_relu_pool", "conv_add",
+    "score_loss", "loss_sums", "cut",
 ]

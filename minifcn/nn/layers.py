@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 import minifcn.functional as F
-from minifcn.core.shapes import check_ndim, pair
+from minifcn.core.shapes import check_counts, check_ndim, pair
 from minifcn.core.tensor import as_tensor
 from minifcn.nn import init
 from minifcn.nn.module import Module, Parameter
@@ -19,6 +19,7 @@ class Conv2d(Module):
     """F.conv2d with weight (out, in, KH, KW) and, unless bias=False, bias (out,)."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, *, bias=True):
+        check_counts("Conv2d", in_channels=in_channels, out_channels=out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = pair(kernel_size, "Conv2d: kernel_size", 1), pair(stride, "Conv2d: stride", 1)
         self.padding, self.dilation = pair(padding, "Conv2d: padding", 0), pair(dilation, "Conv2d: dilation", 1)
@@ -38,6 +39,7 @@ class ConvTranspose2d(Module):
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, output_padding=0, *, bias=True, dilation=1):
         name = "ConvTranspose2d"
+        check_counts(name, in_channels=in_channels, out_channels=out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = pair(kernel_size, f"{name}: kernel_size", 1), pair(stride, f"{name}: stride", 1)
         self.padding, self.dilation = pair(padding, f"{name}: padding", 0), pair(dilation, f"{name}: dilation", 1)
@@ -66,6 +68,10 @@ class BatchNorm2d(Module):
     """F.batch_norm with weight 1 and bias 0 (unless affine=False), and running mean 0 and variance 1 as buffers."""
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True):
+        check_counts("BatchNorm2d", num_features=num_features)
+        if momentum is None or not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm2d: momentum must be a number in 0..1, got {momentum} (torch's None, the mean of all "
+                             "batches so far, is left out)")
         self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
         self.weight = Parameter(np.ones(num_features, np.float32)) if affine else None
         self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
@@ -82,10 +88,84 @@ class BatchNorm2d(Module):
 
 
 class ReLU(Module):
-    """F.relu."""
+    """F.relu. inplace: torch's way to save memory; accepted, since the values are the same."""
+
+    def __init__(self, inplace=False):
+        del inplace
 
     def forward(self, x):
         return F.relu(x)
+
+
+class LeakyReLU(Module):
+    """F.leaky_relu. inplace: as in ReLU."""
+
+    def __init__(self, negative_slope=0.01, inplace=False):
+        del inplace
+        self.negative_slope = negative_slope
+
+    def forward(self, x):
+        return F.leaky_relu(x, self.negative_slope)
+
+    def extra_repr(self):
+        return f"negative_slope={self.negative_slope}"
+
+
+class Sigmoid(Module):
+    """F.sigmoid."""
+
+    def forward(self, x):
+        return F.sigmoid(x)
+
+
+class Dropout(Module):
+    """F.dropout in training mode, x in evaluation. inplace: as in ReLU."""
+
+    def __init__(self, p=0.5, inplace=False):
+        del inplace
+        self.p = p
+
+    def forward(self, x):
+        return F.dropout(x, self.p, self.training)
+
+    def extra_repr(self):
+        return f"p={self.p}"
+
+
+class Identity(Module):
+    """x as it is; takes any arguments, so that it can stand in for any layer."""
+
+    def __init__(self, *args, **settings):
+        del args, settings
+
+    def forward(self, x):
+        return x
+
+
+class Upsample(Module):
+    """F.interpolate to a size or by a factor."""
+
+    def __init__(self, size=None, scale_factor=None, mode="nearest", align_corners=None):
+        self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
+
+    def forward(self, x):
+        return F.interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners)
+
+    def extra_repr(self):
+        return f"size={self.size}, scale_factor={self.scale_factor}, mode={self.mode!r}"
+
+
+class CrossEntropyLoss(Module):
+    """F.cross_entropy of logits and labels. weight: (K,) ndarray, or None."""
+
+    def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
+        self.weight, self.ignore_index, self.reduction = weight, ignore_index, reduction
+
+    def forward(self, x, labels):
+        return F.cross_entropy(x, labels, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+    def extra_repr(self):
+        return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}"
 
 
 class _Pool(Module):
@@ -128,6 +208,7 @@ class Linear(Module):
     """F.linear with weight (out, in) and, unless bias=False, bias (out,)."""
 
     def __init__(self, in_features, out_features, bias=True):
+        check_counts("Linear", in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(init.default((out_features, in_features), in_features))
         self.bias = Parameter(init.default(out_features, in_features)) if bias else None

@@ -4,12 +4,14 @@
     self.weight = Parameter(array)     a weight         named "weight", or "conv1.weight" seen from above
     self.running_mean = array          a buffer: any ndarray attribute; saved and moved, but not trained
 
-There is no registration: the order of assignment is the order of everything. To set a weight, write into its array
-(`layer.weight.data[...] = values`): an ndarray assigned as `layer.weight` would be a buffer.
+There is no registration: the order of assignment is the order of everything. A weight is set through its array,
+`layer.weight.data = values`; what would be used by forward and known to nobody else is refused where it is assigned: layers or
+Parameters in a list, tuple, set or dict (use ModuleList), a Tensor that wants a gradient and is no Parameter.
 
 Read after init.py; read next layers.py.
 """
 
+import contextlib
 from collections import namedtuple
 
 import numpy as np
@@ -17,14 +19,26 @@ import numpy as np
 from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, float_dtype
 
-LoadReport = namedtuple("LoadReport", "missing unexpected")
+LoadReport = namedtuple("LoadReport", "missing_keys unexpected_keys")
 
 
 class Parameter(Tensor):
-    """A Tensor that is trained: a leaf with requires_grad=True."""
+    """A Tensor that is trained: a leaf with requires_grad=True. Made of an array, or of a Tensor whose array it shares."""
 
     def __init__(self, array):
-        super().__init__(array, requires_grad=True)
+        super().__init__(array.data if isinstance(array, Tensor) else array, requires_grad=True)
+
+
+def _plain(name, a):
+    """An entry of a state as an array: a Tensor's, or torch's by way of float32 where NumPy lacks its dtype."""
+    if isinstance(a, Tensor):
+        return a.data
+    if isinstance(a, dict):
+        raise ValueError(f"load_state_dict: {name!r} holds a dict of its own, not an array; load that one: state[{name!r}]")
+    if hasattr(a, "detach"):
+        a = a.detach().cpu()
+        a = a.float() if str(a.dtype) == "torch.bfloat16" else a
+    return a if _is_array(a) else np.asarray(a)
 
 
 def _is_array(value):
@@ -35,19 +49,49 @@ def _is_state(value):
     return isinstance(value, Parameter) or _is_array(value)
 
 
+def _holds_state(value):
+    """Is there a Module or a Parameter in this container, or in one inside it?"""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | frozenset):
+        return False
+    return any(isinstance(v, Module | Parameter) or _holds_state(v) for v in value)
+
+
+def _refuse_hidden(module, name, value):
+    if _holds_state(value):
+        raise TypeError(f"{type(module).__name__}.{name}: layers in a {type(value).__name__} are not trained, saved or moved; "
+                        "use nn.ModuleList([...]), or one attribute each")
+    if isinstance(value, Tensor) and not isinstance(value, Parameter) and value.requires_grad and value.node is None:
+        raise TypeError(f"{type(module).__name__}.{name}: a Tensor that requires a gradient is not trained, saved or moved; "
+                        "use nn.Parameter(...)")
+
+
 class Module:
     """Base class: subclasses assign children and weights in __init__ and define forward(x)."""
 
     training = True                             # batch norm's switch, set by train() and eval()
 
-    def __call__(self, *inputs):
-        return self.forward(*inputs)
+    def __call__(self, *inputs, **settings):
+        return self.forward(*inputs, **settings)
+
+    def __setattr__(self, name, value):
+        if isinstance(vars(self).get(name), Parameter) and not (value is None or isinstance(value, Parameter)):
+            raise TypeError(f"{type(self).__name__}.{name} is a Parameter: set its values by `.{name}.data = ...`, or assign a "
+                            f"new nn.Parameter(...); a {type(value).__name__} would not be trained")
+        if isinstance(value, Tensor) and _is_array(vars(self).get(name)):
+            raise TypeError(f"{type(self).__name__}.{name} is a buffer: assign an ndarray, not a Tensor")
+        _refuse_hidden(self, name, value)
+        super().__setattr__(name, value)
 
     # ---- looking ----
 
     def named_children(self):
         """(name, module) of the direct children, in order of assignment."""
-        return ((name, v) for name, v in vars(self).items() if isinstance(v, Module))
+        for name, value in vars(self).items():
+            _refuse_hidden(self, name, value)   # again: a list grows after it was assigned
+            if isinstance(value, Module):
+                yield name, value
 
     def children(self):
         """The direct children: `list(net.children())[:-2]` cuts a network's head off."""
@@ -88,6 +132,8 @@ class Module:
         """Append a child under a name. Raises TypeError unless it is a Module (wrap a function in one, as nn.ReLU does)."""
         if not isinstance(module, Module):
             raise TypeError(f"add_module: {name!r} must be a Module, got {type(module).__name__}")
+        if hasattr(type(self), name) or not name or "." in name:
+            raise ValueError(f"add_module: {name!r} cannot be a name: it is empty, holds a dot or hides a method of Module")
         setattr(self, name, module)
 
     def train(self, mode=True):
@@ -99,6 +145,17 @@ class Module:
     def eval(self):
         """Evaluation mode: batch norm uses its running statistics."""
         return self.train(False)
+
+    @contextlib.contextmanager
+    def evaluating(self):
+        """Evaluation mode inside this context; afterwards every module is in the mode that it was in."""
+        before = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield self
+        finally:
+            for module, mode in before:
+                module.training = mode
 
     def zero_grad(self):
         """Forget all gradients."""
@@ -115,7 +172,9 @@ class Module:
         for module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
-                    value.data, value.grad = move(value.data), None
+                    if (moved := move(value.data)) is not value.data:
+                        value.data = moved
+                    value.grad = None
                 elif _is_array(value):
                     setattr(module, name, move(value))
         return self
@@ -129,25 +188,28 @@ class Module:
     def load_state_dict(self, state, strict=True):
         """Copy arrays into the weights and buffers of the same names, converting dtype and device.
 
-        state: name -> array. `num_batches_tracked` entries, which PyTorch writes and nothing needs, are ignored.
-        strict: every name must be there, and no other. Returns (missing, unexpected) names.
+        state: name -> array, Tensor or torch tensor. `num_batches_tracked` entries, which PyTorch writes and nothing needs,
+        are ignored. strict: every name must be there, and no other. Returns (missing_keys, unexpected_keys), as torch does.
         Raises ValueError that lists every missing and unexpected name and wrong shape; then nothing was changed.
         """
         own = self._arrays()
-        state = {name: a for name, a in state.items() if name.split(".")[-1] != "num_batches_tracked"}
+        state = {name: _plain(name, a) for name, a in state.items() if name.split(".")[-1] != "num_batches_tracked"}
         report = LoadReport([n for n in own if n not in state], [n for n in state if n not in own])
         problems = [f"{name}: expected shape {own[name].shape}, got {tuple(state[name].shape)}"
                     for name in own if name in state and own[name].shape != tuple(state[name].shape)]
         problems += [f"{name}: expected real numbers, got {state[name].dtype}"
                      for name in own if name in state and state[name].dtype.kind not in "biuf"]
         if strict:
-            problems += [f"missing: {', '.join(names)}" for names in [report.missing] if names]
-            problems += [f"unexpected: {', '.join(names)}" for names in [report.unexpected] if names]
+            problems += [f"missing: {', '.join(names)}" for names in [report.missing_keys] if names]
+            problems += [f"unexpected: {', '.join(names)}" for names in [report.unexpected_keys] if names]
         if problems:
             raise ValueError(f"load_state_dict into {type(self).__name__}: " + "; ".join(problems))
         for name in own:
             if name in state:
                 own[name][...] = array_module(own[name]).asarray(state[name])                # assignment converts the dtype
+        for name, p in self.named_parameters():
+            if name in state:
+                p.mark_written()
         return report
 
     # ---- printing ----
@@ -162,17 +224,23 @@ class Module:
         return f"{type(self).__name__}({inside})"
 
 
-class Sequential(Module):
-    """Modules applied one after the other; named "0", "1", ..., or by add_module."""
+class ModuleList(Module):
+    """A list of Modules that are trained, saved and moved; named "0", "1", ... It has no forward: the owner calls them."""
 
-    def __init__(self, *modules):
-        for i, module in enumerate(modules):
-            self.add_module(str(i), module)
+    def __init__(self, modules=()):
+        self.extend(modules)
 
-    def forward(self, x):
-        for module in self.children():
-            x = module(x)
-        return x
+    def append(self, module):
+        """Add one at the end, under the number after the largest; returns the list."""
+        numbers = [int(name) for name, _ in self.named_children() if name.isdecimal()]
+        self.add_module(str(max(numbers, default=-1) + 1), module)
+        return self
+
+    def extend(self, modules):
+        """Add several at the end; returns the list."""
+        for module in modules:
+            self.append(module)
+        return self
 
     def __len__(self):
         return len(list(self.children()))
@@ -181,6 +249,25 @@ class Sequential(Module):
         return self.children()
 
     def __getitem__(self, index):
-        """One module, or a Sequential of a slice of them."""
-        modules = list(self.children())[index]
-        return Sequential(*modules) if isinstance(index, slice) else modules
+        """One module, or a slice of them under their names."""
+        named = list(self.named_children())
+        if not isinstance(index, slice):
+            return named[index][1]
+        part = type(self)()
+        for name, module in named[index]:
+            part.add_module(name, module)
+        return part
+
+
+class Sequential(ModuleList):
+    """Modules applied one after the other; named "0", "1", ..., or by add_module, or by a dict of names."""
+
+    def __init__(self, *modules):
+        named = modules[0] if len(modules) == 1 and isinstance(modules[0], dict) else {str(i): m for i, m in enumerate(modules)}
+        for name, module in named.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        for module in self.children():
+            x = module(x)
+        return x

@@ -63,5 +63,6 @@ class Arena:
         self.data, self.grad = (array_module(first).zeros(end, first.dtype) for _ in range(2))
         self._homes = [(self.piece(self.data, p), self.piece(self.grad, p)) for p in self.params]
         for p, home in zip(self.params, self._homes):
-            data, grad, p.home = p.data, p.grad, home
+            data, grad, written, p.home = p.data, p.grad, p.written, home
             p.data, p.grad = data, grad                                  # copies them in
+            p.written = written                                          # the values are as they were

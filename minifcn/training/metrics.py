@@ -38,8 +38,11 @@ class ConfusionMatrix:
         """Count one image or batch.
 
         labels, prediction: integer arrays of one shape on one device; labels 0..K-1 or ignore_index, prediction 0..K-1.
-        Raises ValueError for two shapes or a value outside these ranges.
+        Raises TypeError for arrays that are no integers, ValueError for two shapes or a value outside these ranges.
         """
+        if labels.dtype.kind not in "biu" or prediction.dtype.kind not in "biu":
+            raise TypeError(f"confusion matrix: class indices are integers, got labels {labels.dtype} and prediction "
+                            f"{prediction.dtype}; of logits or probabilities take argmax over the classes first")
         if labels.shape != prediction.shape:
             raise ValueError(f"confusion matrix: labels {labels.shape} and prediction {prediction.shape} differ in shape")
         xp, K = array_module(labels), self.num_classes

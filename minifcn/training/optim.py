@@ -8,7 +8,9 @@ Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.
 from itertools import groupby
 
 from minifcn.core.backend import array_module, device_of, to_device, to_host
+from minifcn.core.tensor import Tensor
 from minifcn.functional.step import descend
+from minifcn.nn.module import Module
 from minifcn.training.arena import Arena
 
 
@@ -20,51 +22,74 @@ class SGD:
         v = momentum * v + g + weight_decay * p
         p = p - lr * v
 
-    params: Parameters, or a list of dicts {"params": Parameters, "lr": ..., "momentum": ..., "weight_decay": ...}
-        whose missing settings are taken from the arguments.
+    params: Parameters, (name, Parameter) pairs, or a list of dicts {"params": Parameters, "lr": ..., "momentum": ..., ...}
+        whose missing settings are taken from the arguments. `param_groups` holds them; a changed "lr" counts from then on.
     lr: step length, > 0 or 0. momentum, weight_decay: >= 0; decay applies to every parameter, as in torch.
+    nesterov: move by momentum * v + g + weight_decay * p, where v would stand after the next step; needs momentum.
     The parameters move into an Arena, in this order: neighbours that have a gradient are moved by one call of `descend`.
-    Raises ValueError for a negative setting, an unknown one, no parameters, a parameter given twice, or mixed dtypes.
+    Raises ValueError for a negative setting, an unknown one, no parameters, a parameter given twice, or mixed dtypes; TypeError
+    for what is no Parameter.
     Cost: arrays as large as the parameters: gradients and (with momentum) velocities are kept, one more for a moment.
 
     >>> optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
     >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
     """
 
-    def __init__(self, params, lr, momentum=0, weight_decay=0):
+    def __init__(self, params, lr, momentum=0, weight_decay=0, *, nesterov=False):
+        if isinstance(params, Tensor | Module):
+            raise TypeError(f"SGD: params must be Parameters, such as net.parameters(), not one {type(params).__name__}")
         params = list(params)
         if not params or not isinstance(params[0], dict):
             params = [{"params": params}]
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self.groups = []
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        self.param_groups = []
         for group in params:
             unknown = group.keys() - defaults.keys() - {"params"}
             if unknown:
                 raise ValueError(f"SGD: unknown setting {', '.join(sorted(unknown))} in a parameter group")
-            group = defaults | group | {"params": list(group["params"])}
+            group = defaults | group | {"params": [p[1] if isinstance(p, tuple) else p for p in group["params"]]}
             for name in defaults:
                 if not group[name] >= 0:
                     raise ValueError(f"SGD: {name} is {group[name]}, must be at least 0")
-            self.groups.append(group)
-        everything = [p for group in self.groups for p in group["params"]]
+            if group["nesterov"] and not group["momentum"]:
+                raise ValueError("SGD: nesterov needs a momentum")
+            for p in group["params"]:
+                if not isinstance(p, Tensor) or p.node is not None:
+                    raise TypeError(f"SGD: only leaves can be trained, such as a Parameter, got {p!r:.80}")
+            self.param_groups.append(group)
+        everything = [p for group in self.param_groups for p in group["params"]]
         if not everything:
             raise ValueError("SGD: there are no parameters to train")
         if len({id(p) for p in everything}) < len(everything):
             raise ValueError("SGD: a parameter appears more than once")
         self.arena = Arena(everything)
-        self.velocity = self.arena.zeros() if any(group["momentum"] for group in self.groups) else None          # flat
+        self.velocity = self.arena.zeros() if any(group["momentum"] for group in self.param_groups) else None    # flat
 
     def step(self, factor=1.0):
-        """Move every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr."""
+        """Move every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr.
+
+        Raises TypeError for a function: torch's closure would compute the loss again, which plain descent never needs.
+        """
+        if callable(factor):
+            raise TypeError("SGD.step: a closure is left out; call loss.backward() and then step()")
         self.check()
-        for group in self.groups:
-            lr, momentum, weight_decay = factor * group["lr"], group["momentum"], group["weight_decay"]
+        for group in self.param_groups:
             for has_gradient, run in groupby(group["params"], lambda p: p.grad is not None):
                 if has_gradient:
-                    spans = [self.arena.span(p) for p in run]
-                    span = slice(spans[0].start, spans[-1].stop)
-                    v = self.velocity[span] if momentum else None
-                    descend(self.arena.data[span], self.arena.grad[span], v, lr, momentum, weight_decay)
+                    self._move(list(run), factor * group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+
+    def _move(self, run, lr, momentum, weight_decay, nesterov):
+        """Descend along neighbours in the arena."""
+        span = slice(self.arena.span(run[0]).start, self.arena.span(run[-1]).stop)
+        w, g, v = self.arena.data[span], self.arena.grad[span], self.velocity[span] if momentum else None
+        if nesterov:                            # momentum * v + g, as two steps of the plain rule
+            g = g + weight_decay * w
+            descend(w, g, v, lr * momentum, momentum, 0)
+            descend(w, g, None, lr, 0, 0)
+        else:
+            descend(w, g, v, lr, momentum, weight_decay)
+        for p in run:
+            p.mark_written()
 
     def check(self):
         """Follow parameters that were moved to another dtype or device; step() and zero_grad() do it."""
@@ -78,7 +103,7 @@ class SGD:
     def zero_grad(self):
         """Forget all gradients (sets them to None, so that the next backward() need not add)."""
         self.check()
-        for group in self.groups:
+        for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
 
@@ -98,7 +123,7 @@ class SGD:
             v[...] = array_module(v).asarray(state[name])
 
     def _named_velocities(self):
-        moving = [(p, group["momentum"]) for group in self.groups for p in group["params"]]
+        moving = [(p, group["momentum"]) for group in self.param_groups for p in group["params"]]
         return [(str(i), self.arena.piece(self.velocity, p)) for i, (p, momentum) in enumerate(moving) if momentum]
 
 

@@ -17,6 +17,7 @@ from minifcn.data.classes import (
     voc_palette,
     write_classes,
 )
+from minifcn.data.masks import write_labels
 
 # Copied from the table of the development kit, not computed.
 VOC_COLOURS = [
@@ -89,3 +90,18 @@ def test_wrong_class_file(tmp_path, content, rule):
     (tmp_path / "classes.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=f"classes.json.*{rule}"):
         read_classes(tmp_path)
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 2, 3)), np.zeros((2, 2, 3), np.int64), np.zeros((2, 2), np.uint8),
+                                   np.zeros((2, 2, 4), np.uint8)])
+def test_pictures_are_uint8(image):
+    """Colours of 0..1 would all be cut to black, which is the background."""
+    with pytest.raises(DataError, match=r"colours wanted, uint8 \(H, W, 3\)"):
+        colour_to_index(image, VOC)
+
+
+@pytest.mark.parametrize("use", [lambda labels: index_to_colour(labels, VOC),
+                                 lambda labels: write_labels("never.png", labels, VOC)])
+def test_indices_are_integers(use):
+    with pytest.raises(DataError, match="class indices are integers, got float64: take argmax over the classes first"):
+        use(np.full((2, 2), 0.7))

@@ -253,7 +253,7 @@ COMPLAINTS = {
     "mul": (lambda a: a * np.ones(2), ValueError, "mul: shapes 2x3 and 2 do not broadcast"),
     "div": (lambda a: np.ones(2) / a, ValueError, "div: shapes 2 and 2x3 do not broadcast"),
     "dtypes": (lambda a: a + np.ones((2, 3), np.float32), TypeError, "add: all operands must have one dtype, got a: float64"),
-    "dtypes, mul": (lambda a: a * np.float32(2), TypeError, "mul: all operands must have one dtype"),
+    "dtypes, mul": (lambda a: a * np.ones(3, np.float32), TypeError, "mul: all operands must have one dtype"),
     "exponent": (lambda a: a**a, TypeError, "power: the exponent must be a number, got Tensor"),
     "permute": (lambda a: a.permute(0, 0), ValueError, r"permute: \(0, 0\) is not an order of the 2 axes of x: 2x3"),
     "permute, too few": (lambda a: a.permute(0), ValueError, r"permute: \(0,\) is not an order of the 2 axes"),

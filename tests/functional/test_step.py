@@ -35,3 +35,13 @@ def test_repeat():
 
     x = np.array([1.0, 2.0])
     assert repeat(step, (x, 2.0)) == (6.0, x) and repeat(step, (x, 1.0))[0] == 9.0
+
+
+@pytest.mark.parametrize("images, error, words", [
+    (np.zeros((1, 3, 4, 4)), TypeError, "images must be uint8, 0..255, got float64"),
+    (np.zeros((4, 4, 3), np.uint8), ValueError, r"axes \(..., 3, H, W\), got \(4, 4, 3\)"),
+    (np.zeros((3, 4), np.uint8), ValueError, "axes"),
+])
+def test_normalize_refuses_what_is_no_picture(images, error, words):
+    with pytest.raises(error, match=words):
+        normalize(images)

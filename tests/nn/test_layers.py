@@ -5,6 +5,7 @@ import pytest
 
 import minifcn.functional as F
 from minifcn import Tensor, nn
+from minifcn.functional import activation
 from minifcn.nn import init
 
 # (layer, arguments, settings, shape of its input): distinct numbers everywhere, so that none can stand for another
@@ -163,3 +164,52 @@ def test_sequential_is_a_sequence():
     assert isinstance(net[:2], nn.Sequential) and list(net[:2]) == [net[0], net[1]]
     with pytest.raises(TypeError, match="'0' must be a Module, got function"):
         nn.Sequential(F.relu)
+
+
+# ---- small layers of other networks ----
+
+def test_small_layers_equal_torchs():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    t = torch.from_numpy(x)
+    for ours, theirs in ((nn.ReLU(inplace=True), torch.nn.ReLU()), (nn.LeakyReLU(), torch.nn.LeakyReLU()),
+                         (nn.LeakyReLU(0.2, True), torch.nn.LeakyReLU(0.2)), (nn.Sigmoid(), torch.nn.Sigmoid()),
+                         (nn.Identity(5, a=1), torch.nn.Identity()),
+                         (nn.Upsample(scale_factor=2, mode="bilinear"), torch.nn.Upsample(scale_factor=2, mode="bilinear"))):
+        np.testing.assert_allclose(ours(Tensor(x)).data, theirs(t).numpy(), rtol=2e-6, atol=2e-7)
+    labels = np.array([[[0, 2, 255, 1, 0]] * 4] * 2)
+    weight = np.array([1.0, 2.0, 0.5], np.float32)
+    for reduction in ("mean", "sum", "none"):
+        ours = nn.CrossEntropyLoss(weight, ignore_index=255, reduction=reduction)(x, labels)
+        theirs = torch.nn.CrossEntropyLoss(torch.from_numpy(weight), ignore_index=255, reduction=reduction)
+        np.testing.assert_allclose(ours.data, theirs(t, torch.from_numpy(labels)).numpy(), rtol=2e-6)
+
+
+def test_dropout():
+    layer, x = nn.Dropout(0.25), Tensor(np.ones((100, 100), np.float32), requires_grad=True)
+    assert layer.eval()(x) is x
+    activation.seed(3)
+    y = layer.train()(x)
+    activation.seed(3)
+    assert np.array_equal(layer(x).data, y.data)
+    assert set(np.unique(y.data)) == {0, np.float32(1 / 0.75)} and abs((y.data == 0).mean() - 0.25) < 0.02     # 4.6 sigma
+    y.sum().backward()
+    assert np.array_equal(x.grad, y.data) and y.dtype == np.float32
+    assert (nn.Dropout(1.0)(x).data == 0).all() and nn.Dropout(0.0)(x) is x
+    with pytest.raises(ValueError, match="p must be in 0..1, got 1.5"):
+        nn.Dropout(1.5)(x)
+
+
+@pytest.mark.parametrize("make, error, words", [
+    (lambda: nn.Conv2d(0, 4, 3), ValueError, "Conv2d: in_channels must be at least 1, got 0"),
+    (lambda: nn.Conv2d(3, -1, 3), ValueError, "Conv2d: out_channels must be at least 1, got -1"),
+    (lambda: nn.Conv2d(3.0, 4, 3), TypeError, "Conv2d: in_channels must be an int, got 3.0"),
+    (lambda: nn.ConvTranspose2d(3, 0, 3), ValueError, "ConvTranspose2d: out_channels must be at least 1"),
+    (lambda: nn.Linear(0, 3), ValueError, "Linear: in_features must be at least 1"),
+    (lambda: nn.BatchNorm2d(0), ValueError, "BatchNorm2d: num_features must be at least 1"),
+    (lambda: nn.BatchNorm2d(3, momentum=None), ValueError, "momentum must be a number in 0..1, got None"),
+    (lambda: nn.BatchNorm2d(3, momentum=1.5), ValueError, "momentum must be a number in 0..1, got 1.5"),
+])
+def test_settings_that_make_no_layer(make, error, words):
+    with pytest.raises(error, match=words):
+        make()

@@ -1,5 +1,8 @@
 """Modules: naming, saving and loading, modes, moving, printing."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -138,3 +141,123 @@ def test_layers_compute_their_operation():
     np.testing.assert_array_equal(layer(x).data, expected.data)
     np.testing.assert_array_equal(nn.AvgPool2d(2)(x).data, F.avg_pool2d(x, 2).data)
     np.testing.assert_array_equal(nn.MaxPool2d(2, 1)(x).data, F.max_pool2d(x, 2, 1).data)
+
+
+# ---- what would be used by forward and known to nobody else ----
+
+class Holder(nn.Module):
+    def __init__(self, value=None):
+        self.value = value
+
+
+@pytest.mark.parametrize("make", [
+    lambda: [nn.ReLU()], lambda: (nn.ReLU(),), lambda: {"a": nn.ReLU()}, lambda: {nn.ReLU()}, lambda: [1, [nn.ReLU()]],
+    lambda: [nn.Parameter([1.0])], lambda: {"a": (nn.Parameter([1.0]),)},
+])
+def test_layers_in_a_container_are_refused(make):
+    with pytest.raises(TypeError, match=r"Holder.value: layers in a (list|tuple|dict|set) are not trained.* use nn.ModuleList"):
+        Holder(make())
+
+
+def test_layers_that_join_a_list_later_are_refused_when_the_tree_is_walked():
+    net = Holder([])
+    net.value.append(nn.ReLU())
+    for walk in (lambda: list(net.parameters()), net.state_dict, net.eval, lambda: net.to("cpu"), lambda: repr(net)):
+        with pytest.raises(TypeError, match="use nn.ModuleList"):
+            walk()
+    assert Holder([1, "a", (2, None)]).value[0] == 1                     # other lists are the owner's
+
+
+def test_a_tensor_that_wants_a_gradient_must_be_a_parameter():
+    with pytest.raises(TypeError, match="Holder.value: a Tensor that requires a gradient .* use nn.Parameter"):
+        Holder(Tensor([1.0], requires_grad=True))
+    assert list(Holder(Tensor([1.0])).parameters()) == []                # a constant
+    Holder().value = nn.Linear(1, 1)(np.ones((1, 1), np.float32))        # a result, kept to be looked at
+
+
+def test_a_parameter_is_not_replaced_by_something_else():
+    layer = nn.Conv2d(1, 1, 2)
+    weight = layer.weight
+    for value in (Tensor(np.ones((1, 1, 2, 2))), np.ones((1, 1, 2, 2)), [1.0]):
+        with pytest.raises(TypeError, match=r"Conv2d.weight is a Parameter: set its values by `.weight.data = ...`"):
+            layer.weight = value
+    assert layer.weight is weight
+    layer.weight, layer.bias = nn.Parameter(Tensor(np.ones((1, 1, 2, 2), np.float32))), None
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+    norm = nn.BatchNorm2d(2)
+    with pytest.raises(TypeError, match="BatchNorm2d.running_mean is a buffer: assign an ndarray"):
+        norm.running_mean = Tensor([0.0, 0.0])
+
+
+def test_parameter_of_a_tensor_shares_its_array():
+    x = Tensor([1.0, 2.0])
+    p = nn.Parameter(x)
+    assert p.data is x.data and p.requires_grad and p.node is None
+
+
+def test_forward_takes_keywords():
+    class Up(nn.Module):
+        def forward(self, x, skip=None):
+            return x if skip is None else x + skip
+
+    assert Up()(Tensor([1.0]), skip=Tensor([2.0])).item() == 3
+
+
+def test_module_list():
+    blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+    net = Holder(blocks.append(nn.BatchNorm2d(2)))
+    assert len(list(net.parameters())) == 6 and len(blocks) == 3 and isinstance(blocks[-1], nn.BatchNorm2d)
+    assert list(net.state_dict())[:2] == ["value.0.weight", "value.0.bias"] and not net.eval().value[2].training
+    assert [type(m) for m in blocks] == [nn.Linear, nn.Linear, nn.BatchNorm2d]
+    tail = blocks[1:]
+    assert isinstance(tail, nn.ModuleList) and [name for name, _ in tail.named_children()] == ["1", "2"]
+    assert [name for name, _ in tail.append(nn.ReLU()).named_children()] == ["1", "2", "3"]
+
+
+def test_slices_of_a_sequential_keep_their_names():
+    net = nn.Sequential({"stem": nn.Linear(2, 2), "act": nn.ReLU(), "head": nn.Linear(2, 1)})
+    assert list(net.state_dict()) == ["stem.weight", "stem.bias", "head.weight", "head.bias"]
+    assert list(net[1:].state_dict()) == ["head.weight", "head.bias"] and net[1:][1] is net.head
+    assert list(nn.Sequential(nn.ReLU(), nn.Linear(2, 1))[1:].state_dict()) == ["1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "forward", "train", "training"])
+def test_names_that_hide_something_are_refused(name):
+    with pytest.raises(ValueError, match="cannot be a name"):
+        nn.Sequential().add_module(name, nn.ReLU())
+
+
+def test_loads_torch_tensors():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.Linear(3, 2)
+    ours = nn.Linear(3, 2)
+    ours.load_state_dict(theirs.state_dict())
+    assert np.array_equal(ours.weight.data, theirs.weight.detach().numpy())
+    ours.load_state_dict({"weight": theirs.weight, "bias": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)})
+    assert ours.bias.data.tolist() == [1.5, -2.0]
+    ours.load_state_dict({"weight": Tensor(np.ones((2, 3))), "bias": [1, 2]})
+    assert ours.bias.data.tolist() == [1, 2] and ours.weight.data.sum() == 6
+    with pytest.raises(ValueError, match=r"'state' holds a dict of its own, not an array; load that one: state\['state'\]"):
+        ours.load_state_dict({"state": theirs.state_dict()})
+    report = ours.load_state_dict({"weight": theirs.weight, "other": theirs.bias}, strict=False)
+    assert report.missing_keys == ["bias"] and report.unexpected_keys == ["other"]
+
+
+def test_evaluating_restores_every_mode():
+    net = Net()
+    net.train()
+    net.head.eval()
+    with net.evaluating():
+        assert not any(m.training for m in net.modules())
+    assert net.bn.training and not net.head.training and net.training
+
+
+def test_pickle_and_copy():
+    from minifcn import models
+
+    net = models.resnet18(num_classes=3, width=2)
+    for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert type(other) is type(net)
+        x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+        np.testing.assert_array_equal(other.eval()(x).data, net.eval()(x).data)
+        assert not np.shares_memory(other.conv1.weight.data, net.conv1.weight.data)

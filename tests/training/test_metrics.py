@@ -98,3 +98,12 @@ def test_a_class_that_is_absent_divides_nothing():
     m.update(np.array([0]), np.array([0]))
     with np.errstate(all="raise"):
         assert m.iou_per_class[0] == 1 and np.isnan(m.iou_per_class[1:]).all()
+
+
+def test_probabilities_are_refused():
+    """Cut to integers, probabilities would all be class 0."""
+    labels, matrix = np.array([0, 1]), ConfusionMatrix(2)
+    for pair in ((labels, np.array([0.2, 0.9])), (labels.astype(float), labels)):
+        with pytest.raises(TypeError, match="take argmax over the classes first"):
+            matrix.update(*pair)
+    assert matrix.counts.sum() == 0

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minifcn import nn
 from minifcn.core.tensor import Tensor
 from minifcn.training.optim import SGD, constant, poly, step_decay
 
@@ -30,13 +31,13 @@ def test_two_steps_by_hand():
 
 
 @given(momentum=st.sampled_from([0, 0.9]), weight_decay=st.sampled_from([0, 1e-2]), lr2=st.sampled_from([0, 0.3]),
-       seed=st.integers(0, 9))
-def test_equals_torch(momentum, weight_decay, lr2, seed):
+       nesterov=st.booleans(), seed=st.integers(0, 9))
+def test_equals_torch(momentum, weight_decay, lr2, nesterov, seed):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
     ours = parameters(rng)
     theirs = [torch.tensor(p.data, requires_grad=True) for p in ours]
-    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay}
+    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov and momentum > 0}
     mine = SGD([{"params": ours[:1]}, {"params": ours[1:], "lr": lr2}], **settings)
     reference = torch.optim.SGD([{"params": theirs[:1]}, {"params": theirs[1:], "lr": lr2}], **settings)
     for _ in range(5):
@@ -129,8 +130,29 @@ def test_bad_parameters():
         SGD([], lr=1)
     with pytest.raises(ValueError, match="more than once"):
         SGD([{"params": [p]}, {"params": [p]}], lr=1)
-    with pytest.raises(ValueError, match="unknown setting nesterov"):
-        SGD([{"params": [p], "nesterov": True}], lr=1)
+    with pytest.raises(ValueError, match="unknown setting dampening"):
+        SGD([{"params": [p], "dampening": 0.5}], lr=1)
+    with pytest.raises(ValueError, match="nesterov needs a momentum"):
+        SGD([p], lr=1, nesterov=True)
+    for wrong in (p, nn.Linear(1, 1)):
+        with pytest.raises(TypeError, match="params must be Parameters, such as net.parameters"):
+            SGD(wrong, lr=1)
+    for wrong in (p.data, "p", p * 2):
+        with pytest.raises(TypeError, match="only leaves can be trained"):
+            SGD([wrong], lr=1)
+    with pytest.raises(TypeError, match="SGD.step: a closure is left out"):
+        SGD([p], lr=1).step(lambda: 1)
+
+
+def test_named_parameters_and_groups_that_change():
+    layer = nn.Linear(2, 1)
+    optimizer = SGD(layer.named_parameters(), lr=1.0)
+    assert [p is q for p, q in zip(optimizer.param_groups[0]["params"], layer.parameters())] == [True, True]
+    layer.bias.data, layer.bias.grad = np.zeros(1, np.float32), np.ones(1, np.float32)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] *= 0.5
+    optimizer.step()
+    assert layer.bias.data.tolist() == [-1.5]
 
 
 def test_schedules():

@@ -1,0 +1,50 @@
+"""Sigmoid, leaky ReLU and dropout: what other networks than this project's put where it has ReLU.
+
+Read after linear.py; read next conv.py. Sources: Maas et al. 2013 (leaky ReLU); Srivastava et al. 2014 (dropout).
+"""
+
+import numpy as np
+
+from minifcn.core.backend import array_module, device_of, to_device
+from minifcn.core.tensor import as_tensor, record
+
+_generator = np.random.default_rng()
+
+
+def seed(n):
+    """Restart the generator of dropout's masks; n: an int or a sequence of ints."""
+    global _generator
+    _generator = np.random.default_rng(n)
+
+
+def sigmoid(x):
+    """y = 1 / (1 + exp(-x)), elementwise; gx = gy y (1 - y). Written with tanh, which overflows nowhere."""
+    x = as_tensor(x)
+    y = 0.5 + 0.5 * array_module(x.data).tanh(0.5 * x.data)
+    return record(y, (x,), lambda gy: (gy * y * (1 - y),), "sigmoid")
+
+
+def leaky_relu(x, negative_slope=0.01):
+    """y = x where x > 0, else negative_slope x; gx = gy times the same factor."""
+    x, xp, slope = as_tensor(x), array_module(as_tensor(x).data), float(negative_slope)
+
+    def backward(gy):
+        return (xp.where(x.data > 0, gy, slope * gy),)
+
+    return record(xp.where(x.data > 0, x.data, slope * x.data), (x,), backward, "leaky_relu")
+
+
+def dropout(x, p=0.5, training=True):
+    """y = x keep / (1 - p), keep = 0 with probability p and else 1, drawn for each element; gx = gy keep / (1 - p).
+
+    p: 0 .. 1. training: False returns x as it is. The mean of y is x, so that evaluation needs no factor.
+    The mask is drawn on the host: one seed, one mask on every device. Raises ValueError for another p.
+    """
+    x = as_tensor(x)
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p must be in 0..1, got {p}")
+    if not training or p == 0:
+        return x
+    keep = (_generator.random(x.shape, np.float32) >= p) / max(1.0 - p, 1e-30)                   # 0 everywhere for p = 1
+    keep = to_device(keep.astype(x.dtype), device_of(x.data))
+    return record(x.data * keep, (x,), lambda gy: (gy * keep,), "dropout")

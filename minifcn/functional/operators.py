@@ -1,0 +1,91 @@
+"""What Python's operators mean on a Tensor, beside arithmetic: comparison, and writing in place.
+
+    x == y, x < y, ...          elementwise, a boolean ndarray; identity is `x is y`, and dicts and sets go by identity
+    x += y, x[i] = y            write into x's array where nothing is recorded: under no_grad, or if neither needs a gradient
+    x += y, x recorded          x = x + y, a new Tensor: the old values are kept for backward
+    w += y, w a leaf            RuntimeError outside no_grad: a weight is changed after backward
+
+A write moves the Tensor's `written` on, so that a backward which still needs the old values refuses (core/tensor.py).
+Read after basic.py; read next linear.py. Source: torch's rules for operations in place.
+"""
+
+import operator
+from numbers import Number
+
+import numpy as np
+
+from minifcn.core.backend import array_module
+from minifcn.core.integers import integers
+from minifcn.core.shapes import dims
+from minifcn.core.tensor import Tensor, as_tensor, recording
+from minifcn.functional.basic import add, div, mul, power, sub
+
+
+def _comparison(symbol, compare):
+    def method(x, value):
+        b = value.data if isinstance(value, Tensor) else value
+        if not hasattr(b, "dtype") and not isinstance(b, Number):
+            return NotImplemented                                        # x == None is False, x < None a TypeError
+        try:
+            np.broadcast_shapes(x.shape, np.shape(b) if isinstance(b, Number) else b.shape)
+        except ValueError:
+            raise ValueError(f"{symbol}: shapes {dims(x)} and {dims(b)} do not broadcast; `{symbol}` compares elements, and so "
+                             "does `x in list`: to find a Tensor use any(x is t for t in list)") from None
+        return integers(array_module(x.data).asarray(compare(x.data, b)))
+
+    method.__doc__ = f"x {symbol} value, elementwise: a boolean ndarray on x's device. value: a Tensor, an ndarray or a number."
+    return method
+
+
+def _in_place(symbol, op, write):
+    def method(x, value):
+        value = as_tensor(value, like=x)
+        if recording() and (x.requires_grad or value.requires_grad):
+            _refuse_leaf(symbol, x)
+            return op(x, value)
+        if np.broadcast_shapes(x.shape, value.shape) != x.shape:
+            raise ValueError(f"{symbol}: {dims(value)} does not fit into {dims(x)}, which is written in place")
+        write(x.data, value.data)
+        x.mark_written()
+        return x
+
+    method.__doc__ = f"x {symbol} value: in place where nothing is recorded, else a new Tensor."
+    return method
+
+
+def _power_in_place(x, exponent):
+    if recording() and x.requires_grad:
+        _refuse_leaf("**=", x)
+        return power(x, exponent)
+    return copy_(x, power(x.detach(), exponent))
+
+
+def _refuse_leaf(symbol, x):
+    if x.requires_grad and x.node is None:
+        raise RuntimeError(f"{symbol}: a leaf that requires a gradient ({dims(x)}) is changed under `with no_grad():`, after "
+                           "backward")
+
+
+def setitem(x, index, value):
+    """x[index] = value, in place. RuntimeError where it would have to be recorded: join Tensors by concatenate, or add them."""
+    if recording() and (x.requires_grad or isinstance(value, Tensor) and value.requires_grad):
+        raise RuntimeError(f"x[...] = value: writing into x ({dims(x)}) is not recorded, so a gradient would be lost; write "
+                           "under `with no_grad():`, or build the result with concatenate, pad and +")
+    x.data[index] = value.data if isinstance(value, Tensor) else value
+    x.mark_written()
+
+
+def copy_(x, value):
+    """Write value (a Tensor, an ndarray or a number) into x, in place, and return x; the rules of `x[...] = value`."""
+    setitem(x, ..., value)
+    return x
+
+
+for name, symbol in {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
+    setattr(Tensor, f"__{name}__", _comparison(symbol, getattr(operator, name)))
+Tensor.__hash__ = object.__hash__               # by identity
+Tensor.__iadd__, Tensor.__isub__ = _in_place("+=", add, operator.iadd), _in_place("-=", sub, operator.isub)
+Tensor.__imul__, Tensor.__itruediv__ = _in_place("*=", mul, operator.imul), _in_place("/=", div, operator.itruediv)
+Tensor.__ipow__ = _power_in_place
+Tensor.__setitem__, Tensor.copy_ = setitem, copy_
+Tensor.fill_, Tensor.zero_ = copy_, lambda x: copy_(x, 0)
