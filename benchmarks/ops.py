@@ -8,6 +8,8 @@ from benchmarks.shapes import CLASSES, CONVS, HEAD, HEIGHT, NORMS, WIDTH
 from benchmarks.steps import readable
 from benchmarks.timing import in_turn, parts_in_turn, quartiles, table
 from minifcn import Tensor
+from minifcn.core.tensor import record
+from minifcn.fast import fused
 from minifcn.fast.cpu import columns, winograd
 from minifcn.fast.cpu.threads import channels_first
 from minifcn.functional import conv, conv_forms
@@ -26,6 +28,12 @@ def as_map(N, C, H, W):
     return channels_first(draw(N, H, W, C))
 
 
+def norm_add_relu(x, w, b, shortcut=None):
+    """relu(batch_norm(x) + shortcut) in training as one op: what follows a convolution in the fused layers."""
+    y, _, _, saved = fused.normalize_add_relu(x.data, w.data, b.data, None if shortcut is None else shortcut.data, 1e-5)
+    return record(y, (x, w, b, shortcut), lambda gy: fused.normalize_add_relu_grad(gy, y, w.data, saved), "norm_add_relu")
+
+
 def cases():
     """Yield (name, how often in the network, op, arrays, PyTorch's op): an op maps Tensors to one Tensor."""
     torch_F = torch.nn.functional
@@ -37,16 +45,14 @@ def cases():
            [draw(N, CLASSES, 10, 15), draw(CLASSES, CLASSES, 64, 64)],
            lambda x, w: torch_F.conv_transpose2d(x, w, None, HEAD.S, 16))
     for name, C, H, W, count in NORMS:
-        running = np.zeros(C, np.float32), np.ones(C, np.float32)
         t_running = torch.zeros(C), torch.ones(C)
         arrays = [as_map(N, C, H, W), draw(C), draw(C)]
         if name == "stem":
-            yield ("stem batch norm + relu", count, lambda x, w, b, r=running: F.batch_norm_add_relu(x, *r, w, b, True), arrays,
+            yield ("stem batch norm + relu", count, norm_add_relu, arrays,
                    lambda x, w, b, r=t_running: torch_F.relu(torch_F.batch_norm(x, *r, w, b, True)))
         else:                                                            # a block's second norm; its first adds nothing
             yield (f"{name} batch norm + add + relu", count,
-                   lambda x, w, b, s, r=running: F.batch_norm_add_relu(x, *r, w, b, True, shortcut=s),
-                   [*arrays, as_map(N, C, H, W)],
+                   norm_add_relu, [*arrays, as_map(N, C, H, W)],
                    lambda x, w, b, s, r=t_running: torch_F.relu(torch_F.batch_norm(x, *r, w, b, True) + s))
     yield ("max-pool 3x3 /2", 1, lambda x: F.max_pool2d(x, 3, 2, 1), [as_map(N, 64, 160, 240)],
            lambda x: torch_F.max_pool2d(x, 3, 2, 1))

@@ -3,8 +3,7 @@
 Read the source in this order; every file says what comes before and after it.
 
     core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
-    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss, step: the
-                operations
+    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step: the operations
     nn          init, module, layers, blocks                     operations that own weights
     models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
     data        classes, masks, voc, synthetic, loader, upload   Pascal VOC's layout, and batches from it

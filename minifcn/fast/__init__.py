@@ -8,9 +8,9 @@ benchmarks/README.md.
 """
 
 # isort: skip_file
-from minifcn.fast import fused
+from minifcn.fast import blocks, fused
 from minifcn.fast.cpu import winograd, head, columns, filters, pixels
 from minifcn.fast.gpu import cuda
 from minifcn.fast.cpu.threads import set_threads
 
-__all__ = ["fused", "winograd", "head", "columns", "filters", "pixels", "cuda", "set_threads"]
+__all__ = ["blocks", "fused", "winograd", "head", "columns", "filters", "pixels", "cuda", "set_threads"]

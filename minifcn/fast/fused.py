@@ -1,38 +1,47 @@
 """Twins of compositions of layers (nn/blocks.py): one op each, with a backward of its own, for the CPU and the GPU.
 
-    norm_relu, conv_norm_relu in training      batch norm + shortcut + ReLU in one pass over the map
-    conv_norm_relu in evaluation               the convolution finishes each block of y while it is in the cache
+    norm_relu        in training      batch norm + ReLU
+    conv_norm_relu   in training      convolution, then batch norm + shortcut + ReLU
+    conv_norm_relu   in evaluation    all of it
 
-The statistics of a BatchNorm2d in evaluation are constants: batch norm is one factor and one summand per filter,
+What makes them fast is that each array function below may be replaced once more, by one that touches every pixel as rarely
+as it can: fast/cpu/ and fast/gpu/ have those. In evaluation the statistics are constants, and batch norm is one factor and one
+summand per filter, so that a convolution can finish each block of y while it is in the cache:
 
     scale = gamma / sqrt(var + eps)      shift = beta - mean scale
 
 (The factor could go into w as well, but weights change, and scaling 11 million of them anew for every call costs more than
-scaling y.) Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 2 (inference).
+scaling y.)
+
+Read after blocks.py; read next cpu/threads.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 2 (inference).
 """
 
 import numpy as np
 
-import minifcn.functional as F
 from minifcn.core.backend import array_module
-from minifcn.core.dispatch import replaces
-from minifcn.core.tensor import Tensor
+from minifcn.core.dispatch import replaceable, replaces
+from minifcn.core.shapes import check_conv2d
+from minifcn.core.tensor import Tensor, as_tensor, record
+from minifcn.functional.basic import rectify_grad
+from minifcn.functional.batchnorm import check_batch_norm, move_running, normalize, normalize_grad
+from minifcn.functional.conv import correlate, correlate_grad_w, correlate_grad_x, output_size
 from minifcn.nn import blocks
 from minifcn.nn.layers import BatchNorm2d, Conv2d
 
+# ---- when ----
 
-def float32(x):
-    """A Tensor or an array of four axes in float32."""
-    return x.dtype == np.float32 and x.ndim == 4
+def float32_map(x):
+    """(N, C, H, W) in float32."""
+    return x.ndim == 4 and x.dtype == np.float32
 
 
 def plain_norm(norm):
-    """A BatchNorm2d whose statistics are its own process's."""
+    """A BatchNorm2d, no class derived from it, whose statistics are those of this process alone."""
     return type(norm) is BatchNorm2d and getattr(norm, "reduce", None) is None
 
 
 def plain_conv(conv):
-    """A Conv2d and nothing derived from it."""
+    """A Conv2d, no class derived from it."""
     return type(conv) is Conv2d
 
 
@@ -46,35 +55,122 @@ def evaluation(norm):
     return not norm.training
 
 
-@replaces(blocks.norm_relu, when=(float32, plain_norm))
-def norm_relu_fused(norm, x):
-    """One op, F.batch_norm_add_relu."""
-    return _norm_add_relu(norm, x, None)
+def shortcut_of_same_shape(conv, x, shortcut):
+    """None, or a float32 map of the output's shape, which is not broadcast."""
+    hw = output_size(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return shortcut is None or shortcut.dtype == np.float32 and shortcut.shape == (x.shape[0], conv.out_channels, *hw)
 
 
-@replaces(blocks.conv_norm_relu, when=(float32, plain_norm, training))
+# ---- training ----
+
+@replaces(blocks.norm_relu, when=(float32_map, plain_norm, training))
+def norm_relu_training(norm, x):
+    """relu(norm(x)); gz = gy where y > 0, then batch norm's backward."""
+    x, w, b, eps = check_batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.eps)
+    y, mean, var, saved = normalize_add_relu(x.data, w.data, b.data, None, eps)
+    move_running(norm.running_mean, norm.running_var, mean, var, x.size // x.shape[1], norm.momentum)
+
+    def backward(gy):
+        return normalize_add_relu_grad(gy, y, w.data, saved)[:3]         # gx, gw, gb
+
+    return record(y, (x, w, b), backward, "norm_relu")
+
+
+@replaces(blocks.conv_norm_relu, when=(float32_map, plain_conv, plain_norm, training, shortcut_of_same_shape))
 def conv_norm_relu_training(conv, norm, x, shortcut=None):
-    """The convolution, and the rest as one op, F.batch_norm_add_relu."""
-    return _norm_add_relu(norm, conv(x), shortcut)
-
-
-def _norm_add_relu(norm, x, shortcut):
-    return F.batch_norm_add_relu(x, norm.running_mean, norm.running_var, norm.weight, norm.bias,
-                                 norm.training, norm.momentum, norm.eps, shortcut=shortcut)
-
-
-@replaces(blocks.conv_norm_relu, when=(float32, plain_conv, plain_norm, evaluation))
-def conv_norm_relu_evaluation(conv, norm, x, shortcut=None):
-    """One op, F.conv2d_scale_relu."""
-    scale, shift = scale_shift(norm)
+    """relu(norm(z) + shortcut) with z = conv(x); backward: the ReLU's mask, then batch norm's and the convolution's."""
+    x, kernel, shortcut, settings = _arguments(conv, x, shortcut)
+    z = correlate(x.data, kernel.data, *settings)                        # (N, F, OH, OW)
     if conv.bias is not None:
-        shift = shift + scale * conv.bias
-    return F.conv2d_scale_relu(x, conv.weight, scale, shift, conv.stride, conv.padding, conv.dilation, shortcut=shortcut)
+        z += conv.bias.data[:, None, None]
+    _, w, b, eps = check_batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.eps)
+    y, mean, var, saved = normalize_add_relu(z, w.data, b.data, None if shortcut is None else shortcut.data, eps)
+    move_running(norm.running_mean, norm.running_var, mean, var, z.size // z.shape[1], norm.momentum)
+    del z                                                                # `saved` decides what is kept
+
+    def backward(gy):
+        gz, gw, gb, gshortcut = normalize_add_relu_grad(gy, y, w.data, saved)
+        gx = gkernel = gbias = None
+        if x.requires_grad:
+            gx = correlate_grad_x(gz, kernel.data, x.shape[2:], *settings)                       # (N, C, H, W)
+        if kernel.requires_grad:
+            gkernel = correlate_grad_w(gz, x.data, kernel.shape[2:], *settings)                  # (F, C, KH, KW)
+        if conv.bias is not None and conv.bias.requires_grad:
+            gbias = gz.sum(axis=(0, 2, 3))                               # (F,): 0 but for rounding, the mean takes it away
+        return gx, gkernel, gbias, gw, gb, gshortcut
+
+    return record(y, (x, kernel, conv.bias, w, b, shortcut), backward, "conv_norm_relu")
 
 
-def scale_shift(norm):
-    """What evaluation does to each channel, y = scale x + shift: two Tensors (C,)."""
-    inv_std = 1 / array_module(norm.running_var).sqrt(norm.running_var + norm.eps)               # (C,)
+@replaceable
+def normalize_add_relu(x, w, b, shortcut, eps):
+    """max(normalize(x) + shortcut, 0), shortcut may be None: returns (y, mean, var, saved)."""
+    y, mean, var, saved = normalize(x, w, b, eps)
+    if shortcut is not None:
+        y += shortcut
+    return array_module(x).maximum(y, 0, out=y), mean, var, saved
+
+
+@replaceable
+def normalize_add_relu_grad(gy, y, w, saved):
+    """(gx, gw, gb, gshortcut): relu lets gy pass where y > 0, and the shortcut receives just that."""
+    gshortcut = rectify_grad(gy, y)
+    return *normalize_grad(gshortcut, w, saved), gshortcut
+
+
+# ---- evaluation ----
+
+@replaces(blocks.conv_norm_relu, when=(float32_map, plain_conv, plain_norm, evaluation, shortcut_of_same_shape))
+def conv_norm_relu_evaluation(conv, norm, x, shortcut=None):
+    """y[n,f,i,j] = max(scale[f] conv(x)[n,f,i,j] + shift[f] + shortcut[n,f,i,j], 0)
+
+        g = gy where y > 0, else 0;  gshortcut = g;  gshift[f] = sum_{n,i,j} g[n,f,i,j]
+        gx: conv2d's input gradient, with scale g in place of gy
+        gw[f] = scale[f] v[f],  gscale[f] = sum_{c,u,v} v[f,c,u,v] w[f,c,u,v]  where v is conv2d's weight gradient for g
+
+    gscale is <g, conv(x)> of each filter; that is linear in w, hence <v, w>: conv(x) itself need not be kept.
+    """
+    x, w, shortcut, settings = _arguments(conv, x, shortcut)
+    scale, shift = scale_shift(conv, norm)
+    y = correlate_scale_relu(x.data, w.data, scale.data, shift.data, None if shortcut is None else shortcut.data,
+                             *settings)                                  # (N, F, OH, OW)
+
+    def backward(gy):                                                    # (N, F, OH, OW)
+        g = rectify_grad(gy, y)                                          # (N, F, OH, OW)
+        gx = gw = gscale = gshift = None
+        if x.requires_grad:
+            gx = correlate_grad_x(g * scale.data[:, None, None], w.data, x.shape[2:], *settings)     # (N, C, H, W)
+        if w.requires_grad or scale.requires_grad:
+            v = correlate_grad_w(g, x.data, w.shape[2:], *settings)      # (F, C, KH, KW)
+            gw = v * scale.data[:, None, None, None]                     # (F, C, KH, KW)
+            gscale = (v * w.data).sum(axis=(1, 2, 3))                    # (F,)
+        if shift.requires_grad:
+            gshift = g.sum(axis=(0, 2, 3))                               # (F,)
+        return gx, gw, gscale, gshift, g
+
+    return record(y, (x, w, scale, shift, shortcut), backward, "conv_norm_relu")
+
+
+@replaceable
+def correlate_scale_relu(x, w, scale, shift, shortcut, stride, padding, dilation):
+    """max(scale correlate(x, w) + shift + shortcut, 0), with nothing saved; shortcut may be None."""
+    y = correlate(x, w, stride, padding, dilation)                       # (N, F, OH, OW)
+    y *= scale[:, None, None]
+    y += shift[:, None, None]
+    if shortcut is not None:
+        y += shortcut
+    return array_module(x).maximum(y, 0, out=y)
+
+
+def scale_shift(conv, norm):
+    """What the norm, and the convolution's bias before it, do to each filter: y = scale x + shift, two Tensors (F,)."""
+    inv_std = 1 / array_module(norm.running_var).sqrt(norm.running_var + norm.eps)               # (F,)
     scale = norm.weight * inv_std if norm.affine else Tensor(inv_std)
-    shift = -norm.running_mean * scale
-    return scale, shift + norm.bias if norm.affine else shift
+    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    return scale, norm.bias - mean * scale if norm.affine else -mean * scale
+
+
+def _arguments(conv, x, shortcut):
+    x, w = as_tensor(x), conv.weight
+    check_conv2d("conv2d", x, w, conv.bias, conv.stride, conv.padding, conv.dilation)
+    return x, w, None if shortcut is None else as_tensor(shortcut), (conv.stride, conv.padding, conv.dilation)

@@ -1,7 +1,6 @@
 """The operations, under their names in torch.nn.functional: `import minifcn.functional as F`.
 
-Reading order: basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, conv_norm, resize, pool, loss,
-step.
+Reading order: basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step.
 """
 
 import functools
@@ -41,10 +40,9 @@ from minifcn.functional.basic import (
     unsqueeze,
     where,
 )
-from minifcn.functional.batchnorm import batch_norm, batch_norm_add_relu
+from minifcn.functional.batchnorm import batch_norm
 from minifcn.functional.conv import conv2d
 from minifcn.functional.conv_forms import conv_matrix, conv_matrix_entries
-from minifcn.functional.conv_norm import conv2d_scale_relu
 from minifcn.functional.conv_transpose import conv_transpose2d
 from minifcn.functional.linear import linear, matmul
 from minifcn.functional.loss import cross_entropy, log_softmax, softmax
@@ -55,7 +53,7 @@ __all__ = [
     "add", "sub", "mul", "div", "neg", "power", "exp", "log", "sqrt", "abs", "clip", "where", "relu", "leaky_relu", "sigmoid",
     "dropout", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "flatten", "clone", "getitem", "pad", "crop",
     "concatenate", "stack", "sum", "mean", "max", "argmax", "matmul", "linear", "conv2d", "conv_transpose2d", "conv_matrix",
-    "conv_matrix_entries", "batch_norm", "batch_norm_add_relu", "conv2d_scale_relu", "interpolate", "max_pool2d",
+    "conv_matrix_entries", "batch_norm", "interpolate", "max_pool2d",
     "avg_pool2d", "adaptive_avg_pool2d", "log_softmax", "softmax", "cross_entropy",
 ]
 

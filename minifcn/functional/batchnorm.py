@@ -5,7 +5,7 @@ the fact that each pixel moves the mean and the variance of all others. In evalu
 whole layer is one multiplication and one addition per channel.
 
 The normalising variance is biased (divided by M), the running variance unbiased (divided by M - 1), as in PyTorch.
-Read after conv_forms.py; read next conv_norm.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+Read after conv_forms.py; read next resize.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 
 from math import prod
@@ -14,7 +14,6 @@ from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
 from minifcn.core.shapes import check_channels, check_dtypes, dims
 from minifcn.core.tensor import Tensor, as_tensor, record
-from minifcn.functional.basic import rectify_grad, relu
 
 # xhat = (x - mean) / sqrt(var + eps) with mean, var over the M = N*H*W pixels of a channel; y = w xhat + b.
 #
@@ -41,42 +40,16 @@ def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, mom
     >>> batch_norm(np.array([[1.0], [3.0]]), None, None, training=True, eps=0.0).data.tolist()
     [[-1.0], [1.0]]
     """
-    x, w, b, eps = _arguments("batch_norm", x, running_mean, running_var, w, b, training, eps)
+    x, w, b, eps = check_batch_norm(x, running_mean, running_var, w, b, training, eps)
     if not training:
         return _fixed_batch_norm(x, running_mean, running_var, w, b, eps)
     y, mean, var, saved = normalize(x.data, w.data, b.data, eps)
-    _move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
+    move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
 
     def backward(gy):
         return normalize_grad(gy, w.data, saved)                         # gx, gw, gb
 
     return record(y, (x, w, b), backward, "batch_norm")
-
-
-def batch_norm_add_relu(x, running_mean, running_var, w=None, b=None, training=False, momentum=0.1, eps=1e-5, *,
-                        shortcut=None):
-    """relu(batch_norm(x, ...) + shortcut): what every layer of a ResNet does after its convolution.
-
-    shortcut: a Tensor of x's shape, or None for none; all else as `batch_norm`. Fused because a fast path can then touch
-    each pixel once; its definition is the composition. Keeps xhat and y.
-    """
-    x, w, b, eps = _arguments("batch_norm_add_relu", x, running_mean, running_var, w, b, training, eps)
-    if shortcut is not None:
-        shortcut = as_tensor(shortcut)
-        check_dtypes("batch_norm_add_relu", x=x, shortcut=shortcut)
-        if shortcut.shape != x.shape:
-            raise ValueError(f"batch_norm_add_relu: shortcut must have x's shape (x: {dims(x)}, "
-                             f"shortcut: {dims(shortcut)})")
-    if not training:
-        y = batch_norm(x, running_mean, running_var, w, b, False, momentum, eps)
-        return relu(y if shortcut is None else y + shortcut)
-    y, mean, var, saved = normalize_add_relu(x.data, w.data, b.data, None if shortcut is None else shortcut.data, eps)
-    _move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
-
-    def backward(gy):
-        return normalize_add_relu_grad(gy, y, w.data, saved)             # gx, gw, gb, gshortcut
-
-    return record(y, (x, w, b, shortcut), backward, "batch_norm_add_relu")
 
 
 @replaceable
@@ -101,22 +74,6 @@ def normalize_grad(gy, w, saved):
     gw = (gy * xhat).sum(axis=axes)                                      # (C,)
     centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)
     return per_channel(w * inv_std, gy) * centred, gw, gb                # (N, C, H, W), (C,), (C,)
-
-
-@replaceable
-def normalize_add_relu(x, w, b, shortcut, eps):
-    """max(normalize(x) + shortcut, 0): returns (y, mean, var, saved)."""
-    y, mean, var, saved = normalize(x, w, b, eps)
-    if shortcut is not None:
-        y += shortcut
-    return array_module(x).maximum(y, 0, out=y), mean, var, saved
-
-
-@replaceable
-def normalize_add_relu_grad(gy, y, w, saved):
-    """(gx, gw, gb, gshortcut): relu lets gy pass where y > 0, and the shortcut receives just that."""
-    gshortcut = rectify_grad(gy, y)
-    return *normalize_grad(gshortcut, w, saved), gshortcut
 
 
 def _fixed_batch_norm(x, mean, var, w, b, eps):
@@ -155,15 +112,17 @@ def per_channel(v, x):
     return v.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def _move_running(running_mean, running_var, mean, var, M, momentum):
+def move_running(running_mean, running_var, mean, var, M, momentum):
+    """running = (1 - momentum) running + momentum batch, in place; M: pixels of a channel."""
     if running_mean is not None:
         moved_mean = running_mean + momentum * (mean - running_mean)
         moved_var = running_var + momentum * (var * (M / (M - 1)) - running_var)                 # unbiased
         running_var[...], running_mean[...] = moved_var, moved_mean
 
 
-def _arguments(op, x, running_mean, running_var, w, b, training, eps):
-    x = as_tensor(x)
+def check_batch_norm(x, running_mean, running_var, w, b, training, eps):
+    """x, w, b as Tensors, w and b 1 and 0 where they are None, and eps as a float. Raises what batch_norm raises."""
+    op, x = "batch_norm", as_tensor(x)
     if x.ndim < 2:
         raise ValueError(f"{op}: x must have axes N, C and perhaps pixels, got x: {dims(x)}")
     xp, C = array_module(x.data), x.shape[1]

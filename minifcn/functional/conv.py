@@ -5,14 +5,15 @@
                        gw = correlate_grad_w(gy, x)    gy times the columns again
 
 The transposed convolution (conv_transpose.py) is the same three functions with their roles exchanged. "Correlate", because
-the kernel is not flipped. The columns of a whole batch would take 0.66 GiB for one ResNet layer at batch 32 of
-320 x 480, so a few images are unfolded at a time.
+the kernel is not flipped. Why a matrix product: y = w cols, with one column for each window. So gw = gy cols^T; the gradient
+of the columns is w^T gy; and since im2col copies pixels, its adjoint col2im adds each column back to the pixels it came from.
+
+The columns of a whole batch would take 0.66 GiB for one ResNet layer at batch 32 of 320 x 480, so a few images are unfolded
+at a time.
 
 Read after linear.py; read next conv_transpose.py. Sources: Chellapilla et al. 2006 (im2col); Dumoulin & Visin 2016,
 arXiv 1603.07285 (the arithmetic).
 """
-
-from math import ceil
 
 import numpy as np
 
@@ -49,16 +50,16 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
     dilation = pair(dilation, "conv2d: dilation", 1)
     check_conv2d("conv2d", x, w, b, stride, padding, dilation)
     forward, grad_x, grad_w = array_functions(form)                      # correlate and its two gradients
-    y, saved = forward(x.data, w.data, stride, padding, dilation)        # (N, F, OH, OW)
+    y = forward(x.data, w.data, stride, padding, dilation)               # (N, F, OH, OW)
     if b is not None:
         y += b.data[:, None, None]                                       # (N, F, OH, OW)
 
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None
         if x.requires_grad:
-            gx = grad_x(gy, w.data, x.shape[2:], stride, padding, dilation, saved)               # (N, C, H, W)
+            gx = grad_x(gy, w.data, x.shape[2:], stride, padding, dilation)          # (N, C, H, W)
         if w.requires_grad:
-            gw = grad_w(gy, x.data, w.shape[2:], stride, padding, dilation, saved)               # (F, C, KH, KW)
+            gw = grad_w(gy, x.data, w.shape[2:], stride, padding, dilation)          # (F, C, KH, KW)
         if b is not None and b.requires_grad:
             gb = gy.sum(axis=(0, 2, 3))                                  # (F,)
         return gx, gw, gb
@@ -77,7 +78,7 @@ def array_functions(form):
 def correlate(x, w, stride, padding, dilation):
     """y[n,f,i,j] = sum_{c,u,v} w[f,c,u,v] x[n,c, i*S + u*D - P, ...]: y[n] = w as a matrix times the columns of x[n].
 
-    Returns (y, saved): saved is None here; a fast twin may keep its columns for its own gradients.
+    x: (N, C, H, W). w: (F, C, KH, KW). The rest: pairs. Returns (N, F, OH, OW).
     """
     (N, C, H, W), (F, _, KH, KW) = x.shape, w.shape
     OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
@@ -86,11 +87,11 @@ def correlate(x, w, stride, padding, dilation):
     for n in image_blocks(x, C * KH * KW * OH * OW):
         cols = im2col(x[n], (KH, KW), (OH, OW), stride, padding, dilation)                       # (n, C*KH*KW, OH*OW)
         y[n] = (rows @ cols).reshape(-1, F, OH, OW)                      # (n, F, OH, OW)
-    return y, None
+    return y
 
 
 @replaceable
-def correlate_grad_x(gy, w, hw, stride, padding, dilation, saved):
+def correlate_grad_x(gy, w, hw, stride, padding, dilation):
     """gx[n,c,h,k], and equally the forward of the transposed convolution: columns w^T gy, added back by col2im.
 
     gy: (N, F, OH, OW). w: (F, C, KH, KW). hw: the size (H, W) of x. Returns (N, C, H, W).
@@ -105,7 +106,7 @@ def correlate_grad_x(gy, w, hw, stride, padding, dilation, saved):
 
 
 @replaceable
-def correlate_grad_w(gy, x, khw, stride, padding, dilation, saved):
+def correlate_grad_w(gy, x, khw, stride, padding, dilation):
     """gw[f,c,u,v] = sum_{n,i,j} gy[n,f,i,j] x[n,c, i*S + u*D - P, ...]: gy[n] times the columns of x[n], transposed.
 
     gy: (N, F, OH, OW). x: (N, C, H, W). khw: (KH, KW). Returns (F, C, KH, KW).
@@ -135,19 +136,10 @@ def image_blocks(x, columns):
 
 # ---- im2col and col2im ----
 #
-# Both walk over the same views of the zero-padded image: im2col copies each view into the columns, col2im adds the
-# columns to each view. The plain walk takes one tap (u, v) at a time, the pixels that it meets as the window moves:
+# Both walk over the same views of the zero-padded image, one for each tap (u, v) of the kernel: the pixels that the tap
+# meets as the window moves. im2col copies each view into the columns, col2im adds the columns to each view.
 #
-#     view(u, v) = padded[:, :, u*D : : S, v*D : : S]                    K*K copies of shape (OH, OW)
-#
-# With D = 1 the kernel axis splits as K = A*S + rest, and the S taps u = a*S .. a*S + S-1 of group a meet the whole rows
-# (i + a)*S .. (i + a)*S + S-1: cut the image into S x S blocks and group (a, b) is the block grid shifted by (a, b):
-#
-#     K = 4, S = 2:   taps 0 1 | 2 3     view(a, b) = blocks[a : a + OH, b : b + OW]    ceil(K/S)^2 copies of S x S blocks
-#     blocks of x:   |01|23|45|67|       group a = 0 meets blocks 0, 1, 2; group a = 1 meets blocks 1, 2, 3
-#
-# For the 64 x 64 stride-32 head that is 4 copies instead of 4,096; for stride 1 both walks are the same. A stride larger
-# than the kernel leaves whole rows unread, and taking them along would only cost memory: then it is tap by tap.
+#     view(u, v) = padded[:, :, u*D : : S, v*D : : S]                    KH*KW views of shape (OH, OW)
 #
 # On a 3 x 3 image with K = 2, S = 1, P = 0, columns are the four positions of the window, rows the four taps:
 #
@@ -156,72 +148,36 @@ def image_blocks(x, columns):
 #     6 7 8          (u,v) = (1,0)    3 4 6 7
 #                    (u,v) = (1,1)    4 5 7 8      y = [w00 w01 w10 w11] times this
 
+@replaceable
 def im2col(x, khw, ohw, stride, padding, dilation):
     """cols[n, (c,u,v), (i,j)] = x[n,c, i*SH + u*DH - PH, j*SW + v*DW - PW], zero outside the image.
 
     x: (n, C, H, W). ohw: (OH, OW), at most what `output_size` allows. Returns (n, C*KH*KW, OH*OW).
     """
-    (n, C), (KH, KW), (OH, OW), (PH, PW) = x.shape[:2], khw, ohw, padding
-    xp, (FH, FW) = array_module(x), frame_size(ohw, khw, stride, dilation)
-    frame = xp.zeros((n, C, FH, FW), x.dtype)
-    part = x[:, :, :max(0, FH - PH), :max(0, FW - PW)]                   # rows that no window reaches stay out
-    frame[:, :, PH:PH + part.shape[2], PW:PW + part.shape[3]] = part
+    (n, C), (KH, KW), (OH, OW), (PH, PW), xp = x.shape[:2], khw, ohw, padding, array_module(x)
+    frame = xp.pad(x, [(0, 0), (0, 0), (PH, PH), (PW, PW)])              # (n, C, H + 2*PH, W + 2*PW)
     cols = xp.empty((n, C, KH, KW, OH, OW), x.dtype)
-    for (u, v), view in views(frame, ohw, khw, stride, dilation):
-        cols[:, :, u, v] = view                                          # (n, C, taps, taps, OH, OW)
+    for (u, v), view in tap_views(frame, khw, ohw, stride, dilation):
+        cols[:, :, u, v] = view                                          # (n, C, OH, OW)
     return cols.reshape(n, C * KH * KW, OH * OW)
 
 
+@replaceable
 def col2im(cols, hw, khw, ohw, stride, padding, dilation):
     """x[n,c,h,k] = sum of cols[n, (c,u,v), (i,j)] over all u,v,i,j that read pixel (h, k): the adjoint of im2col.
 
     cols: (n, C*KH*KW, OH*OW). hw: (H, W). Returns (n, C, H, W).
     """
-    (H, W), (KH, KW), (OH, OW), (PH, PW) = hw, khw, ohw, padding
-    cols = cols.reshape(len(cols), -1, KH, KW, OH, OW)
-    FH, FW = frame_size(ohw, khw, stride, dilation)
-    frame = array_module(cols).zeros((*cols.shape[:2], max(FH, PH + H), max(FW, PW + W)), cols.dtype)
-    for (u, v), view in views(frame[:, :, :FH, :FW], ohw, khw, stride, dilation):
-        view += cols[:, :, u, v]                                         # (n, C, taps, taps, OH, OW)
+    (H, W), (PH, PW) = hw, padding
+    cols = cols.reshape(len(cols), -1, *khw, *ohw)                       # (n, C, KH, KW, OH, OW)
+    frame = array_module(cols).zeros((*cols.shape[:2], H + 2 * PH, W + 2 * PW), cols.dtype)
+    for (u, v), view in tap_views(frame, khw, ohw, stride, dilation):
+        view += cols[:, :, u, v]                                         # (n, C, OH, OW)
     return frame[:, :, PH:PH + H, PW:PW + W]
 
 
-def frame_size(ohw, khw, stride, dilation):
-    """Rows and columns that the windows reach from the padded corner on, in whole S x S blocks where those are used."""
-    if in_blocks(khw, stride, dilation):
-        return tuple((O + ceil(K / S) - 1) * S for O, K, S in zip(ohw, khw, stride))
-    return tuple((O - 1) * S + D * (K - 1) + 1 for O, K, S, D in zip(ohw, khw, stride, dilation))
-
-
-def views(frame, ohw, khw, stride, dilation):
-    """Yield ((taps u, taps v), view) pairs that cover the kernel; each view is (n, C, taps, taps, OH, OW)."""
-    if in_blocks(khw, stride, dilation):
-        return block_views(frame, ohw, khw, stride)
-    return tap_views(frame, ohw, khw, stride, dilation)
-
-
-def in_blocks(khw, stride, dilation):
-    """Can the kernel be taken in S x S blocks? Without dilation, and if it is no smaller than a block."""
-    return dilation == (1, 1) and all(S <= K for S, K in zip(stride, khw))
-
-
-def tap_views(frame, ohw, khw, stride, dilation):
-    """One tap at a time, any dilation: the definition."""
-    (OH, OW), (KH, KW), (SH, SW), (DH, DW) = ohw, khw, stride, dilation
-    for u, v in np.ndindex(KH, KW):
-        view = frame[:, :, u * DH:u * DH + (OH - 1) * SH + 1:SH, v * DW:v * DW + (OW - 1) * SW + 1:SW]
-        yield (slice(u, u + 1), slice(v, v + 1)), view[:, :, None, None]
-
-
-def block_views(frame, ohw, khw, stride):
-    """S x S taps at a time, dilation 1."""
-    (OH, OW), (KH, KW), (SH, SW) = ohw, khw, stride
-    n, C, FH, FW = frame.shape
-    sn, sc, sh, sw = frame.strides
-    xp = array_module(frame)
-    blocks = xp.lib.stride_tricks.as_strided(                            # (n, C, blocks, SH, blocks, SW), a view
-        frame, (n, C, FH // SH, SH, FW // SW, SW), (sn, sc, sh * SH, sh, sw * SW, sw))
-    for a, b in np.ndindex(ceil(KH / SH), ceil(KW / SW)):
-        TH, TW = min(SH, KH - a * SH), min(SW, KW - b * SW)              # taps left in the last group
-        view = blocks[:, :, a:a + OH, :TH, b:b + OW, :TW]                # (n, C, OH, TH, OW, TW)
-        yield (slice(a * SH, a * SH + TH), slice(b * SW, b * SW + TW)), view.transpose(0, 1, 3, 5, 2, 4)
+def tap_views(frame, khw, ohw, stride, dilation):
+    """Yield ((u, v), view): the pixels of a padded image that tap (u, v) meets, (n, C, OH, OW)."""
+    (OH, OW), (SH, SW), (DH, DW) = ohw, stride, dilation
+    for u, v in np.ndindex(khw):
+        yield (u, v), frame[:, :, u * DH:u * DH + (OH - 1) * SH + 1:SH, v * DW:v * DW + (OW - 1) * SW + 1:SW]

@@ -32,10 +32,10 @@ def correlate_loops(x, w, stride, padding, dilation):
     for i, j in np.ndindex(OH, OW):
         window = frame[:, :, *taps(i, j, w.shape[2:], stride, dilation)]              # (N, C, KH, KW)
         y[:, :, i, j] = xp.einsum("ncuv,fcuv->nf", window, w)                         # (N, F)
-    return y, None
+    return y
 
 
-def grad_x_loops(gy, w, hw, stride, padding, dilation, saved):
+def grad_x_loops(gy, w, hw, stride, padding, dilation):
     """The scatter: gy[n,f,i,j] broadcasts kernel w[f] into the window at (i, j); what overlaps adds up."""
     xp, (N, C), (H, W), (PH, PW) = array_module(gy), (len(gy), w.shape[1]), hw, padding
     frame = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), gy.dtype)
@@ -44,7 +44,7 @@ def grad_x_loops(gy, w, hw, stride, padding, dilation, saved):
     return frame[:, :, PH:PH + H, PW:PW + W]                                          # padding removes rows here
 
 
-def grad_w_loops(gy, x, khw, stride, padding, dilation, saved):
+def grad_w_loops(gy, x, khw, stride, padding, dilation):
     """gw = the sum over images and windows of gy[n,f,i,j] times the window at (i, j)."""
     xp, frame = array_module(x), padded(x, padding)
     gw = xp.zeros((gy.shape[1], x.shape[1], *khw), x.dtype)                           # (F, C, KH, KW)
@@ -131,16 +131,16 @@ def correlate_matrix(x, w, stride, padding, dilation):
     """y = W x for every image, as vectors."""
     ohw = output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
     W = dense_matrix(w, x.shape[2:], ohw, stride, padding, dilation)            # (F*OH*OW, C*H*W)
-    return (as_vectors(x) @ W.T).reshape(len(x), len(w), *ohw), None
+    return (as_vectors(x) @ W.T).reshape(len(x), len(w), *ohw)
 
 
-def grad_x_matrix(gy, w, hw, stride, padding, dilation, saved):
+def grad_x_matrix(gy, w, hw, stride, padding, dilation):
     """gx = W^T gy for every image: the transposed convolution."""
     W = dense_matrix(w, hw, gy.shape[2:], stride, padding, dilation)            # (F*OH*OW, C*H*W)
     return (as_vectors(gy) @ W).reshape(len(gy), w.shape[1], *hw)
 
 
-def grad_w_matrix(gy, x, khw, stride, padding, dilation, saved):
+def grad_w_matrix(gy, x, khw, stride, padding, dilation):
     """The gradient of W is gy x^T; each tap of w collects it from all the places of W where that tap stands."""
     xp, shape = array_module(x), (gy.shape[1], x.shape[1], *khw)
     rows, cols, tap = entries(xp, shape, x.shape[2:], gy.shape[2:], stride, padding, dilation)

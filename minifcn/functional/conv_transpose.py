@@ -44,17 +44,17 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
     correlate, grad_x, grad_w = array_functions(form)
     out_hw = tuple(conv_transpose_size(*axis)
                    for axis in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding))
-    y = grad_x(x.data, w.data, out_hw, stride, padding, dilation, None)  # (N, F, OH, OW)
+    y = grad_x(x.data, w.data, out_hw, stride, padding, dilation)        # (N, F, OH, OW)
     if b is not None:
         y += b.data[:, None, None]                                       # (N, F, OH, OW)
 
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None
         if x.requires_grad:
-            gx, _ = correlate(gy, w.data, stride, padding, dilation)     # (N, C, >= H, >= W): rows beyond H see only
+            gx = correlate(gy, w.data, stride, padding, dilation)        # (N, C, >= H, >= W): rows beyond H see only
             gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)         output_padding >= stride
         if w.requires_grad:
-            gw = grad_w(x.data, gy, w.shape[2:], stride, padding, dilation, None)                # (C, F, KH, KW)
+            gw = grad_w(x.data, gy, w.shape[2:], stride, padding, dilation)          # (C, F, KH, KW)
         if b is not None and b.requires_grad:
             gb = gy.sum(axis=(0, 2, 3))                                  # (F,)
         return gx, gw, gb

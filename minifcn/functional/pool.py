@@ -46,9 +46,9 @@ def maximum_of_windows(x, khw, stride, padding):
     top, left = (xp.maximum(P - S * xp.arange(O), 0) for O, S, P in zip(ohw, stride, padding))   # the first taps inside
     tap = xp.empty(y.shape, np.min_scalar_type(khw[0] * khw[1] - 1))     # (N, C, OH, OW)
     tap[...] = top[:, None] * khw[1] + left                              # win where all is -inf
-    for k, (_, view) in enumerate(tap_views(frame, ohw, khw, stride, (1, 1))):
-        tap[view[:, :, 0, 0] > y] = k                                    # strictly: the first of equals stays
-        xp.maximum(y, view[:, :, 0, 0], out=y)                           # a NaN stays a NaN
+    for k, (_, view) in enumerate(tap_views(frame, khw, ohw, stride, (1, 1))):
+        tap[view > y] = k                                                # strictly: the first of equals stays
+        xp.maximum(y, view, out=y)                                       # a NaN stays a NaN
     return y, tap
 
 
@@ -57,8 +57,8 @@ def maximum_of_windows_grad(gy, saved, hw, khw, stride, padding):
     """gx (N, C, H, W): each gy is added at its winning tap."""
     (H, W), (PH, PW), xp, tap = hw, padding, array_module(gy), saved
     frame = xp.zeros((*gy.shape[:2], H + 2 * PH, W + 2 * PW), gy.dtype)
-    for k, (_, view) in enumerate(tap_views(frame, gy.shape[2:], khw, stride, (1, 1))):
-        view[:, :, 0, 0] += xp.where(xp.equal(tap, k), gy, 0)            # not ==, which compares anything with anything
+    for k, (_, view) in enumerate(tap_views(frame, khw, gy.shape[2:], stride, (1, 1))):
+        view += xp.where(xp.equal(tap, k), gy, 0)                        # not ==, which compares anything with anything
     return frame[:, :, PH:PH + H, PW:PW + W]
 
 
@@ -73,7 +73,7 @@ def avg_pool2d(x, kernel_size, stride=None, padding=0):
     ohw = output_size((H, W), khw, stride, padding, (1, 1))
 
     def windows(frame):
-        return (view[:, :, 0, 0] for _, view in tap_views(frame, ohw, khw, stride, (1, 1)))
+        return (view for _, view in tap_views(frame, khw, ohw, stride, (1, 1)))
 
     frame = xp.pad(x.data, [(0, 0), (0, 0), (PH, PH), (PW, PW)])
     y = xp.zeros((*x.shape[:2], *ohw), x.dtype)                          # (N, C, OH, OW)

@@ -4,7 +4,7 @@ Each output pixel is a weighted mean of its four nearest input pixels. Rows and 
 two small matrices around the image, y = R x Q^T, and its gradient is gx = R^T gy Q. An averaging matrix in their place
 gives adaptive pooling (pool.py).
 
-Read after conv_norm.py; read next pool.py. Source: torch.nn.functional.interpolate (conventions for the half pixel).
+Read after batchnorm.py; read next pool.py. Source: torch.nn.functional.interpolate (conventions for the half pixel).
 """
 
 import math

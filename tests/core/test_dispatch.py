@@ -15,7 +15,7 @@ from minifcn import Tensor, nn
 from minifcn.core import backend, dispatch
 from minifcn.core.backend import to_host
 from minifcn.core.dispatch import REPLACEMENTS, readable_only, replaceable, replaces
-from minifcn.functional import conv
+from minifcn.functional import conv, pool
 from minifcn.nn import init
 from minifcn.training import SGD
 
@@ -84,15 +84,15 @@ def test_only_what_is_marked_can_be_replaced():
 
 def test_an_op_calls_the_twin_and_hands_its_saved_back(monkeypatch):
     monkeypatch.setattr(dispatch, "_readable", False)
-    x, w = Tensor(np.ones((1, 1, 3, 3)), requires_grad=True), Tensor(np.ones((1, 1, 2, 2)), requires_grad=True)
-    seen = []
-    monkeypatch.setitem(REPLACEMENTS, conv.correlate, [(lambda *a: True, lambda *a: (a[0][:, :, 1:, 1:] * 7, "columns"))])
-    for f in (conv.correlate_grad_x, conv.correlate_grad_w):
-        monkeypatch.setitem(REPLACEMENTS, f, [(lambda *a: seen.append(a[-1]), None)])
-    y = F.conv2d(x, w)
+    x, seen = Tensor(np.ones((1, 1, 2, 2)), requires_grad=True), []
+    monkeypatch.setitem(REPLACEMENTS, pool.maximum_of_windows, [(lambda *a: True, lambda *a: (a[0] * 7, "mine"))])
+    monkeypatch.setitem(REPLACEMENTS, pool.maximum_of_windows_grad,
+                        [(lambda *a: seen.append(a[1]), None)])          # None is false: the definition is asked next
+    y = F.max_pool2d(x, 1)
     assert y.data.tolist() == [[[[7, 7], [7, 7]]]]
-    y.backward(np.ones((1, 1, 2, 2)))
-    assert seen == ["columns", "columns"] and x.grad[0, 0].tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    with pytest.raises(TypeError):                                       # it cannot read what the twin saved
+        y.backward(np.ones((1, 1, 2, 2)))
+    assert seen == ["mine"]
 
 
 @pytest.mark.parametrize("value, readable", [(None, False), ("0", False), ("", False), ("1", True)])
@@ -144,15 +144,15 @@ def counted():
 def agree(xp, op, *inputs, dtype=np.float32):
     """Values, gradients and whatever op changes in place: with twins and without, to a few hundred roundings of the largest.
 
-    op: takes Tensors and returns a Tensor and a list of arrays that it changed.
+    op: takes Tensors and returns a Tensor, and a function that gives further arrays to compare after backward.
     """
     results = []
     for context in (contextlib.nullcontext(), readable_only()):
         with context:
             tensors = [Tensor(xp.asarray(a.astype(dtype)), requires_grad=True) for a in inputs]
-            y, changed = op(*tensors)
+            y, further = op(*tensors)
             y.backward(xp.asarray(np.random.default_rng(9).standard_normal(y.shape).astype(dtype)))
-            results.append([y.data, *(t.grad for t in tensors), *changed])
+            results.append([y.data, *(t.grad for t in tensors), *further()])
     for mine, definition in zip(*results):
         a, b = to_host(mine), to_host(definition)
         assert a.dtype == b.dtype and a.shape == b.shape and isinstance(mine, type(definition))
@@ -165,68 +165,85 @@ def draw(seed, *shapes):
     return [rng.standard_normal(shape) for shape in shapes]
 
 
-def layers(case):
+def nothing():
+    return []
+
+
+def layers(xp, case):
     shapes = (case.N, case.C, *case.hw), (case.F, case.C, *case.khw)
     settings = [as_given(s, case.seed) for s in case.settings]
-    yield lambda x, w: (F.conv2d(x, w, None, *settings), []), *draw(case.seed, *shapes)
-    yield (lambda x, w, a, b: (F.conv2d_scale_relu(x, w, a, b, *settings) * 1.0, []),
-           *draw(case.seed, *shapes, case.F, case.F))
+    yield lambda x, w: (F.conv2d(x, w, None, *settings), nothing), *draw(case.seed, *shapes)
+    y = case.N, case.F, *conv.output_size(case.hw, case.khw, *case.settings)
+    x, shortcut = draw(case.seed, shapes[0], y)
+    for training in (True, False) if np.prod(y) > 500 * case.F else (False,):
+        yield conv_norm_relu(xp, case, settings, training), x, 10 * np.sign(shortcut)        # far from where the ReLU bends
 
 
 @given(convolutions(most=16))
 def test_convolutions(xp, counted, case):
-    for op, *inputs in layers(case):
+    for op, *inputs in layers(xp, case):
         agree(xp, op, *inputs, dtype=case.dtype)
 
 
 SEVERAL_BLOCKS = [c._replace(N=2, C=c.C * 16, F=c.F * 16, hw=(c.hw[0] * 5, c.hw[1] * 5)) for c in REAL_LAYERS]
-FEW_POSITIONS = Conv(1, 160, 300, (9, 12), (3, 3), (1, 1), (1, 1), seed=8)
+FEW_POSITIONS = Conv(1, 160, 300, (9, 12), (3, 3), (1, 1), (1, 1), dtype=np.float32, seed=8)
 
 
 @pytest.mark.parametrize("case", [*SEVERAL_BLOCKS, FEW_POSITIONS])
 def test_convolutions_of_several_blocks(xp, counted, case):
-    for op, *inputs in layers(case):
+    for op, *inputs in layers(xp, case):
         agree(xp, op, *inputs)
 
 
 @pytest.mark.parametrize("hw", [(2, 3), (4, 5)])
 def test_the_head(xp, counted, hw):
     x, w = draw(0, (1, 3, *hw), (3, 3, 64, 64))
-    agree(xp, lambda x, w: (F.conv_transpose2d(x, w, stride=32, padding=16), []), x, w)
+    agree(xp, lambda x, w: (F.conv_transpose2d(x, w, stride=32, padding=16), nothing), x, w)
 
 
-def normalization(training, momentum, form):
-    def op(x, w, b, s):
-        running = [w.data * 0 + 1, w.data * 0 + 2]
-        if form == "plain":
-            y = F.batch_norm(x, *running, w, b, training, momentum)
-        else:
-            y = F.batch_norm_add_relu(x, *running, w, b, training, momentum, shortcut=s if form == "shortcut" else None)
-        return y + s, running                                            # s always gets a gradient
+def conv_norm_relu(xp, case, settings, training):
+    """The composition as an op for `agree`; further: the gradients of its weights, and its running statistics."""
+    def op(x, shortcut=None):
+        init.seed(case.seed)
+        net = nn.Sequential(nn.Conv2d(case.C, case.F, case.khw, *settings, bias=case.bias), nn.BatchNorm2d(case.F))
+        net.to(np.dtype(case.dtype)).to("cpu" if xp is np else "gpu").train(training)
+        net[1].running_var[...] = 3
+        return nn.conv_norm_relu(*net, x, shortcut), lambda: [
+            *(p.grad for p in (net[0].weight, net[1].weight, net[1].bias)), net[1].running_mean, net[1].running_var]
 
     return op
 
 
+def normalization(training, momentum):
+    def op(x, w, b, s):
+        running = [w.data * 0 + 1, w.data * 0 + 2]
+        y = F.batch_norm(x, *running, w, b, training, momentum)
+        return y + s, lambda: running                                    # s always gets a gradient
+
+    return op
+
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("form", ["plain", "relu", "shortcut"])
-def test_normalization(xp, counted, training, form):
+def test_normalization(xp, counted, training):
     for i, shape in enumerate([(2, 3, 1, 1), (3, 5, 3, 7), (1, 17, 8, 9), (4, 64, 40, 57)]):
         x, w, b, s = draw(i, shape, shape[1:2], shape[1:2], shape)
-        agree(xp, normalization(training, 0.1, form), x * 3 + 1, w, b, s, dtype=np.float64 if i == 1 else np.float32)
+        agree(xp, normalization(training, 0.1), x * 3 + 1, w, b, s, dtype=np.float64 if i == 1 else np.float32)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compositions(xp, counted, training):
-    """tests/fast/test_fused.py compares the gradients of their weights."""
-    def op(x, s):
-        init.seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
-        net.to("cpu" if xp is np else "gpu").train(training)
-        y = nn.conv_norm_relu(*net, x, s) + nn.norm_relu(net[1], s)
-        return y, [net[1].running_mean, net[1].running_var]
+@pytest.mark.parametrize("hw", [(4, 5), (40, 57)])
+def test_compositions(xp, counted, training, hw):
+    """With a shortcut; and batch norm and ReLU alone."""
+    case = Conv(2, 3, 16, hw, (3, 3), (1, 1), (1, 1), dtype=np.float32)
+    x, s = draw(0, (2, 3, *hw), (2, 16, *hw))
+    agree(xp, conv_norm_relu(xp, case, case.settings, training), x)
+    agree(xp, conv_norm_relu(xp, case, case.settings, training), x, s)
 
-    agree(xp, op, *draw(0, (2, 3, 40, 57), (2, 4, 40, 57)))
+    def op(x):
+        norm = nn.BatchNorm2d(16).to("cpu" if xp is np else "gpu").train(training)
+        return nn.norm_relu(norm, x), lambda: [norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+    agree(xp, op, s)
 
 
 @given(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(3, 12), st.integers(3, 12)), seeds)
@@ -240,14 +257,14 @@ def test_pointwise_pooling_and_loss_of_several_blocks(xp, counted):
 
 def pointwise_pooling_and_loss(xp, shape, seed):
     x, = draw(seed, shape)
-    agree(xp, lambda x: (F.relu(x), []), x)
-    agree(xp, lambda x: (F.max_pool2d(x, 3, 2, 1), []), np.round(x * 4))
-    agree(xp, lambda x: (F.max_pool2d(x, (2, 3)), []), x)
+    agree(xp, lambda x: (F.relu(x), nothing), x)
+    agree(xp, lambda x: (F.max_pool2d(x, 3, 2, 1), nothing), np.round(x * 4))
+    agree(xp, lambda x: (F.max_pool2d(x, (2, 3)), nothing), x)
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, shape[1], (shape[0], *shape[2:])).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.2] = 255
     for reduction in ("none", "sum", "mean"):
-        agree(xp, lambda x: (F.cross_entropy(x, xp.asarray(labels), ignore_index=255, reduction=reduction), []), x)  # noqa: B023
+        agree(xp, lambda x: (F.cross_entropy(x, xp.asarray(labels), ignore_index=255, reduction=reduction), nothing), x)  # noqa: B023
 
 
 @pytest.mark.parametrize("shape", [(3,), (64, 65, 3, 3)])

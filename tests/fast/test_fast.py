@@ -22,6 +22,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 import minifcn.functional as F
 from minifcn import Tensor
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
+from minifcn.fast import fused
 from minifcn.fast.cpu import columns, filters, head, pixels, winograd
 from minifcn.fast.cpu import threads as cpu
 from minifcn.functional import basic, batchnorm, conv, loss, pool
@@ -119,8 +120,8 @@ def calls(form, x, w, gy, settings):
     y, grad_x, grad_w = TWINS[form]
     hw, khw = x.shape[2:], w.shape[2:]
     yield y, conv.correlate, (x, w, *settings), w[0].size
-    yield grad_x, conv.correlate_grad_x, (gy, w, hw, *settings, None), w[:, 0].size
-    yield grad_w, conv.correlate_grad_w, (gy, x, khw, *settings, None), gy[:, 0].size
+    yield grad_x, conv.correlate_grad_x, (gy, w, hw, *settings), w[:, 0].size
+    yield grad_w, conv.correlate_grad_w, (gy, x, khw, *settings), gy[:, 0].size
 
 
 def values(result):
@@ -162,7 +163,7 @@ def test_scale_shift_shortcut_relu(threads, form, case, with_shortcut):
     twin = {"columns": columns.correlate_scale_relu_columns, "filters": filters.correlate_scale_relu_filters,
             "winograd": winograd.correlate_scale_relu_winograd}[form]
     y = repeated(twin, x, w, scale, shift, shortcut, *settings)
-    plain = TWINS[form][0](x, w, *settings)[0] * scale[:, None, None] + shift[:, None, None]
+    plain = TWINS[form][0](x, w, *settings) * scale[:, None, None] + shift[:, None, None]
     np.testing.assert_array_equal(y, np.maximum(plain + shortcut if with_shortcut else plain, 0))
 
 
@@ -191,11 +192,11 @@ def test_winograd(threads, case):
         mine, exact = values(repeated(twin, *args)), values(definition(function, *args))
         assert mine.dtype == np.float32 and mine.shape == exact.shape
         assert np.sqrt(((mine - exact) ** 2).mean() / (exact**2).mean()) < 1.5e-6
-    y, exact = winograd.correlate_winograd(x, w, *settings)[0], definition(conv.correlate, x, w, *settings)[0]
+    y, exact = winograd.correlate_winograd(x, w, *settings), definition(conv.correlate, x, w, *settings)
     assert (abs(y - exact) <= gamma(case[1] + 40) * amplified(x, w, settings[1])).all()
     turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)                          # gx is such a convolution too
-    gx = winograd.correlate_grad_x_winograd(gy, w, case[3], *settings, None)
-    exact = definition(conv.correlate_grad_x, gy, w, case[3], *settings, None)
+    gx = winograd.correlate_grad_x_winograd(gy, w, case[3], *settings)
+    exact = definition(conv.correlate_grad_x, gy, w, case[3], *settings)
     assert (abs(gx - exact) <= gamma(case[2] + 40) * amplified(gy, turned, tuple(2 - P for P in settings[1]))).all()
 
 
@@ -251,7 +252,7 @@ def test_batch_norm(threads, shape, form, order, monkeypatch):
     if form == "plain":
         forward, args = (pixels.normalize_blocks, batchnorm.normalize), (x, w, b, 1e-5)
     else:
-        forward = pixels.normalize_add_relu_blocks, batchnorm.normalize_add_relu
+        forward = pixels.normalize_add_relu_blocks, fused.normalize_add_relu
         args = x, w, b, shortcut if form == "shortcut" else None, 1e-5
     y, mean, var, saved = forward[0](*args)
     repeated(lambda *a: forward[0](*a)[:3], *args)
@@ -264,7 +265,7 @@ def test_batch_norm(threads, shape, form, order, monkeypatch):
         exact = definition(batchnorm.normalize_grad, gy, w, saved0)
     else:
         mine = repeated(lambda gy: pixels.normalize_add_relu_grad_blocks(gy, y, w, saved), gy)
-        exact = definition(batchnorm.normalize_add_relu_grad, gy, y, w, saved0)
+        exact = definition(fused.normalize_add_relu_grad, gy, y, w, saved0)
         if form == "relu":
             assert mine[3] is None                                       # nobody asked for the shortcut's gradient
             mine, exact = mine[:3], exact[:3]

@@ -6,7 +6,7 @@ Every channel holds distinct integers (scaled and shifted), so that no variance 
 import numpy as np
 import pytest
 from cases import dtypes, seeds
-from checks import assert_within, check_manners, check_op, contents, gamma, leaf
+from checks import assert_within, check_op, contents, gamma
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,41 +88,6 @@ def run(op, inputs, gy):
     return [to_host(y.data), *(to_host(t.grad) for t in tensors)]
 
 
-@pytest.mark.parametrize("training", [True, False])
-@given(shapes, st.booleans(), dtypes, seeds)
-def test_fused_with_shortcut_and_relu(xp, training, shape, shortcut, dtype, seed):
-    """batch_norm_add_relu is relu(batch_norm + shortcut), bit for bit; running arrays included."""
-    x, w, b = distinct(seed, shape)
-    gy, s = contents(seed, dtype, shape, shape)
-    inputs = [xp.asarray(a.astype(dtype)) for a in ([x, w, b, s] if shortcut else [x, w, b])]
-    gy = xp.asarray(gy.astype(dtype))
-    running = [[xp.asarray(np.full(shape[1], v, dtype)) for v in (1e3, 2.0)] for _ in range(2)]
-
-    def fused(x, w, b, s=None):
-        return F.batch_norm_add_relu(x, *running[0], w, b, training, 0.25, 1e-3, shortcut=s)
-
-    def composed(x, w, b, s=None):
-        y = F.batch_norm(x, *running[1], w, b, training, 0.25, 1e-3)
-        return F.relu(y if s is None else y + s)
-
-    for mine, expected in zip(run(fused, inputs, gy), run(composed, inputs, gy)):
-        assert mine.dtype == dtype and np.array_equal(mine, expected)
-    for mine, expected in zip(*running):
-        assert np.array_equal(to_host(mine), to_host(expected))
-    assert (to_host(running[0][0]) != 1e3).any() == training
-
-
-def test_fused_manners(xp):
-    x, w, b = distinct(3, (2, 3, 3, 2))
-    s, gy = contents(3, np.float64, x.shape, x.shape)
-    tensors = [leaf(xp, a, np.float64) for a in (x, w, b, s)]
-    y = F.batch_norm_add_relu(tensors[0], None, None, *tensors[1:3], training=True, shortcut=tensors[3])
-    there = xp.asarray(gy)
-    y.backward(there)
-    check_manners(xp, tensors, [x, w, b, s], there, gy, y)
-    assert (to_host(y.data) == 0).any() and (to_host(y.data) > 0).any()
-
-
 @given(shapes, st.sampled_from([0.0, 0.1, 0.5, 1.0]), dtypes, seeds)
 def test_running_statistics(xp, shape, momentum, dtype, seed):
     """They move in place by momentum, the variance unbiased; twice, to see the momentum at work."""
@@ -149,15 +114,10 @@ def test_running_statistics_are_not_touched_in_evaluation_and_default_momentum_i
     F.batch_norm(x, mean, var, training=True)
     assert mean.item() == pytest.approx(0.9 * 10 + 0.1 * 2, rel=1e-15)
     assert var.item() == pytest.approx(0.9 * 20 + 0.1 * 2, rel=1e-15)
-    F.batch_norm_add_relu(x, mean, var, training=True)
-    assert mean.item() == pytest.approx(0.9 * 9.2 + 0.1 * 2, rel=1e-15)
     y = F.batch_norm(x, xp.asarray(np.array([1.0])), xp.asarray(np.array([4.0]))).data       # eps = 1e-5
     assert to_host(y)[1, 0] == pytest.approx(2 / np.sqrt(4 + 1e-5), rel=1e-15)
-    y = F.batch_norm_add_relu(x, xp.asarray(np.array([1.0])), xp.asarray(np.array([4.0]))).data
-    assert to_host(y)[1, 0] == pytest.approx(2 / np.sqrt(4 + 1e-5), rel=1e-15)
-    for op in (F.batch_norm, F.batch_norm_add_relu):
-        y = op(x, None, None, training=True).data
-        assert to_host(y)[1, 0] == pytest.approx(1 / np.sqrt(1 + 1e-5), rel=1e-15)
+    y = F.batch_norm(x, None, None, training=True).data
+    assert to_host(y)[1, 0] == pytest.approx(1 / np.sqrt(1 + 1e-5), rel=1e-15)
 
 
 @given(shapes, seeds)
@@ -223,18 +183,10 @@ COMPLAINTS = {
 }
 
 
-@pytest.mark.parametrize("op", [F.batch_norm, F.batch_norm_add_relu])
 @pytest.mark.parametrize("args, kwargs, error, message", COMPLAINTS.values(), ids=COMPLAINTS)
-def test_complaints(op, args, kwargs, error, message):
-    with pytest.raises(error, match=f"^{op.__name__}: .*{message}"):
-        op(*args, **kwargs)
-
-
-def test_complaints_about_the_shortcut():
-    with pytest.raises(ValueError, match=r"shortcut must have x's shape \(x: 2x3x2x2, shortcut: 2x3x2x1\)"):
-        F.batch_norm_add_relu(X, V, V, training=True, shortcut=X[..., :1])
-    with pytest.raises(TypeError, match="x: float64, shortcut: float32"):
-        F.batch_norm_add_relu(X, V, V, training=True, shortcut=X.astype(np.float32))
+def test_complaints(args, kwargs, error, message):
+    with pytest.raises(error, match=f"^batch_norm: .*{message}"):
+        F.batch_norm(*args, **kwargs)
 
 
 def test_one_pixel_maps_are_fine_in_evaluation_and_two_values_in_training(xp):

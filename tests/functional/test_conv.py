@@ -88,22 +88,17 @@ def test_columns_of_the_largest_layer_are_blocked():
 
 
 @given(convolutions())
-def test_walks_over_the_kernel(case):
-    """In S x S blocks where the kernel holds one, else tap by tap; on a frame that is no larger than the windows need."""
-    settings = case.khw, case.stride, case.dilation
-    ohw = conv.output_size(case.hw, case.khw, *case.settings)
-    reach = [(O - 1) * S + D * (K - 1) + 1 for O, K, S, D in zip(ohw, *settings)]
-    blocks = case.dilation == (1, 1) and all(S <= K for S, K in zip(case.stride, case.khw))
-    size = conv.frame_size(ohw, *settings)
-    assert size == tuple(-(-r // S) * S if blocks else r for r, S in zip(reach, case.stride))
-    frame = np.zeros((1, 2, *size))
-    taps = np.zeros(case.khw, int)
-    views = list(conv.views(frame, ohw, *settings))
-    for (u, v), view in views:
-        taps[u, v] += 1
-        assert view.shape == (1, 2, *taps[u, v].shape, *ohw) and np.may_share_memory(view, frame)
-    assert (taps == 1).all()
-    assert len(views) == np.prod([-(-K // S) if blocks else K for K, S in zip(case.khw, case.stride)])
+def test_walk_over_the_taps(case):
+    """Each tap once, and its view holds the pixels that it meets: those of the windows' first corners, moved by it."""
+    (H, W), (PH, PW), ohw = case.hw, case.padding, conv.output_size(case.hw, case.khw, *case.settings)
+    frame = np.arange((H + 2 * PH) * (W + 2 * PW)).reshape(1, 1, H + 2 * PH, W + 2 * PW)
+    (SH, SW), (DH, DW) = case.stride, case.dilation
+    taps = []
+    for (u, v), view in conv.tap_views(frame, case.khw, ohw, case.stride, case.dilation):
+        taps.append((u, v))
+        assert view.shape == (1, 1, *ohw) and np.may_share_memory(view, frame)
+        assert all(view[0, 0, i, j] == frame[0, 0, i * SH + u * DH, j * SW + v * DW] for i, j in np.ndindex(ohw))
+    assert taps == list(np.ndindex(case.khw))
 
 
 def test_the_bound_notices_tf32():

@@ -62,7 +62,6 @@ TESTS = {
     "functional/conv_forms.py": "conv conv_forms conv_transpose seed_facts strangers",
     "functional/conv_transpose.py": "conv_transpose conv_forms seed_facts strangers torch_reference",
     "functional/batchnorm.py": "batchnorm strangers torch_reference",
-    "functional/conv_norm.py": "conv_norm layers blocks",
     "functional/pool.py": "pool strangers torch_reference",
     "functional/resize.py": "resize pool strangers torch_reference",
     "functional/loss.py": "loss strangers torch_reference",
@@ -251,7 +250,7 @@ def places(node, file, function):
 PLANTED = [
     # height and width exchanged
     ("functional/conv.py", "frame[:, :, u * DH:u * DH", "frame[:, :, u * DW:u * DW"),
-    ("functional/conv.py", "(PH, PW) = x.shape[:2], khw, ohw, padding", "(PW, PH) = x.shape[:2], khw, ohw, padding"),
+    ("functional/conv.py", "(PH, PW), xp = x.shape[:2], khw, ohw, padding", "(PW, PH), xp = x.shape[:2], khw, ohw, padding"),
     ("functional/conv_forms.py", "h = i * stride[0] + u * dilation[0] - padding[0]",
      "h = i * stride[1] + u * dilation[1] - padding[1]"),
     ("functional/pool.py", "return (frame[:, :, PH:PH + H, PW:PW + W],)", "return (frame[:, :, PW:PW + H, PH:PH + W],)"),
@@ -273,7 +272,7 @@ PLANTED = [
     ("functional/batchnorm.py", "return (0, *range(2, x.ndim))", "return tuple(range(1, x.ndim))"),
     ("functional/loss.py", "top, rest = log_sum_exp(x, 1)", "top, rest = log_sum_exp(x, -1)"),
     # ties, kinks, padding
-    ("functional/pool.py", "tap[view[:, :, 0, 0] > y] = k", "tap[view[:, :, 0, 0] >= y] = k"),
+    ("functional/pool.py", "tap[view > y] = k", "tap[view >= y] = k"),
     ("functional/pool.py", "constant_values=-np.inf", "constant_values=0"),
     ("functional/pool.py", "np.min_scalar_type(khw[0] * khw[1] - 1)", "np.uint8"),
     ("functional/basic.py", "where(y > 0, gy, 0)", "where(y >= 0, gy, 0)"),
@@ -293,8 +292,8 @@ PLANTED = [
     ("functional/resize.py", "R, Q = xp.asarray(R, dtype=x.dtype), xp.asarray(Q, dtype=x.dtype)",
      "R, Q = xp.asarray(R), xp.asarray(Q)"),
     # the optimiser and the scores
-    ("functional/descent.py", "v += g", "v += lr * g"),
-    ("functional/descent.py", "g = g + weight_decay * w", "g += weight_decay * w"),
+    ("functional/step.py", "v += g", "v += lr * g"),
+    ("functional/step.py", "g = g + weight_decay * w", "g += weight_decay * w"),
     ("training/metrics.py", "K * truth + guess", "K * guess + truth"),
     ("training/metrics.py", "- hits", "- 0 * hits"),
 ]
@@ -463,7 +462,8 @@ class Session:
 
 
 def tests_of(file):
-    return [f"tests/test_{name}.py" for name in TESTS[file].split()[:MOST_FILES]]
+    """Paths of the tests, whose base names are unique, below the root or its copy."""
+    return [str(next(Path("tests").rglob(f"test_{name}.py"))) for name in TESTS[file].split()[:MOST_FILES]]
 
 
 def equivalents():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
+from minifcn.fast import fused
 from minifcn.fast.cpu.threads import (
     blocks,
     channels_first,
@@ -25,7 +26,7 @@ from minifcn.fast.cpu.threads import (
     scratch,
     split,
 )
-from minifcn.functional import conv, conv_norm
+from minifcn.functional import conv
 
 COLUMNS = 2**19                                 # numbers in the columns of a block: 2 MB
 POSITIONS = 512                                 # but not fewer positions: BLAS packs the kernel anew for every block
@@ -54,10 +55,10 @@ def sizes_of_grad_w(gy, x, khw, *_):
 @replaces(conv.correlate, when=lambda x, w, *settings: is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
 def correlate_columns(x, w, stride, padding, dilation):
     """y = columns(x) w^T, a block at a time."""
-    return channels_first(convolve(x, w, stride, padding, dilation)), None
+    return channels_first(convolve(x, w, stride, padding, dilation))
 
 
-@replaces(conv_norm.correlate_scale_relu, when=lambda x, w, scale, shift, shortcut, *settings:
+@replaces(fused.correlate_scale_relu, when=lambda x, w, scale, shift, shortcut, *settings:
           is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
 def correlate_scale_relu_columns(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each block is scaled, shifted and rectified while it is in the cache."""
@@ -82,12 +83,12 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, n, i, f: None):
 
 
 @replaces(conv.correlate_grad_x, when=lambda gy, w, *_: is_fast(gy, w) and is_worth_it(*sizes_of_grad_x(gy, w)))
-def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
+def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation):
     """Columns gy w, added to the padded image tap by tap; threads share the images, since the rows of windows overlap."""
     (F, C, KH, KW), (H, W), (PH, PW), gy = w.shape, hw, padding, channels_last(gy)
     (N, OH, OW, _), (SH, SW), (DH, DW) = gy.shape, stride, dilation
     kernel = rows_of_kernel(w)                                           # (F, KH*KW*C)
-    height, width = conv.frame_size((OH, OW), (KH, KW), stride, dilation)
+    height, width = ((O - 1) * S + D * (K - 1) + 1 for O, S, K, D in zip((OH, OW), stride, (KH, KW), dilation))
     gx = np.empty((N, H, W, C), np.float32)
 
     def work(images):
@@ -110,7 +111,7 @@ def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation, saved):
 
 
 @replaces(conv.correlate_grad_w, when=lambda gy, x, khw, *_: is_fast(gy, x) and is_worth_it(*sizes_of_grad_w(gy, x, khw)))
-def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation, saved):
+def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation):
     """gw = gy^T columns(x), summed over the blocks: each thread keeps its own sum, and they are added in order."""
     gy, x = channels_last(gy), x.transpose(0, 2, 3, 1)
     (N, OH, OW, F), K = gy.shape, khw[0] * khw[1] * x.shape[3]

@@ -20,9 +20,10 @@ from math import prod
 import numpy as np
 
 from minifcn.core.dispatch import replaces
+from minifcn.fast import fused
 from minifcn.fast.cpu.columns import ENOUGH, sizes, sizes_of_grad_w, sizes_of_grad_x
 from minifcn.fast.cpu.threads import in_parallel, is_fast, one_blas_thread, split
-from minifcn.functional import conv, conv_norm
+from minifcn.functional import conv
 
 
 def is_worth_it(N, C, F, ohw, khw):
@@ -33,10 +34,10 @@ def is_worth_it(N, C, F, ohw, khw):
 @replaces(conv.correlate, when=lambda x, w, *settings: is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
 def correlate_filters(x, w, stride, padding, dilation):
     """y[:, f] = rows f of w times the columns."""
-    return convolve(x, w, stride, padding, dilation), None
+    return convolve(x, w, stride, padding, dilation)
 
 
-@replaces(conv_norm.correlate_scale_relu, when=lambda x, w, scale, shift, shortcut, *settings:
+@replaces(fused.correlate_scale_relu, when=lambda x, w, scale, shift, shortcut, *settings:
           is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
 def correlate_scale_relu_filters(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each thread scales, shifts and rectifies its filters."""
@@ -66,9 +67,9 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, f: None):
 
 
 @replaces(conv.correlate_grad_x, when=lambda gy, w, *_: is_fast(gy, w) and is_worth_it(*sizes_of_grad_x(gy, w)))
-def correlate_grad_x_filters(gy, w, hw, stride, padding, dilation, saved):
+def correlate_grad_x_filters(gy, w, hw, stride, padding, dilation):
     """gx[:, c] from the columns of channels c alone."""
-    (N, F, *ohw), (_, C, *khw) = gy.shape, w.shape
+    (N, F), ohw, C, khw = gy.shape[:2], gy.shape[2:], w.shape[1], w.shape[2:]
     gy, gx = np.ascontiguousarray(gy).reshape(N, F, -1), np.empty((N, C, *hw), np.float32)       # (N, F, OH*OW)
 
     def work(c):
@@ -80,9 +81,9 @@ def correlate_grad_x_filters(gy, w, hw, stride, padding, dilation, saved):
 
 
 @replaces(conv.correlate_grad_w, when=lambda gy, x, khw, *_: is_fast(gy, x) and is_worth_it(*sizes_of_grad_w(gy, x, khw)))
-def correlate_grad_w_filters(gy, x, khw, stride, padding, dilation, saved):
+def correlate_grad_w_filters(gy, x, khw, stride, padding, dilation):
     """gw[f] = gy[:, f] times the columns, summed over the images."""
-    (N, F, *ohw), C = gy.shape, x.shape[1]
+    (N, F), ohw, C = gy.shape[:2], gy.shape[2:], x.shape[1]
     cols = conv.im2col(np.ascontiguousarray(x), khw, ohw, stride, padding, dilation)             # (N, C*KH*KW, OH*OW)
     gy, gw = np.ascontiguousarray(gy).reshape(N, F, -1), np.empty((F, cols.shape[1]), np.float32)
 

@@ -31,9 +31,9 @@ def applies(khw, stride, dilation, *maps):
     return khw == (2 * stride[0], 2 * stride[1]) and min(stride) >= 8 and dilation == (1, 1) and is_fast(*maps)
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation, saved:
+@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation:
           applies(w.shape[2:], stride, dilation, gy, w) and reaches(hw, gy.shape[2:], stride, padding))
-def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation, saved):
+def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation):
     """The transposed convolution forward: paint row p of all cells of one channel, for every p."""
     (N, _, OH, OW), C, (SH, SW), (PH, PW), (H, W) = gy.shape, w.shape[1], stride, padding, hw
     inputs, gx = neighbours(gy), np.empty((N, C, H, W), np.float32)      # (N, OH+1, OW+1, 4*F)
@@ -70,12 +70,12 @@ def correlate_cells(x, w, stride, padding, dilation):
             y[n] = sum(total[a:a + OH, b:b + OW, a, b] for a in (0, 1) for b in (0, 1)).transpose(2, 0, 1)
 
     in_parallel(work, split(N))
-    return y, None
+    return y
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, stride, padding, dilation, saved:
+@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, stride, padding, dilation:
           applies(khw, stride, dilation, gy, x))
-def correlate_grad_w_cells(gy, x, khw, stride, padding, dilation, saved):
+def correlate_grad_w_cells(gy, x, khw, stride, padding, dilation):
     """Its weight gradient: inputs times cells, summed over the images."""
     (N, F, OH, OW), C, (SH, SW) = gy.shape, x.shape[1], stride
     inputs = neighbours(gy).reshape(N, -1, 4 * F).swapaxes(1, 2)         # (N, 4*F, (OH+1)*(OW+1))

@@ -17,6 +17,7 @@ from itertools import product
 import numpy as np
 
 from minifcn.core.dispatch import replaces
+from minifcn.fast import fused
 from minifcn.fast.cpu.threads import blocks, channels_first, channels_last, dealt, in_parallel, is_fast, scratch, split
 from minifcn.functional import basic, batchnorm, pool
 
@@ -63,7 +64,7 @@ def normalize_blocks(x, w, b, eps):
     return _normalize(x, w, b, eps, lambda y, block: None)
 
 
-@replaces(batchnorm.normalize_add_relu, when=lambda x, w, b, shortcut, eps: worth_it(x, w, b, shortcut))
+@replaces(fused.normalize_add_relu, when=lambda x, w, b, shortcut, eps: worth_it(x, w, b, shortcut))
 def normalize_add_relu_blocks(x, w, b, shortcut, eps):
     """As `normalize_blocks`; shortcut and ReLU join the second pass."""
     added = None if shortcut is None else rows_of(shortcut)
@@ -135,7 +136,7 @@ def normalize_grad_blocks(gy, w, saved):
     return gx, *_normalize_grad(gy, rows, rows, out, w, saved)
 
 
-@replaces(batchnorm.normalize_add_relu_grad, when=lambda gy, y, w, saved: worth_it(gy, y, w) and len(saved) == 4)
+@replaces(fused.normalize_add_relu_grad, when=lambda gy, y, w, saved: worth_it(gy, y, w) and len(saved) == 4)
 def normalize_add_relu_grad_blocks(gy, y, w, saved):
     """The first pass also masks gy by y > 0; without a shortcut gx then takes the place of the masked gy."""
     *saved, shortcut = saved

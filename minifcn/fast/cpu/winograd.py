@@ -30,6 +30,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
+from minifcn.fast import fused
 from minifcn.fast.cpu.threads import (
     blocks,
     channels_first,
@@ -41,7 +42,7 @@ from minifcn.fast.cpu.threads import (
     scratch,
     split,
 )
-from minifcn.functional import conv, conv_norm
+from minifcn.functional import conv
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity
 
@@ -86,10 +87,10 @@ def applies(x, w, stride, padding, dilation):
 @replaces(conv.correlate, when=applies)
 def correlate_winograd(x, w, stride, padding, dilation):
     """y = A^T [ (G w G^T) * (B^T d B) ] A."""
-    return channels_first(convolve(channels_last(x), w.swapaxes(0, 1), GG, padding)), None
+    return channels_first(convolve(channels_last(x), w.swapaxes(0, 1), GG, padding))
 
 
-@replaces(conv_norm.correlate_scale_relu,
+@replaces(fused.correlate_scale_relu,
           when=lambda x, w, scale, shift, shortcut, *settings: applies(x, w, *settings))
 def correlate_scale_relu_winograd(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each block is scaled, shifted and rectified while it is in the cache."""
@@ -97,17 +98,17 @@ def correlate_scale_relu_winograd(x, w, scale, shift, shortcut, stride, padding,
     return channels_first(convolve(channels_last(x), w.swapaxes(0, 1), GG, padding, finish))
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation, saved:
+@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation:
           applies(gy, w, stride, padding, dilation))
-def correlate_grad_x_winograd(gy, w, hw, stride, padding, dilation, saved):
+def correlate_grad_x_winograd(gy, w, hw, stride, padding, dilation):
     """The forward with the kernel turned by 180 degrees: tap 8 - k (from 0) of (F, C) stands where tap k of (C, F) stood."""
     return channels_first(convolve(channels_last(gy), w, GG[:, ::-1], tuple(2 - P for P in padding)))
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, stride, padding, dilation, saved:
+@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, stride, padding, dilation:
           khw == (3, 3) and stride == (1, 1) and dilation == (1, 1) and max(padding) <= 2 and is_fast(gy, x)
           and is_worth_it(len(x), x.shape[1], gy.shape[1], x.shape[2:]))
-def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation, saved):
+def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation):
     """gw = G^T [ sum over tiles (A gy A^T)^T (B^T d B) ] G."""
     x, gy = channels_last(x), channels_last(gy)
     (N, OH, OW, F), C = gy.shape, x.shape[3]

@@ -9,8 +9,9 @@ import numpy as np
 
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
+from minifcn.fast import fused
 from minifcn.fast.gpu.launch import BLOCKS, T, blocks_of, gemm, launch
-from minifcn.functional import batchnorm, conv, conv_norm, loss, pool, step
+from minifcn.functional import batchnorm, conv, loss, pool, step
 
 
 def on_gpu(*arrays):
@@ -38,11 +39,11 @@ def correlate_cuda(x, w, stride, padding, dilation):
     for n in conv.image_blocks(x, C * KH * KW * OH * OW):
         cols = columns(x[n], (KH, KW), (OH, OW), stride, padding, dilation)          # (C*KH*KW, n*OH*OW)
         y[n] = gemm(rows, cols).reshape(F, -1, OH, OW).swapaxes(0, 1)    # (n, F, OH, OW)
-    return y, None
+    return y
 
 
 @replaces(conv.correlate_grad_x, when=lambda gy, w, hw, *_: on_gpu(gy, w) and fits(*hw))
-def correlate_grad_x_cuda(gy, w, hw, stride, padding, dilation, saved):
+def correlate_grad_x_cuda(gy, w, hw, stride, padding, dilation):
     (N, F, OH, OW), (_, C, KH, KW) = gy.shape, w.shape
     rows = contiguous(w).reshape(F, -1)                                  # (F, C*KH*KW)
     gx = backend.cupy.empty((N, C, *hw), gy.dtype)
@@ -54,7 +55,7 @@ def correlate_grad_x_cuda(gy, w, hw, stride, padding, dilation, saved):
 
 
 @replaces(conv.correlate_grad_w, when=lambda gy, x, *_: on_gpu(gy, x))
-def correlate_grad_w_cuda(gy, x, khw, stride, padding, dilation, saved):
+def correlate_grad_w_cuda(gy, x, khw, stride, padding, dilation):
     (_, F, OH, OW), C, (KH, KW) = gy.shape, x.shape[1], khw
     x, gw = contiguous(x), backend.cupy.zeros((F, C * KH * KW), x.dtype)
     for n in conv.image_blocks(x, C * KH * KW * OH * OW):
@@ -85,7 +86,7 @@ def normalize_cuda(x, w, b, eps):
     return _normalize(x, w, b, None, eps, relu=False)
 
 
-@replaces(batchnorm.normalize_add_relu, when=lambda x, w, b, shortcut, eps: on_gpu(x, w, b, shortcut))
+@replaces(fused.normalize_add_relu, when=lambda x, w, b, shortcut, eps: on_gpu(x, w, b, shortcut))
 def normalize_add_relu_cuda(x, w, b, shortcut, eps):
     return _normalize(x, w, b, shortcut, eps, relu=True)
 
@@ -95,15 +96,15 @@ def normalize_grad_cuda(gy, w, saved):
     return _normalize_grad(gy, None, w, saved)[:3]
 
 
-@replaces(batchnorm.normalize_add_relu_grad, when=lambda gy, y, w, saved: on_gpu(gy, y, w))
+@replaces(fused.normalize_add_relu_grad, when=lambda gy, y, w, saved: on_gpu(gy, y, w))
 def normalize_add_relu_grad_cuda(gy, y, w, saved):
     return _normalize_grad(gy, y, w, saved)
 
 
-@replaces(conv_norm.correlate_scale_relu,
+@replaces(fused.correlate_scale_relu,
           when=lambda x, w, scale, shift, shortcut, *_: on_gpu(x, w, scale, shift, shortcut))
 def correlate_scale_relu_cuda(x, w, scale, shift, shortcut, stride, padding, dilation):
-    y, _ = correlate_cuda(x, w, stride, padding, dilation)
+    y = correlate_cuda(x, w, stride, padding, dilation)
     return _scale_shift(y, None, scale, shift, None if shortcut is None else contiguous(shortcut), relu=True)
 
 

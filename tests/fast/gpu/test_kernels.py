@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minifcn.core import dispatch
+from minifcn.fast import fused
 from minifcn.fast.gpu import cuda, launch
-from minifcn.functional import batchnorm, conv, conv_norm, loss, pool, step
+from minifcn.functional import batchnorm, conv, loss, pool, step
 
 U = 2.0**-24                                    # half the spacing of float32 at 1
 few = settings(max_examples=min(40, settings.default.max_examples))      # a case takes milliseconds on fibers, not micro
@@ -106,9 +107,9 @@ def test_correlate(gpu, case, seed):
     rng = np.random.default_rng(seed)
     reorder(gpu, seed)
     x, w = as_float32(rng.standard_normal((N, C, *hw)), rng.standard_normal((F, C, *khw)))
-    y, _ = reference(conv.correlate, x, w, *geometry)
-    size, _ = reference(conv.correlate, np.abs(x), np.abs(w), *geometry)
-    check(cuda.correlate_cuda(*on_device(gpu, x, w), *geometry)[0], y, gamma(C * khw[0] * khw[1]) * size)
+    y = reference(conv.correlate, x, w, *geometry)
+    size = reference(conv.correlate, np.abs(x), np.abs(w), *geometry)
+    check(cuda.correlate_cuda(*on_device(gpu, x, w), *geometry), y, gamma(C * khw[0] * khw[1]) * size)
 
 
 @each_layer
@@ -118,9 +119,9 @@ def test_correlate_grad_x(gpu, case, seed):
     reorder(gpu, seed)
     ohw = conv.output_size(hw, khw, *geometry)
     gy, w = as_float32(rng.standard_normal((N, F, *ohw)), rng.standard_normal((F, C, *khw)))
-    gx = reference(conv.correlate_grad_x, gy, w, hw, *geometry, None)
-    size = reference(conv.correlate_grad_x, np.abs(gy), np.abs(w), hw, *geometry, None)
-    check(cuda.correlate_grad_x_cuda(*on_device(gpu, gy, w), hw, *geometry, None), gx, gamma(F * khw[0] * khw[1]) * size)
+    gx = reference(conv.correlate_grad_x, gy, w, hw, *geometry)
+    size = reference(conv.correlate_grad_x, np.abs(gy), np.abs(w), hw, *geometry)
+    check(cuda.correlate_grad_x_cuda(*on_device(gpu, gy, w), hw, *geometry), gx, gamma(F * khw[0] * khw[1]) * size)
 
 
 @each_layer
@@ -130,9 +131,9 @@ def test_correlate_grad_w(gpu, case, seed):
     reorder(gpu, seed)
     ohw = conv.output_size(hw, khw, *geometry)
     gy, x = as_float32(rng.standard_normal((N, F, *ohw)), rng.standard_normal((N, C, *hw)))
-    gw = reference(conv.correlate_grad_w, gy, x, khw, *geometry, None)
-    size = reference(conv.correlate_grad_w, np.abs(gy), np.abs(x), khw, *geometry, None)
-    check(cuda.correlate_grad_w_cuda(*on_device(gpu, gy, x), khw, *geometry, None), gw, gamma(N * ohw[0] * ohw[1]) * size)
+    gw = reference(conv.correlate_grad_w, gy, x, khw, *geometry)
+    size = reference(conv.correlate_grad_w, np.abs(gy), np.abs(x), khw, *geometry)
+    check(cuda.correlate_grad_w_cuda(*on_device(gpu, gy, x), khw, *geometry), gw, gamma(N * ohw[0] * ohw[1]) * size)
 
 
 # ---- matrix products ----
@@ -170,7 +171,7 @@ def test_normalize_add_relu(gpu, shape, with_shortcut, seed):
     x, w, b, shortcut, gy = as_float32(rng.standard_normal(shape) * spread + 10 * rng.standard_normal(), rng.uniform(0.5, 2, C),
                                        rng.standard_normal(C), rng.standard_normal(shape), rng.standard_normal(shape))
     shortcut = shortcut if with_shortcut else None
-    y, mean, var, saved = reference(batchnorm.normalize_add_relu, x, w, b, shortcut, 1e-5)
+    y, mean, var, saved = reference(fused.normalize_add_relu, x, w, b, shortcut, 1e-5)
     dx, dw, db, dshortcut, dgy = on_device(gpu, x, w, b, shortcut, gy)
     got_y, got_mean, got_var, got_saved = cuda.normalize_add_relu_cuda(dx, dw, db, dshortcut, 1e-5)
     large, sharp = np.abs(x).max(), 1 / np.sqrt(var.min() + 1e-5)        # x - mean cancels: its error grows with both
@@ -179,7 +180,7 @@ def test_normalize_add_relu(gpu, shape, with_shortcut, seed):
     check(got_y, y, 100 * U * (1 + large * sharp) * (1 + np.abs(y).max()), "y")
 
     on = got_y.get() > 0                        # the pixels that the kernel let pass: rounding may move one across 0
-    gx, gw, gb, gshortcut = reference(batchnorm.normalize_add_relu_grad, gy, on.astype(float), w, saved)
+    gx, gw, gb, gshortcut = reference(fused.normalize_add_relu_grad, gy, on.astype(float), w, saved)
     gots = cuda.normalize_add_relu_grad_cuda(dgy, got_y, dw, got_saved)
     total = np.abs(gy).sum()
     check(gots[2], gb, 32 * U * total, "gb")
@@ -238,8 +239,8 @@ def test_correlate_scale_relu(gpu, case, seed):
     shapes = (N, C, *hw), (F, C, *khw), (F,), (F,), (N, F, *ohw)
     x, w, scale, shift, shortcut = as_float32(*(rng.standard_normal(shape) for shape in shapes))
     shortcut = shortcut if seed % 2 else None
-    y = reference(conv_norm.correlate_scale_relu, x, w, scale, shift, shortcut, *geometry)
-    size = reference(conv_norm.correlate_scale_relu,
+    y = reference(fused.correlate_scale_relu, x, w, scale, shift, shortcut, *geometry)
+    size = reference(fused.correlate_scale_relu,
                      *(a if a is None else np.abs(a) for a in (x, w, scale, shift, shortcut)), *geometry)
     got = cuda.correlate_scale_relu_cuda(*on_device(gpu, x, w, scale, shift, shortcut), *geometry)
     check(got, y, gamma(C * khw[0] * khw[1] + 3) * size)
