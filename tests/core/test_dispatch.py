@@ -7,7 +7,7 @@ import runpy
 import numpy as np
 import pytest
 from cases import REAL_LAYERS, Conv, as_given, convolutions, seeds
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minifcn.functional as F
@@ -179,6 +179,7 @@ def layers(xp, case):
         yield conv_norm_relu(xp, case, settings, training), x, 10 * np.sign(shortcut)        # far from where the ReLU bends
 
 
+@example(REAL_LAYERS[2])
 @given(convolutions(most=16))
 def test_convolutions(xp, counted, case):
     for op, *inputs in layers(xp, case):
