@@ -209,11 +209,23 @@ def pair(x, k, stride=1, padding=0, dilation=1):
 
 def write(frames, path, seconds=0.9):
     """Write frames as an endless GIF; the last one stays three times as long."""
-    palette = Image.fromarray(np.vstack([frames[0], frames[-1]])).quantize(48)   # one for all, so that nothing flickers
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    # One palette for all frames, so that nothing flickers: the 64 colours that occur most, as they are. (Pillow's own choice
+    # averages neighbours, and white paper becomes 250; given a palette, it compares colours in steps of 4.)
+    colours, counts = np.unique(np.vstack([frames[0], frames[-1]]).reshape(-1, 3), axis=0, return_counts=True)
+    palette = colours[np.argsort(-counts)[:64]].astype(int)              # (64, 3)
+    frames = [indexed(np.asarray(frame), palette) for frame in frames]
     times = [int(1000 * seconds)] * (len(frames) - 1) + [int(3000 * seconds)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
     print(f"-> {path} ({len(frames)} frames)")
+
+
+def indexed(frame, palette):
+    """An RGB frame (H, W, 3) as a palette image: each pixel becomes the nearest colour of the palette (K, 3)."""
+    colours, where = np.unique(frame.reshape(-1, 3), axis=0, return_inverse=True)                # (C, 3), (H*W,)
+    nearest = ((colours[:, None].astype(int) - palette) ** 2).sum(2).argmin(1)                   # (C,)
+    image = Image.fromarray(nearest[where.reshape(frame.shape[:2])].astype(np.uint8))
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    return image
 
 
 def numbers(text):
