@@ -19,8 +19,9 @@ from minifcn import plotting
 from minifcn.check import gradcheck_table
 from minifcn.core import backend
 from minifcn.data.masks import read_image, write_labels
+from minifcn.data.survey import check_folder
 from minifcn.data.synthetic import write_synthetic
-from minifcn.data.voc import Folder, check_folder
+from minifcn.data.voc import Folder
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.inference import METHODS, predict
 from minifcn.training import chapter, options, trainer

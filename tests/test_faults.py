@@ -347,7 +347,8 @@ ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
     ("an RGBA image", "read as RGB, alpha dropped", test_voc.test_image_modes, {"mode": "RGBA", "expected": (200, 10, 30)}),
     ("an image of one pixel", "read", test_voc.test_one_pixel_and_twenty_megapixels, {"hw": (1, 1)}),
     ("an image of 20 megapixels", "read", test_voc.test_one_pixel_and_twenty_megapixels, {"hw": (4000, 5000)}),
-    ("EXIF orientation, image with a mask", "ignored: the mask does not turn with it", test_voc.test_exif_orientation, {}),
+    ("EXIF orientation, image with a mask", "turned, and counted, where the turned image has its mask's size",
+     test_voc.test_exif_orientation, {}),
     ("EXIF orientation in `predict`", "applied", test_cli.test_predict_turns_photos_upright, {}),
     ("bytes behind a whole image", "ignored", test_voc.test_bytes_behind_a_whole_image_are_harmless, {}),
 ]

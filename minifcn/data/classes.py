@@ -1,4 +1,9 @@
-"""The classes of a data set: their names, their colours, and the way from a mask's colours to indices and back.
+"""The classes of a data set: their names, their colours, and what the values in its masks mean.
+
+    value in a mask (an index, or a colour)  ->  label: a class index 0..K-1, or the void index
+
+Without a map, a value is its own label: index 3 is class 3, and a colour is the class that wears it. The key "map" of
+classes.json says otherwise: index 0 is unlabelled, two colours are one class, one class of 21 is wanted (docs/masks.md).
 
 Read after files/unpickle.py; read next masks.py.
 Sources: Everingham et al., The PASCAL Visual Object Classes Challenge 2012 (VOC2012) Development Kit, section 3 and its
@@ -6,10 +11,16 @@ VOCcode/VOClabelcolormap.m; the names "potted plant" and "tv/monitor" are spelt 
 """
 
 import json
+import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+LONGEST_NAME = 100                           # characters of a class's name
+LARGEST_LIST = 1 << 20                       # bytes of classes.json, or of another tool's list of classes
+OTHERS = "*"                                 # the key of a map for all values that have no key of their own
 
 
 class DataError(ValueError):
@@ -29,26 +40,33 @@ def voc_palette(count=256):
     return colours.astype(np.uint8)
 
 
+VOC_COLOURS = tuple(map(tuple, voc_palette().tolist()))
 VOID_COLOUR = voc_palette()[255]             # (224, 224, 192), whatever the void index of a data set is
 
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """What the indices of a mask mean.
+    """What the values in a mask mean.
 
     names: K class names, background first; palette: uint8 (K, 3), their colours in RGB; void: the index of pixels that
-    belong to no class, K..255. Raises DataError where these contradict each other.
+    belong to no class, K..255. map: None, or {value: class name, or None for void}. A value is an index, "0".."255", or a
+    colour, "r,g,b"; all keys are of one kind, and "*" stands for all other values.
+    Raises DataError where these contradict each other.
     """
 
     names: tuple[str, ...]
     palette: np.ndarray
     void: int = 255
+    map: dict | None = None
 
     def __post_init__(self):
         K = len(self.names)
         colours = {tuple(colour) for colour in self.palette.tolist()}
         if not 1 <= K <= 255 or len(set(self.names)) != K:
-            raise DataError(f"1 to 255 different class names wanted, got {list(self.names)}")
+            raise DataError(f"1 to 255 different class names wanted, got {K}, {len(set(self.names))} of them different")
+        for name in self.names:
+            if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+                raise DataError(f"a class's name must be printable text of 1 to {LONGEST_NAME} characters, got {name[:200]!r}")
         if self.palette.shape != (K, 3) or self.palette.dtype != np.uint8:
             raise DataError(f"{K} class names want a uint8 palette of shape {(K, 3)}, got {self.palette.dtype} "
                             f"{self.palette.shape}")
@@ -56,10 +74,96 @@ class Classes:
             raise DataError(f"the colours of the classes must differ from each other and from void's {VOID_COLOUR}")
         if not K <= self.void <= 255:
             raise DataError(f"with {K} classes the void index must be in {K}..255, got {self.void}")
+        if self.map is not None:
+            object.__setattr__(self, "_parsed_map", self._parse_map())
 
     def __eq__(self, other):
         return (isinstance(other, Classes) and self.names == other.names and self.void == other.void
-                and np.array_equal(self.palette, other.palette))
+                and self.map == other.map and np.array_equal(self.palette, other.palette))
+
+    def _parse_map(self):
+        """({index or (r, g, b): label}, label of all other values or -1, are the keys colours?)"""
+        labels = {name: k for k, name in enumerate(self.names)} | {None: self.void}
+        parsed = {}
+        for key, name in self.map.items():
+            if not (name is None or isinstance(name, str)) or name not in labels:
+                raise DataError(f'"map": {key!r} leads to {str(name)[:100]!r}, which is neither a class nor null (void)')
+            if key == OTHERS:
+                continue
+            numbers = [int(part) if part.strip().isdecimal() and len(part) < 9 else -1 for part in key.split(",")]
+            value = numbers[0] if len(numbers) == 1 else tuple(numbers)
+            if len(numbers) not in (1, 3) or not all(0 <= number <= 255 for number in numbers):
+                raise DataError(f'"map": the key {key[:100]!r} is neither an index "0".."255" nor a colour "r,g,b" nor "*"')
+            if value in parsed:
+                raise DataError(f'"map": {key!r} stands there twice')
+            parsed[value] = labels[name]
+        kinds = {isinstance(value, tuple) for value in parsed}
+        if len(kinds) != 1:
+            raise DataError('"map": its keys must all be indices or all be colours')
+        return parsed, labels[self.map[OTHERS]] if OTHERS in self.map else -1, kinds.pop()
+
+    @property
+    def by_colour(self):
+        """Whether the map's keys are colours: then even a palette mask is read by its colours, never by its indices."""
+        return self.map is not None and self._parsed_map[2]
+
+    @cached_property
+    def values(self):
+        """int16 (256,): the label that an index in a mask means, -1 where it means nothing."""
+        table = np.full(256, -1, np.int16)                                               # (256,)
+        if self.map is None or self.by_colour:
+            table[:len(self.names)] = np.arange(len(self.names))
+            table[self.void] = self.void
+        else:
+            parsed, others, _ = self._parsed_map
+            table[:] = others
+            table[list(parsed)] = list(parsed.values())
+        return table
+
+    @cached_property
+    def colours(self):
+        """{(r, g, b): index in a mask}: what a colour stands for. A map by indices speaks of VOC's colours, by place."""
+        if self.map is None:
+            return {tuple(c): k for k, c in enumerate(self.palette.tolist())} | {tuple(VOID_COLOUR.tolist()): self.void}
+        if self.by_colour:
+            return self._parsed_map[0]
+        return {VOC_COLOURS[i]: i for i in range(256) if self.values[i] >= 0}
+
+    @cached_property
+    def palette_256(self):
+        """uint8 (256, 3): the colours of a palette file of these classes; places without a class have VOC's."""
+        palette = voc_palette()
+        palette[:len(self.names)] = self.palette
+        palette[self.void] = VOID_COLOUR
+        return palette
+
+    @property
+    def other_colours(self):
+        """The label of every colour that is not in `colours`, -1 where there is none."""
+        return self._parsed_map[1] if self.by_colour else -1
+
+    def content(self):
+        """A dict for JSON, from which Classes.of makes these classes again."""
+        content = {"names": list(self.names), "palette": self.palette.tolist(), "void": self.void}
+        return content if self.map is None else content | {"map": self.map}
+
+    @staticmethod
+    def of(content):
+        """The Classes of what a JSON file holds. Raises DataError for anything but what content() gives."""
+        keys = {"names", "palette", "void", "map"}
+        if not isinstance(content, dict) or not {"names", "palette"} <= set(content) <= keys:
+            raise DataError('an object with "names", "palette" and perhaps "void" and "map" wanted')
+        names, palette, void, map_ = content["names"], content["palette"], content.get("void", 255), content.get("map")
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise DataError('"names" must be a list of texts')
+        if not isinstance(palette, list) or not all(isinstance(colour, list) and len(colour) == 3 and all(
+                type(v) is int and 0 <= v <= 255 for v in colour) for colour in palette):
+            raise DataError('"palette" must be a list of [r, g, b], integers 0..255')
+        if type(void) is not int:
+            raise DataError('"void" must be an integer')
+        if map_ is not None and not isinstance(map_, dict):
+            raise DataError('"map" must be an object: {"0": null, "1": "wall"}')
+        return Classes(tuple(names), np.array(palette, np.uint8).reshape(-1, 3), void, map_)
 
 
 VOC = Classes(
@@ -68,51 +172,120 @@ VOC = Classes(
     voc_palette(21))
 
 
-def read_classes(root):
-    """The Classes in ROOT/classes.json; VOC where there is no such file.
+# -------------------------------------------------------------------------------------------------------- class lists
+def class_file(root):
+    """The file in the folder `root` that names its classes, None where there is none (they are VOC's then).
 
-    Its content: {"names": ["background", ...], "palette": [[r, g, b], ...], "void": 255}; anything else is a DataError.
+    classes.json, or the list of another tool: labelmap.txt (Datumaro, CVAT), class_names.txt (labelme), classification.txt
+    (ISAT). Raises DataError for two lists, and for colors.txt (Supervisely), whose colours its masks do not have.
     """
-    path = Path(root) / "classes.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    root = Path(root)
+    own = root / "classes.json"
+    if own.is_symlink() or own.exists():
+        return own
+    found = [name for name in LISTS if (root / name).exists()]
+    if (root / "colors.txt").exists():
+        raise DataError(f"{root / 'colors.txt'}: Supervisely writes this list, but its masks have other colours, one for each "
+                        "object: they cannot be read. Export the masks in another form, or write a classes.json")
+    if len(found) > 1:
+        raise DataError(f"{root}: which list names the classes, {' or '.join(found)}? Leave one, or write a classes.json")
+    return root / found[0] if found else None
+
+
+def read_classes(root):
+    """The Classes of the folder `root`, from its class_file; VOC where there is none.
+
+    classes.json: {"names": ["background", ...], "palette": [[r, g, b], ...], "void": 255, "map": {"0": null, ...}}; the last
+    two may be missing. Raises DataError for anything else.
+    """
+    path = class_file(root)
+    if path is None:
         return VOC
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable JSON: {error}") from error
-    if not isinstance(content, dict) or not {"names", "palette"} <= set(content) <= {"names", "palette", "void"}:
-        raise DataError(f'{path}: an object with "names", "palette" and perhaps "void" wanted')
-    names, palette, void = content["names"], content["palette"], content.get("void", 255)
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f'{path}: "names" must be a list of texts')
-    if not isinstance(palette, list) or not all(isinstance(colour, list) and len(colour) == 3 and all(
-            type(v) is int and 0 <= v <= 255 for v in colour) for colour in palette):
-        raise DataError(f'{path}: "palette" must be a list of [r, g, b], integers 0..255')
-    if type(void) is not int:
-        raise DataError(f'{path}: "void" must be an integer')
     try:
-        return Classes(tuple(names), np.array(palette, np.uint8).reshape(-1, 3), void)
+        return LISTS.get(path.name, _of_json)(read_text(path, LARGEST_LIST))
+    except FileNotFoundError:
+        raise DataError(f"{path}: a link that leads nowhere") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 
 
+def read_text(path, largest):
+    """The text of a UTF-8 file of at most `largest` bytes. Raises DataError; FileNotFoundError where there is none."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("not a regular file")
+        if status.st_size > largest:
+            raise DataError(f"{status.st_size:,} bytes, at most {largest:,} are read")
+        return path.read_text(encoding="utf-8-sig")                  # a byte order mark is dropped
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"not a readable UTF-8 text: {error}") from error
+
+
 def write_classes(root, classes):
     """Write ROOT/classes.json, which read_classes reads back."""
-    content = {"names": list(classes.names), "palette": classes.palette.tolist(), "void": classes.void}
-    (Path(root) / "classes.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    (Path(root) / "classes.json").write_text(json.dumps(classes.content()) + "\n", encoding="utf-8")
 
 
+def _of_json(text):
+    try:
+        return Classes.of(json.loads(text, object_pairs_hook=_unique))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not readable JSON: {error}") from error
+
+
+def _unique(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DataError(f"the key {max(keys, key=keys.count)[:100]!r} stands there twice")
+    return content
+
+
+def _of_labelmap(text):
+    """Lines label:r,g,b:parts:actions. A label with void's colour is void; with no colours at all, they are VOC's by place."""
+    names, colours = [], []
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = line.split(":")
+        if len(fields) != 4:
+            raise DataError(f"a line label:r,g,b:parts:actions wanted, got {line[:100]!r}")
+        names.append(fields[0].strip())
+        colours.append([int(v) if v.strip().isdecimal() else -1 for v in fields[1].split(",")] if fields[1].strip() else None)
+    if not any(colours):
+        return Classes(tuple(names), voc_palette(256)[:len(names)])
+    if not all(colours):
+        raise DataError(f"{names[colours.index(None)]!r} has no colour and others have one: which colours do the masks have?")
+    kept = [k for k, colour in enumerate(colours) if colour != VOID_COLOUR.tolist()]
+    return Classes.of({"names": [names[k] for k in kept], "palette": [colours[k] for k in kept]})
+
+
+def _of_lines(text):
+    """One name a line, in the order of the indices; the colours are VOC's by place."""
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    return Classes(names, voc_palette(256)[:len(names)])
+
+
+LISTS = {"labelmap.txt": _of_labelmap, "class_names.txt": _of_lines, "classification.txt": _of_lines}
+
+
+# -------------------------------------------------------------------------------------------- labels and their colours
 def index_to_colour(labels, classes):
     """The picture of a label map: colour[i,j] = palette[labels[i,j]], void drawn (224, 224, 192).
 
     labels: integer (H, W), class indices or void. Returns uint8 (H, W, 3). Raises DataError for any other index or dtype.
     """
     check_indices(labels, classes)
-    return palette_256(classes)[labels]                                                 # (H, W, 3)
+    return classes.palette_256[labels]                                                  # (H, W, 3)
 
 
 def colour_to_index(image, classes):
-    """The label map of a picture, inverse of index_to_colour.
+    """The label map of a picture, inverse of index_to_colour (where the classes have no map).
 
     image: uint8 (H, W, 3). Returns uint8 (H, W). A colour outside the palette (an edge blurred by resizing, a mask
     saved as JPEG) raises DataError naming colour and place: it is not silently background. Cost: one binary search
@@ -120,29 +293,24 @@ def colour_to_index(image, classes):
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"colours wanted, uint8 (H, W, 3) with 0..255, got {image.dtype} {image.shape}")
-    indices = np.append(np.arange(len(classes.names)), classes.void).astype(np.uint8)    # (K + 1,)
-    codes = _colour_codes(np.vstack([classes.palette, VOID_COLOUR]))                     # (K + 1,)
+    codes = _colour_codes(np.array(list(classes.colours), np.uint8))                     # (colours,)
+    labels = classes.values[list(classes.colours.values())].astype(np.uint8)             # (colours,)
     order = np.argsort(codes)
-    indices, codes = indices[order], codes[order]
+    labels, codes = labels[order], codes[order]
     wanted = _colour_codes(image)                                                        # (H, W)
     found = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)                      # (H, W)
     wrong = codes[found] != wanted                                                       # (H, W)
-    if wrong.any():
-        i, j = np.argwhere(wrong)[0].tolist()
-        raise DataError(f"colour {tuple(image[i, j].tolist())} at row {i}, column {j} is not in the palette")
-    return indices[found]
+    if not wrong.any():
+        return labels[found]                                                             # (H, W)
+    if classes.other_colours >= 0:
+        return np.where(wrong, np.uint8(classes.other_colours), labels[found])           # (H, W)
+    i, j = np.argwhere(wrong)[0].tolist()
+    raise DataError(f"colour {tuple(image[i, j].tolist())} at row {i}, column {j} is not in the palette")
 
 
 def _colour_codes(colours):
     """uint8 (..., 3) -> int32 (...): r * 2^16 + g * 2^8 + b."""
     return colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-
-
-def palette_256(classes):
-    palette = voc_palette()                                                              # (256, 3)
-    palette[:len(classes.names)] = classes.palette
-    palette[classes.void] = VOID_COLOUR
-    return palette
 
 
 def check_indices(labels, classes):
@@ -153,5 +321,10 @@ def check_indices(labels, classes):
     wrong = ((labels < 0) | (labels >= K)) & (labels != classes.void)                    # (H, W)
     if wrong.any():
         i, j = np.argwhere(wrong)[0].tolist()
-        raise DataError(f"index {labels[i, j]} at row {i}, column {j} is neither one of the {K} classes (0..{K - 1}) "
-                        f"nor void ({classes.void})")
+        raise DataError(f"index {labels[i, j]} at row {i}, column {j} {no_class(classes)}")
+
+
+def no_class(classes):
+    """How a message about a wrong index ends."""
+    K = len(classes.names)
+    return f"is neither one of the {K} classes (0..{K - 1}) nor void ({classes.void})"

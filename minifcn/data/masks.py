@@ -1,28 +1,51 @@
 """Image files and mask files as uint8 arrays.
 Files come from strangers, so nothing in them is believed: each one gives the right array or one DataError that names
-the file and the rule it breaks.
+the file and the rule it breaks. Tools that shrink or convert masks keep the picture and change the numbers in the file;
+`meaning` says which numbers were meant (docs/masks.md shows what each tool does).
 
 Read after classes.py; read next voc.py, which knows the folders.
+Sources: Portable Network Graphics (PNG) Specification, third edition, W3C 2025 (bit depths, palettes); EXIF 2.32, tag 274
+(orientation); the WebP container specification, developers.google.com/speed/webp/docs/riff_container.
 """
 
+import os
+import stat
+import warnings
 from contextlib import contextmanager
+from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from minifcn.data.classes import DataError, check_indices, colour_to_index, palette_256
+from minifcn.data.classes import DataError, check_indices, colour_to_index, no_class, voc_palette
 
 MAX_PIXELS = 89_478_485                      # Pillow's default limit, 256 MiB as RGB: beyond it Pillow only warns
+LARGEST_FILE = 1 << 29                       # bytes of an image file: room for that many pixels of four bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")     # decoders that a stranger's file may reach (EPS would run Ghostscript)
 IMAGE_MODES = ("RGB", "L", "P", "1", "LA", "PA", "RGBA", "CMYK", "YCbCr")      # at most 8 bits a channel
-END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}                 # EOI marker; IEND chunk with its CRC
+END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}       # EOI marker; IEND chunk with its CRC
+ORIENTATION = 0x0112                         # the EXIF tag, and what turns the stored picture into the one that people see
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
+VOC_PALETTE = voc_palette().tobytes()
+READINGS = {                                 # what is worth saying about the way a mask was read
+    "colours": "a renumbered palette (a tool kept the colours and changed the indices): read by its colours",
+    "greys": "a palette of greys: read by their grey values",
+    "black and white": "black and white alone: read as indices 0 and 1, is that what they mean?"}
 
 
+# ---------------------------------------------------------------------------------------------------------- any image
 @contextmanager
-def opened(path):
-    """(open file, Pillow image of which only the header is read); all that goes wrong inside becomes one DataError."""
+def opened(path, data=None):
+    """(open file, Pillow image of which only the header is read); all that goes wrong inside becomes one DataError.
+
+    data: the bytes of the file, where they have been read already.
+    """
     try:
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        if data is None:
+            _check_file(path)
+        with open(path, "rb") if data is None else BytesIO(data) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             yield file, image
@@ -38,58 +61,199 @@ def opened(path):
         raise DataError(f"{path}: broken image: {error}") from error
 
 
-def read_image(path, exif=False):
+def _check_file(path):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):                             # a pipe or a device may never end
+        raise DataError("not a regular file")
+    if status.st_size > LARGEST_FILE:
+        raise DataError(f"{status.st_size:,} bytes, at most {LARGEST_FILE:,} are read")
+
+
+def read_bytes(path):
+    """The bytes of an image or mask. Raises DataError."""
+    try:
+        _check_file(path)
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (DataError, OSError) as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def read_image(path, exif=False, fit=None, data=None):
     """Any 8-bit image as uint8 (H, W, 3), RGB; grey is repeated, CMYK converted, alpha dropped.
 
-    exif: turn the picture as its EXIF orientation says (what a person sees). Off by default: VOC's masks, and any mask
-    drawn on the stored pixels, do not turn with it. Raises DataError.
+    exif: turn the picture as its EXIF orientation says (what a person sees). fit: None, or the (H, W) of a mask: turn only
+    where the turned picture has this size. data: the file's bytes, where they are at hand. Raises DataError.
     """
-    with opened(path) as (_, image):
+    with opened(path, data) as (_, image):
         if image.mode not in IMAGE_MODES:
             raise DataError(f"an image of 8 bits a channel wanted, got Pillow's mode {image.mode}")
-        if exif:
-            image = ImageOps.exif_transpose(image)
+        turn = orientation(image) if exif else 1
+        if turn != 1 and fit in (None, turned_size(image, turn)):
+            image = image.transpose(TURNS[turn])
         image.info.pop("transparency", None)                         # Pillow would try to keep it, and warn
         return np.array(image.convert("RGB"))                                            # (H, W, 3)
 
 
+def orientation(image):
+    """The EXIF orientation of an open image, 1..8; 1 where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:               # as many kinds as in `opened`; the picture itself may still be whole
+        return 1
+    return value if value in TURNS else 1
+
+
+def turned_size(image, turn):
+    """(H, W) of an open image after it has been turned."""
+    return (image.width, image.height) if turn >= 5 else (image.height, image.width)
+
+
+def header(path, mask, data=None):
+    """((H, W), EXIF orientation, (H, W) after turning) from the header alone; a mask does not turn.
+
+    A file that does not end as its format says is decoded: is it whole?
+    """
+    with opened(path, data) as (file, image):
+        if mask:
+            _check_mask(image, file)
+        if not _ends_well(file, image.format):
+            image.load()                                             # raises; bytes behind a whole image are harmless
+        turn = 1 if mask or not _may_turn(file, image) else orientation(image)
+        return (image.height, image.width), turn, turned_size(image, turn)
+
+
+def _ends_well(file, kind):
+    """Whether a file ends where its format says that it ends."""
+    mark, here = END_MARKS.get(kind, b""), file.tell()
+    length = file.seek(0, os.SEEK_END)
+    file.seek(length - len(mark) if mark else 0)
+    content = file.read(len(mark) or 8)
+    file.seek(here)                                                  # Pillow reads on from there
+    if mark:
+        return content == mark
+    ends = 8 + int.from_bytes(content[4:], "little") if kind == "WEBP" else int.from_bytes(content[2:6], "little")
+    return length == ends                                            # WEBP: "RIFF", bytes that follow; BMP: "BM", bytes
+
+
+def _may_turn(file, image):
+    """Whether Pillow may find an orientation. A PNG may hold it behind its pixels: Pillow would decode them first."""
+    if image.format != "PNG":
+        return "exif" in image.info or "xmp" in image.info
+    content = _bytes_at(file, 0, -1)
+    return any(key in content for key in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
 def read_labels(path, classes):
     """A mask as uint8 (H, W): class indices and classes.void.
 
-    Palette and 8-bit grey files hold the indices themselves (the colours of their palette are decoration); RGB and RGBA
-    files go through colour_to_index. Raises DataError for an index or a colour that classes does not have.
+    Palette and grey files hold the indices (the colours of their palette are decoration), unless `meaning` finds that a tool
+    has renumbered them, which is said in a warning; RGB and RGBA files go through colour_to_index. classes.map, where there
+    is one, comes last. Raises DataError for an index or a colour that classes does not have, and for a JPEG.
     """
-    with opened(path) as (_, image):
-        _check_mask_mode(image)
+    labels, reading = decode_labels(path, classes)
+    if reading:
+        warnings.warn(f"{path}: {READINGS[reading]}", stacklevel=2)
+    return labels
+
+
+def decode_labels(path, classes, data=None):
+    """(labels, uint8 (H, W); a key of READINGS or ""), without the warning. data: the file's bytes, where they are at hand."""
+    with opened(path, data) as (file, image):
+        depth = _check_mask(image, file)
         if image.mode in ("RGB", "RGBA"):
-            return colour_to_index(np.array(image.convert("RGB")), classes)              # (H, W)
-        labels = np.array(image)                                                         # (H, W)
-        check_indices(labels, classes)
-        return labels
+            return colour_to_index(np.array(image.convert("RGB")), classes), ""          # (H, W)
+        palette = bytes(image.getpalette("RGB")) if image.mode == "P" else None
+        values = np.array(image, np.uint8)                                               # (H, W)
+        if depth == 8 and classes.map is None and palette in (None, VOC_PALETTE, classes.palette_256.tobytes()):
+            check_indices(values, classes)                           # the usual file: its indices are meant, whatever occurs
+            return values, ""
+        if palette is None and image.mode == "L":
+            values //= np.uint8(255 // (2**depth - 1))               # Pillow spreads 2 and 4 bits over 0..255: times 85, 17
+        present = np.flatnonzero(Image.fromarray(values).histogram())                    # (values that occur,)
+        labels, reading = meaning(present, palette, depth, classes)                      # (values that occur,)
+        if (labels < 0).any():
+            wrong = present[labels < 0][0]
+            i, j = np.argwhere(values == wrong)[0].tolist()
+            rule = "is not in the map" if classes.map else no_class(classes)
+            raise DataError(f"index {wrong} at row {i}, column {j} {rule}")
+    if (labels != present).any():
+        table = np.zeros(256, np.uint8)                                                  # (256,)
+        table[present] = labels
+        values = table[values]
+    return values, reading
+
+
+def meaning(present, palette, depth, classes):
+    """What the values that occur in a palette or grey mask mean: (labels, -1 where there is none; a key of READINGS or "").
+
+    present: the values, integers 0..255. palette: bytes r, g, b, r, g, b, ..., or None for grey. depth: bits of a value.
+
+    1. Every entry that occurs has the colour of a class or of void, and one stands at another index: the colours are meant.
+       A palette that is VOC's 256 by place is only decoration, whatever the colours of the classes are.
+    2. Every entry that occurs is a grey whose value is a class or void, and one differs from its place: the greys are meant.
+       Black and white alone say nothing.
+    3. Else the indices are meant. A map whose keys are colours always means the colours.
+    """
+    values, ambiguous = classes.values, len(classes.names) > 2 and classes.map is None
+    if palette is None:
+        if classes.by_colour:
+            return np.array([classes.colours.get((v, v, v), classes.other_colours) for v in present.tolist()]), ""
+        return values[present], "black and white" if depth == 1 and 1 in present and ambiguous else ""
+    entries = [tuple(palette[3 * v:3 * v + 3]) for v in present.tolist()]
+    if classes.by_colour:
+        return np.array([classes.colours.get(entry, classes.other_colours) for entry in entries]), ""
+    meant = np.array([classes.colours.get(entry, -1) for entry in entries])
+    if min(meant) >= 0 and (meant != present).any() and palette != VOC_PALETTE:
+        return values[meant], "colours"
+    meant = np.array([entry[0] if entry and len(set(entry)) == 1 else -1 for entry in entries])
+    if min(meant) >= 0 and (meant != present).any():
+        if set(meant.tolist()) <= {0, 255}:
+            return values[present], "black and white" if 255 in meant and ambiguous else ""
+        if min(values[meant]) >= 0:
+            return values[meant], "greys"
+    return values[present], ""
 
 
 def write_labels(path, labels, classes):
     """Write integer (H, W) labels as a palette PNG, as VOC's own masks are stored."""
     check_indices(labels, classes)
     image = Image.fromarray(np.asarray(labels, np.uint8))
-    image.putpalette(palette_256(classes).tobytes())                                    # mode L becomes P
+    image.putpalette(classes.palette_256.tobytes())                                     # mode L becomes P
     image.save(path, format="PNG")
 
 
-def _check_mask_mode(image):
-    if image.mode not in ("P", "L", "RGB", "RGBA"):
-        raise DataError(f"a mask must be a palette PNG (or 8-bit grey, or RGB), got Pillow's mode {image.mode}")
+def _check_mask(image, file):
+    """The bits of a sample of a mask that is open. Raises DataError for what cannot hold a mask."""
+    if image.format in ("JPEG", "MPO") or image.format == "WEBP" and not _is_lossless(file):
+        raise DataError(f"a mask stored as {image.format} has other classes along its edges, whatever the file is called: "
+                        "make it again from its source, as PNG")
+    if image.mode not in ("P", "L", "1", "RGB", "RGBA"):
+        raise DataError(f"a mask must be a palette PNG (or grey of at most 8 bits, or RGB), got Pillow's mode {image.mode}")
+    if image.format != "PNG":
+        return 1 if image.mode == "1" else 8
+    return _bytes_at(file, 24, 1)[0]                                 # of the header chunk, which comes first in a PNG
 
 
-def header_size(path, mask):
-    """(H, W) from the header alone. A file that does not end with its format's end mark is decoded: is it whole?"""
-    with opened(path) as (file, image):
-        if mask:
-            _check_mask_mode(image)
-        mark, here = END_MARKS.get(image.format, b""), file.tell()
-        file.seek(-len(mark), 2)
-        ending = file.read()
-        file.seek(here)
-        if mark and ending != mark:
-            image.load()                                             # raises; bytes behind a whole image are harmless
-        return image.height, image.width
+def _is_lossless(file):
+    """Whether a WebP file holds its pixels in a chunk VP8L, not VP8."""
+    start = 12
+    for _ in range(16):                                              # VP8X, ICCP and the like stand before the pixels
+        chunk = _bytes_at(file, start, 8)
+        if chunk[:4] == b"VP8L":
+            return True
+        length = int.from_bytes(chunk[4:], "little")
+        start += 8 + length + length % 2
+    return False
+
+
+def _bytes_at(file, start, count):
+    """Bytes of an open file, whose position stays where it was: Pillow reads on from there."""
+    here = file.tell()
+    file.seek(start)
+    content = file.read(count)
+    file.seek(here)
+    return content

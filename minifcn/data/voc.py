@@ -1,57 +1,60 @@
 """Pascal VOC's segmentation layout: lists of images, and the images and masks of one list.
 
-    ROOT/JPEGImages/ID.jpg                     the image, any size
+    ROOT/JPEGImages/ID.jpg                     the image, any size; also .jpeg, .png, .webp, in letters of any case
     ROOT/SegmentationClass/ID.png              its mask: palette PNG, pixel value = class index, 255 = void
     ROOT/ImageSets/Segmentation/train.txt      one ID a line; also val.txt, trainval.txt
-    ROOT/classes.json                          names, palette and void index, where they are not VOC's own
+    ROOT/classes.json                          names, palette, void index and map, where they are not VOC's own
 
-Read after masks.py; read next synthetic.py, which writes this layout.
+Read after masks.py; read next survey.py.
 Source: Everingham et al., VOC2012 Development Kit, section 3.
 """
 
 import copy
 import math
+import os
+import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from minifcn.data.classes import DataError, read_classes
-from minifcn.data.masks import header_size, read_image, read_labels
+from minifcn.data.classes import DataError, read_classes, read_text
+from minifcn.data.masks import READINGS, decode_labels, header, read_image
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+LARGEST_LIST = 1 << 26                       # bytes of a list: room for a million ids of 60 letters
+COMPLAINTS = 100                             # about one list; the rest is only counted
 
 
-def _read_list(root, split):
-    """The ids of ROOT/ImageSets/Segmentation/SPLIT.txt, and all complaints about that file: (ids, problems)."""
+def read_list(root, split):
+    """The ids of ROOT/ImageSets/Segmentation/SPLIT.txt, and the complaints about that file: (ids, problems)."""
     folder = Path(root) / "ImageSets" / "Segmentation"
     path = folder / f"{split}.txt"
     if not (Path(root) / "JPEGImages").is_dir():
         return [], [f"{root}: no folder JPEGImages in it (for VOC 2012 give .../VOCdevkit/VOC2012)"]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()    # any line ending; a byte order mark is dropped
+        text = read_text(path, LARGEST_LIST)
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         return [], [f"{path}: no such file (lists in that folder: {there})"]
-    except (OSError, UnicodeDecodeError) as error:
-        return [], [f"{path}: not a readable UTF-8 text: {error}"]
-    first_line, problems = {}, []
-    for number, name in enumerate((line.strip() for line in lines), 1):
-        if not name.isprintable() or set(name) & set("/\\:"):        # the id must not lead out of the folders
-            problems.append(f"{path}, line {number}: {name!r} is not a plain file name")
-        elif name in first_line:
-            problems.append(f"{path}, line {number}: {name} is there already, in line {first_line[name]}")
+    except DataError as error:
+        return [], [f"{path}: {error}"]
+    ids, problems = {}, []                                           # a dict: in order, and nothing twice
+    for number, line in enumerate(text.split("\n"), 1):              # any line ending has become this
+        name = line.strip()
+        if name in ids:
+            first = [line.strip() for line in text.split("\n")].index(name) + 1 if len(problems) < COMPLAINTS else 0
+            problems.append(f"{path}, line {number}: {name} is there already, in line {first}")
+        elif not name.isprintable() or set(name) & set("/\\:"):     # the id must not lead out of the folders
+            problems.append(f"{path}, line {number}: {name[:200]!r} is not a plain file name")
         elif name:
-            first_line[name] = number
-    if not first_line and not problems:
+            ids[name] = None
+    if not ids and not problems:
         problems.append(f"{path}: the list is empty")
-    return list(first_line), problems
-
-
-def _check_same_size(mask_path, image_hw, mask_hw):
-    if image_hw != mask_hw:
-        raise DataError(f"{mask_path}: the mask has {mask_hw[0]} x {mask_hw[1]} pixels (height x width) but its image "
-                        f"{image_hw[0]} x {image_hw[1]}")
+    if len(problems) > COMPLAINTS:
+        problems[COMPLAINTS:] = [f"{path}: {len(problems) - COMPLAINTS} more lines like these"]
+    return list(ids), problems
 
 
 def scaled_size(hw, scale):
@@ -64,20 +67,28 @@ class Folder:
 
     root: the folder that holds JPEGImages. split: name of the list. scale: factor on the sides of every image and mask
     (images bilinear with antialiasing, labels nearest, both to the same max(1, round(side * scale))).
+    faults: None, or a list: complaints about the list of images are added to it instead of being raised.
     Attributes: root, split, scale, classes, ids. Only the list and classes.json are read here; sizes() reads headers.
     Raises DataError: no such list, an empty one, an id twice, an id that is no plain file name, a wrong classes.json.
     Example: Folder("VOCdevkit/VOC2012", "train").at_least((320, 480)) keeps 1,114 of 1,464 images.
+
+    An image with an EXIF orientation is turned, as `minifcn predict` turns it, where the turned picture has its mask's size
+    (masks are drawn on what people see); else it stays as it is stored.
     """
 
-    def __init__(self, root, split="train", scale=1.0):
+    def __init__(self, root, split="train", scale=1.0, faults=None):
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"Folder: scale must be a positive number, got {scale}")
         self.root, self.split, self.scale = Path(root), split, scale
-        self.ids, problems = _read_list(root, split)
-        if problems:
+        self.ids, problems = read_list(root, split)
+        if problems and faults is None:
             raise DataError(problems[0])
+        if problems:
+            faults += problems
         self.classes = read_classes(root)
         self._sizes = None
+        self._images = {}                                            # id -> names of its images, shared with subsets
+        self._said = set()                                           # readings of masks that were warned of, shared as well
 
     def __len__(self):
         return len(self.ids)
@@ -86,35 +97,64 @@ class Folder:
         return f"Folder({str(self.root)!r}, {self.split!r}, scale={self.scale}): {len(self)} images"
 
     def image_path(self, i):
-        return self.root / "JPEGImages" / f"{self.ids[i]}.jpg"
+        """The path of image i, ID.jpg where there is none. Raises DataError where two images have this id."""
+        if not self._images:
+            listed = {}
+            for entry in os.scandir(self.root / "JPEGImages"):
+                stem, ending = os.path.splitext(entry.name)
+                if ending.lower() in IMAGE_ENDINGS:
+                    listed.setdefault(stem, []).append(entry.name)
+            self._images.update(listed)
+        names = self._images.get(self.ids[i], [f"{self.ids[i]}.jpg"])
+        if len(names) > 1:
+            raise DataError(f"{self.root / 'JPEGImages'}: which is the image of {self.ids[i]}, {' or '.join(sorted(names))}?")
+        return self.root / "JPEGImages" / names[0]
 
     def mask_path(self, i):
         return self.root / "SegmentationClass" / f"{self.ids[i]}.png"
 
     def sizes(self):
-        """[(H, W), ...] of all images after scaling, from the headers alone: about 1 ms an image, once.
+        """[(H, W), ...] of all images after turning and scaling, from the headers alone: about 1 ms an image, once.
 
         The cheap faults come out here, before a training starts: a missing or unreadable file, a file cut short, a mask
         of another size than its image, a decompression bomb. Raises DataError for the first.
         """
         if self._sizes is None:
-            sizes = []
-            for i in range(len(self)):
-                hw = header_size(self.image_path(i), mask=False)
-                _check_same_size(self.mask_path(i), hw, header_size(self.mask_path(i), mask=True))
-                sizes.append(scaled_size(hw, self.scale))
-            self._sizes = sizes
+            self._sizes = [scaled_size(self.stored_size(i)[0], self.scale) for i in range(len(self))]
         return self._sizes
 
+    def stored_size(self, i, image=None, mask=None):
+        """((H, W) of mask i, the EXIF orientation of its image, whether that is followed), from the headers.
+
+        image, mask: the bytes of the two files, where they have been read already.
+        """
+        hw, turn, turned = header(self.image_path(i), False, image)
+        mask_hw, _, _ = header(self.mask_path(i), True, mask)
+        follows = turn != 1 and turned == mask_hw
+        self._check_size(i, turned if follows else hw, mask_hw)
+        return mask_hw, turn, follows
+
     def read(self, i):
-        """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), scaled. Raises DataError."""
-        image, labels = read_image(self.image_path(i)), read_labels(self.mask_path(i), self.classes)
-        _check_same_size(self.mask_path(i), image.shape[:2], labels.shape)
+        """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), scaled. Raises DataError.
+
+        A mask that a tool has renumbered is read as it was meant; a warning says so, once for each kind.
+        """
+        labels, reading = decode_labels(self.mask_path(i), self.classes)                 # (H, W)
+        if reading and reading not in self._said:
+            self._said.add(reading)
+            warnings.warn(f"{self.mask_path(i)}: {READINGS[reading]}", stacklevel=2)
+        image = read_image(self.image_path(i), exif=True, fit=labels.shape)              # (H, W, 3)
+        self._check_size(i, image.shape[:2], labels.shape)
         h, w = scaled_size(labels.shape, self.scale)
         if (h, w) != labels.shape:
             image = np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))     # (H, W, 3)
-            labels = np.array(Image.fromarray(labels).resize((w, h), Image.Resampling.NEAREST))    # (H, W)
+            labels = shrunk(labels, (h, w))                                              # (H, W)
         return image, labels
+
+    def _check_size(self, i, image_hw, mask_hw):
+        if image_hw != mask_hw:
+            raise DataError(f"{self.mask_path(i)}: the mask has {mask_hw[0]} x {mask_hw[1]} pixels (height x width) but its "
+                            f"image {image_hw[0]} x {image_hw[1]}")
 
     def at_least(self, crop_hw):
         """The Folder without the images that are lower or narrower than crop_hw = (h, w): the chapters' rule."""
@@ -138,35 +178,6 @@ class Folder:
         return folder
 
 
-def check_folder(root, splits=("train", "val")):
-    """All that is wrong with a VOC-layout folder, at once: a list of messages, empty where all is well.
-
-    Every image and mask of the splits is decoded, on all cores: about 5 ms for each pair of VOC's on one.
-    """
-    try:
-        classes = read_classes(root)
-    except DataError as error:
-        return [str(error)]
-    ids, problems = {}, []                                           # dicts: in order, and nothing twice
-    for split in splits:
-        names, complaints = _read_list(root, split)
-        ids.update(dict.fromkeys(names))
-        problems += complaints
-    with ThreadPoolExecutor() as pool:
-        for found in pool.map(lambda name: _check_pair(Path(root), name, classes), ids):
-            problems += found
-    return list(dict.fromkeys(problems))
-
-
-def _check_pair(root, name, classes):
-    problems, sizes = [], []
-    mask_path = root / "SegmentationClass" / f"{name}.png"
-    checks = (lambda: sizes.append(read_image(root / "JPEGImages" / f"{name}.jpg").shape[:2]),
-              lambda: sizes.append(read_labels(mask_path, classes).shape),
-              lambda: len(sizes) == 2 and _check_same_size(mask_path, *sizes))
-    for check in checks:
-        try:
-            check()
-        except DataError as error:
-            problems.append(str(error))
-    return problems
+def shrunk(labels, hw):
+    """Labels (H, W) at another size: of each new pixel's centre, the label."""
+    return np.array(Image.fromarray(labels).resize(hw[::-1], Image.Resampling.NEAREST))

@@ -71,7 +71,7 @@ def test_class_file(tmp_path):
 
 
 @pytest.mark.parametrize("content, rule", [
-    ("{", "JSON"), ("[" * 100_000, "JSON"), (b"\xff\xfe{", "JSON"), ("[]", "object"), ("{}", "object"),
+    ("{", "JSON"), ("[" * 100_000, "JSON"), (b"\xff\xfe{", "UTF-8"), ("[]", "object"), ("{}", "object"),
     ('{"names": ["a"], "palette": [[0,0,0]], "colour": 1}', "object"),
     ('{"names": "ab", "palette": [[0,0,0], [1,1,1]]}', "list of texts"),
     ('{"names": ["a", ""], "palette": [[0,0,0], [1,1,1]]}', "list of texts"),

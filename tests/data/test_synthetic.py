@@ -9,8 +9,9 @@ import pytest
 
 from minifcn.data import synthetic
 from minifcn.data.classes import DataError
+from minifcn.data.survey import check_folder
 from minifcn.data.synthetic import CLASSES, SHAPES, draw_scene, write_synthetic
-from minifcn.data.voc import Folder, check_folder
+from minifcn.data.voc import Folder
 
 
 def files(root):

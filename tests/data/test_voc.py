@@ -12,7 +12,8 @@ from PIL import Image
 
 from minifcn.data.classes import VOC, DataError, colour_to_index, index_to_colour
 from minifcn.data.masks import MAX_PIXELS, read_image, read_labels, write_labels
-from minifcn.data.voc import Folder, check_folder
+from minifcn.data.survey import check_folder
+from minifcn.data.voc import Folder
 
 REAL = Path(__file__).parents[3] / "shared" / "voc-animals" / "VOCdevkit" / "VOC2012"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real VOC images are not at {REAL}")
@@ -141,11 +142,13 @@ def test_exif_orientation(tmp_path):
     assert read_image(tmp_path / "x.jpg").shape == (16, 24, 3)
     turned = read_image(tmp_path / "x.jpg", exif=True)
     assert turned.shape == (24, 16, 3) and (turned[:7, :, 2] > 200).all() and (turned[9:, :, 0] > 200).all()
-    (tmp_path / "JPEGImages").mkdir()
-    write_pair(tmp_path, "x", (16, 24))
-    (tmp_path / "x.jpg").rename(tmp_path / "JPEGImages" / "x.jpg")
-    write_list(tmp_path, "x")
-    assert Folder(tmp_path).sizes() == [(16, 24)] and Folder(tmp_path).read(0)[0].shape == (16, 24, 3)
+    jpg = (tmp_path / "x.jpg").read_bytes()
+    for hw, picture in (((16, 24), read_image(tmp_path / "x.jpg")), ((24, 16), turned)):     # drawn on the stored pixels, or upright
+        write_pair(tmp_path, "x", hw)
+        (tmp_path / "JPEGImages" / "x.jpg").write_bytes(jpg)
+        write_list(tmp_path, "x")
+        assert Folder(tmp_path).sizes() == [hw]
+        np.testing.assert_array_equal(Folder(tmp_path).read(0)[0], picture)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA"])
@@ -195,7 +198,7 @@ MASK_FAULTS = {
     "broken inside": (broken_pixels, "broken image", False),
     "bomb": (lambda data: png_header(30_000, 30_000), "decompression bomb", True),
     "other size": (lambda data: png("P", (30, 20), 0), "the mask has 30 x 20 .*image 20 x 30", True),
-    "1 bit": (lambda data: png("1", (20, 30), 1), "must be a palette PNG", True),
+    "JPEG": (lambda data: jpeg((20, 30)), "stored as JPEG", True),
     "16 bits": (lambda data: png("I;16", (20, 30), 1), "must be a palette PNG", True),
     "foreign colour": (lambda data: png("RGB", (20, 30), (128, 0, 1)), r"colour \(128, 0, 1\) at row 0, column 0", False),
     "foreign index": (lambda data: png("P", (20, 30), 21), "index 21 at row 0, column 0 .* 21 classes", False),

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from pickles import FLOAT, ORDERED_DICT, REBUILD, Global, call, operations, pickled, tensor, write_pth  # noqa: E402
 
 from minifcn.data.classes import DataError  # noqa: E402
-from minifcn.data.voc import Folder, check_folder  # noqa: E402
+from minifcn.data.survey import check_folder
+from minifcn.data.voc import Folder  # noqa: E402
 from minifcn.files.weights import EXPANSION, SMALL, WeightsError, load_state  # noqa: E402
 
 SECONDS = 5                                     # for one input
