@@ -143,7 +143,7 @@ def test_exif_orientation(tmp_path):
     turned = read_image(tmp_path / "x.jpg", exif=True)
     assert turned.shape == (24, 16, 3) and (turned[:7, :, 2] > 200).all() and (turned[9:, :, 0] > 200).all()
     jpg = (tmp_path / "x.jpg").read_bytes()
-    for hw, picture in (((16, 24), read_image(tmp_path / "x.jpg")), ((24, 16), turned)):     # drawn on the stored pixels, or upright
+    for hw, picture in (((16, 24), read_image(tmp_path / "x.jpg")), ((24, 16), turned)):    # mask as stored, mask upright
         write_pair(tmp_path, "x", hw)
         (tmp_path / "JPEGImages" / "x.jpg").write_bytes(jpg)
         write_list(tmp_path, "x")
