@@ -10,6 +10,8 @@ Read after conv_forms.py; read next resize.py. Source: Ioffe & Szegedy 2015, arX
 
 from math import prod
 
+import numpy as np
+
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
 from minifcn.core.shapes import check_channels, check_dtypes, dims
@@ -26,7 +28,7 @@ from minifcn.core.tensor import Tensor, as_tensor, record
 # so gx is orthogonal to 1 and to xhat: a uniform gy has the gradient 0.
 
 
-def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, momentum=0.1, eps=1e-5):
+def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, momentum=0.1, eps=1e-5, *, reduce=None):
     """y = (x - mean) / sqrt(var + eps) * w + b, per channel; the gradients stand above.
 
     x: (N, C, H, W), or (N, C). w, b: (C,), or None for 1 and 0.
@@ -34,15 +36,21 @@ def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, mom
     training: True takes mean and variance of the batch, and moves the running arrays *in place*:
         running = (1 - momentum) running + momentum batch, the variance unbiased. False uses the running arrays.
     momentum: weight of the new batch. eps: added to the variance, in its units.
+    reduce: function that sums an array over processes which hold a share of the batch each: statistics and gradients are then
+        those of the whole batch. A share may be empty. gw and gb stay those of the share, to be summed like all gradients.
     Returns x's shape and dtype. Raises ValueError for wrong lengths, and in training for one value per channel.
     Cost: about 8 flops a pixel forward; keeps xhat (one array like x). Source: torch.nn.functional.batch_norm.
 
     >>> batch_norm(np.array([[1.0], [3.0]]), None, None, training=True, eps=0.0).data.tolist()
     [[-1.0], [1.0]]
     """
-    x, w, b, eps = check_batch_norm(x, running_mean, running_var, w, b, training, eps)
+    x, w, b, eps = check_batch_norm(x, running_mean, running_var, w, b, training, eps, reduce)
     if not training:
         return _fixed_batch_norm(x, running_mean, running_var, w, b, eps)
+    if reduce is not None:
+        y, mean, var, M, saved = normalize_together(x.data, w.data, b.data, eps, reduce)
+        move_running(running_mean, running_var, mean, var, M, momentum)
+        return record(y, (x, w, b), lambda gy: normalize_together_grad(gy, w.data, saved, reduce), "batch_norm")
     y, mean, var, saved = normalize(x.data, w.data, b.data, eps)
     move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
 
@@ -73,6 +81,35 @@ def normalize_grad(gy, w, saved):
     gb = gy.sum(axis=axes)                                               # (C,)
     gw = (gy * xhat).sum(axis=axes)                                      # (C,)
     centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)
+    return per_channel(w * inv_std, gy) * centred, gw, gb                # (N, C, H, W), (C,), (C,)
+
+
+def normalize_together(x, w, b, eps, reduce):
+    """`normalize` of a share x of the batch: counts, sums and centred squares are added over the shares, each in this order,
+    so that nothing cancels. Returns (y, mean (C,), biased var (C,), M (1,), saved), mean, var and M of the whole batch.
+    """
+    xp, axes = array_module(x), pixel_axes(x)
+    count = xp.full(1, x.size // x.shape[1], x.dtype)
+    sums = reduce(xp.concatenate([x.sum(axis=axes), count]))             # (C + 1,)
+    mean, M = sums[:-1] / sums[-1:], sums[-1:]                           # (C,), (1,)
+    if xp is np and M < 2:                                               # a GPU would have to wait
+        raise ValueError(f"batch_norm: training needs more than one value per channel, got {int(M[0])} in all shares")
+    xhat = x - per_channel(mean, x)                                      # (N, C, H, W)
+    var = reduce((xhat * xhat).sum(axis=axes)) / M                       # (C,)
+    inv_std = 1 / xp.sqrt(var + eps)                                     # (C,)
+    xhat *= per_channel(inv_std, x)
+    y = xhat * per_channel(w, x) + per_channel(b, x)                     # (N, C, H, W)
+    return y, mean, var, M, (xhat, inv_std, M)
+
+
+def normalize_together_grad(gy, w, saved, reduce):
+    """(gx, gw, gb) of `normalize_together`: gx needs the sums of all shares, since each pixel moved their mean and variance."""
+    xhat, inv_std, M = saved
+    xp, axes = array_module(gy), pixel_axes(gy)
+    gb = gy.sum(axis=axes)                                               # (C,)
+    gw = (gy * xhat).sum(axis=axes)                                      # (C,)
+    means = reduce(xp.stack([gb, gw])) / M                               # (2, C), over the pixels of all shares
+    centred = gy - per_channel(means[0], gy) - xhat * per_channel(means[1], gy)
     return per_channel(w * inv_std, gy) * centred, gw, gb                # (N, C, H, W), (C,), (C,)
 
 
@@ -120,7 +157,7 @@ def move_running(running_mean, running_var, mean, var, M, momentum):
         running_var[...], running_mean[...] = moved_var, moved_mean
 
 
-def check_batch_norm(x, running_mean, running_var, w, b, training, eps):
+def check_batch_norm(x, running_mean, running_var, w, b, training, eps, reduce=None):
     """x, w, b as Tensors, w and b 1 and 0 where they are None, and eps as a float. Raises what batch_norm raises."""
     op, x = "batch_norm", as_tensor(x)
     if x.ndim < 2:
@@ -138,6 +175,6 @@ def check_batch_norm(x, running_mean, running_var, w, b, training, eps):
         check_channels(op, name, v, C, f"one value per channel of x: {dims(x)}")
     if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
         raise ValueError(f"{op}: needs running_mean and running_var, or neither in training")
-    if training and prod(x.shape) // max(C, 1) < 2:
+    if training and reduce is None and prod(x.shape) // max(C, 1) < 2:
         raise ValueError(f"{op}: training needs more than one value per channel, got x: {dims(x)}")
     return x, w, b, float(eps)                                           # a NumPy scalar would promote float32

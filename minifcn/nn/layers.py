@@ -67,6 +67,8 @@ def _conv_repr(layer):
 class BatchNorm2d(Module):
     """F.batch_norm with weight 1 and bias 0 (unless affine=False), and running mean 0 and variance 1 as buffers."""
 
+    reduce = None                               # set by training/parallel.py: sums the batch's statistics over processes
+
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True):
         check_counts("BatchNorm2d", num_features=num_features)
         if momentum is None or not 0 <= momentum <= 1:
@@ -81,7 +83,7 @@ class BatchNorm2d(Module):
     def forward(self, x):
         check_ndim("BatchNorm2d", "x", x, 4, "N, C, H, W")
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-                            self.training, self.momentum, self.eps)
+                            self.training, self.momentum, self.eps, reduce=self.reduce)
 
     def extra_repr(self):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"

@@ -6,9 +6,10 @@ Every channel holds distinct integers (scaled and shifted), so that no variance 
 import numpy as np
 import pytest
 from cases import dtypes, seeds
-from checks import assert_within, check_op, contents, gamma
+from checks import assert_within, check_op, contents, gamma, leaf
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import in_threads
 
 import minifcn.functional as F
 from minifcn import Tensor
@@ -194,3 +195,43 @@ def test_one_pixel_maps_are_fine_in_evaluation_and_two_values_in_training(xp):
     assert F.batch_norm(xp.asarray(X[:1, :, :1, :1]), *running).shape == (1, 3, 1, 1)
     y = F.batch_norm(xp.asarray(X[:, :, :1, :1]), *running, training=True)
     assert np.allclose(np.abs(y.numpy()), 1)
+
+
+# ---- a batch in shares ----
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(sum), st.tuples(st.integers(1, 3), st.integers(2, 4)), dtypes,
+       st.sampled_from([0.0, 1e4]), seeds)
+def test_shares_are_one_batch(xp, counts, hw, dtype, offset, seed):
+    """Shares of any size, also empty ones: the same y, gx and running statistics, and gw and gb that add up."""
+    N, C = sum(counts), 2
+    x, w, b = distinct(seed, (N, C, *hw))
+    x = x + offset                                                       # E[x^2] - E[x]^2 would lose all digits in float32
+    gy = np.random.default_rng(seed).standard_normal(x.shape)
+    A, inv_std = amplification(x, 1e-5)
+    bound = 60 * x.size * (1 + A) * gamma(1, dtype)
+
+    def run(x, gy, reduce=None):
+        running = [xp.asarray(np.full(C, v, dtype)) for v in (0.5, 2)]
+        leaves = [leaf(xp, v, dtype) for v in (x, w, b)]
+        y = F.batch_norm(leaves[0], *running, *leaves[1:], training=True, reduce=reduce)
+        y.backward(xp.asarray(gy.astype(dtype)))
+        return [to_host(a) for a in (y.data, *(v.grad for v in leaves), *running)]
+
+    y, gx, gw, gb, *running = run(x, gy)
+    ends = np.cumsum([0, *counts])
+    parts = in_threads(len(counts), lambda r, reduce: run(x[ends[r]:ends[r + 1]], gy[ends[r]:ends[r + 1]], reduce))
+    ys, gxs, gws, gbs, *runnings = zip(*parts)
+    top = np.abs(w).max() * np.sqrt(x.size)
+    np.testing.assert_allclose(np.concatenate(ys), y, rtol=0, atol=bound * (top + np.abs(b).max()))
+    np.testing.assert_allclose(np.concatenate(gxs), gx, rtol=0, atol=bound * top * inv_std * np.sqrt(x.size) * np.abs(gy).max())
+    np.testing.assert_allclose(sum(gws), gw, rtol=0, atol=bound * x.size * np.abs(gy).max())
+    np.testing.assert_allclose(sum(gbs), gb, rtol=0, atol=bound * x.size * np.abs(gy).max())
+    for ours, theirs in zip(runnings, running):
+        assert all(np.array_equal(a, ours[0]) for a in ours)             # the same bits on every rank
+        np.testing.assert_allclose(ours[0], theirs, rtol=bound, atol=bound)
+
+
+def test_one_value_in_all_shares_is_refused():
+    x = np.ones((1, 3))
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        in_threads(2, lambda r, reduce: F.batch_norm(x[r:], None, None, training=True, reduce=reduce))

@@ -1,0 +1,256 @@
+"""Training in many processes, on one machine or many: each takes its share of every batch, and all sum what they found.
+
+    rank 0    images 0 .. n/2     forward | backward, gradients 0 | + | step          n ranks equal one rank:
+    rank 1    images n/2 .. n     forward | backward, gradients 1 | + | step          the same batches, the same weights
+
+What is summed: gradients (a bucket at a time, while backward still computes the others), the statistics of batch norm
+(BatchNorm2d's `reduce` is `sum`), the numbers of valid pixels, losses and hits. The loss is divided by the pixels of the
+whole batch before backward, so gradients are added, never averaged. Every rank gets the same bits, so all make the same
+step, and only rank 0 needs to log and to save.
+
+Read after step.py; read next options.py. Sources: Li et al. 2020, arXiv 2006.15704 (buckets); docs.nvidia.com, NCCL.
+"""
+
+import atexit
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import time
+
+import numpy as np
+
+from minifcn.core.backend import array_module
+
+BUCKET = 8 << 20                # bytes summed at once: few enough to begin early, enough for the network's full speed
+PATIENCE = 5.0                  # seconds that a rank which ends waits for the others to end too
+LAUNCHED = {"PMI_RANK": "PMI_SIZE", "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE", "PMIX_RANK": None}     # set by mpiexec
+
+
+@functools.cache
+def world():
+    """Who trains together: the processes of this mpiexec, or this process alone. Raises ValueError where MPI is not there."""
+    launched = [name for name in LAUNCHED if name in os.environ]
+    if not launched:
+        return Local()
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:                         # RuntimeError: it finds no MPI library
+        raise ValueError(f"mpiexec started this process, but mpi4py does not work here: {error}; "
+                         "pip install 'minifcn[parallel]' brings it and MPICH") from error
+    size = int(os.environ.get(LAUNCHED[launched[0]], MPI.COMM_WORLD.size))
+    if size != MPI.COMM_WORLD.size:
+        raise ValueError(f"mpiexec started {size} processes, but mpi4py sees {MPI.COMM_WORLD.size}: it uses another MPI, "
+                         f"{MPI.Get_library_version().split(',')[0].splitlines()[0]}")
+    return Mpi(MPI) if size > 1 else Local()
+
+
+class Local:
+    """One process: nothing to sum, nobody to wait for."""
+
+    rank, size = 0, 1
+
+    def sum(self, array):
+        """The sum over the ranks of an array of any shape, or of a number; the same bits on every rank."""
+        return array
+
+    def gather(self, value):
+        """[rank 0's value, rank 1's, ...] on every rank; any Python objects."""
+        return [value]
+
+    def broadcast(self, value):
+        """Rank 0's value on every rank; any Python object."""
+        return value
+
+    def backward(self, loss, arena):
+        """loss.backward(), after which the arena's gradients are the sums over all ranks."""
+        loss.backward()
+
+    def share(self, count):
+        """This rank's part of `count` images, as a slice: the parts in rank order are the whole, and differ by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def in_turn(self, function):
+        """function() on rank 0, then on rank 1, ...: what the first makes the others find. Returns this rank's result."""
+        for rank in range(self.size):
+            if rank == self.rank:
+                result = function()
+            self.gather(None)
+        return result
+
+    def check_same(self, **things):
+        """Raise ValueError, on all ranks, where a rank has other things (name -> object) than rank 0; hashes are compared."""
+        everyone = self.gather({name: hashlib.sha256(pickle.dumps(thing)).digest() for name, thing in things.items()})
+        odd = [f"rank {rank} has other {name} than rank 0"
+               for rank, theirs in enumerate(everyone) for name in things if theirs[name] != everyone[0][name]]
+        if odd:
+            raise ValueError("; ".join(odd))
+
+    def use(self, device):
+        """Divide what the machine has among its ranks: the cores, or the GPUs. Returns a line that says so, or None."""
+
+    def last_words(self, text, code):
+        """Print why this process ends. What all ranks have to say is said by rank 0 alone."""
+        print(text, file=sys.stderr)
+
+
+class Mpi(Local):
+    """The processes of one mpiexec."""
+
+    def __init__(self, mpi):
+        self.mpi, self.comm = mpi, mpi.COMM_WORLD
+        self.node, self.exit = self.comm.Split_type(mpi.COMM_TYPE_SHARED), self.comm.Dup()
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.sums, self.code, self.leaving = HostSums(mpi), 1, None
+        atexit.register(self._leave)
+        sys.stdout.reconfigure(line_buffering=True)                      # whole lines, into pipes too
+        if self.rank:
+            sys.stdout = open(os.devnull, "w")                           # rank 0 speaks
+
+    def sum(self, array):
+        sums = HostSums(self.mpi) if array_module(array) is np else self.sums
+        return sums.sum(array)
+
+    def gather(self, value):
+        return self.comm.allgather(value)
+
+    def broadcast(self, value):
+        return self.comm.bcast(value)
+
+    def backward(self, loss, arena):
+        buckets = _buckets(arena)
+        missing = [set(bucket) for bucket in buckets]
+        number = {p: i for i, bucket in enumerate(buckets) for p in bucket}
+
+        def on_leaf(p):
+            i = number.get(p)
+            if i is not None:
+                missing[i].discard(p)
+                if not missing[i]:
+                    first, last = arena.span(buckets[i][0]), arena.span(buckets[i][-1])
+                    self.sums.start(arena.grad[first.start:last.stop])
+            self.sums.test()
+
+        loss.backward(on_leaf=on_leaf)
+        for i, bucket in enumerate(buckets):                             # parameters that the loss does not depend on
+            for p in bucket if missing[i] else ():
+                if p not in missing[i]:
+                    self.sums.start(arena.grad[arena.span(p)])
+        self.sums.wait()
+
+    def use(self, device):
+        place, here = self.node.rank, self.node.size
+        if device == "gpu":
+            self.sums = Nccl(self, place, here)
+            return f"{self.size} processes with a GPU each: " + ", ".join(self.gather(f"rank {self.rank} {self.sums}"))
+        import threadpoolctl
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count()))
+        sharers = sum(bool(cores & other) for other in self.node.allgather(cores))       # 1 where mpiexec binds ranks to cores
+        threads = max(1, len(cores) // sharers)
+        threadpoolctl.threadpool_limits(threads)
+        if "minifcn.fast" in sys.modules:                                # a folder that can be deleted
+            sys.modules["minifcn.fast"].set_threads(threads)
+        return f"{self.size} processes, threads of each: {', '.join(map(str, sorted(set(self.gather(threads)))))}"
+
+    def last_words(self, text, code):
+        self.code = code
+        if self.rank == 0:
+            print(text, file=sys.stderr)
+        elif not self._together():
+            print(f"rank {self.rank}: {text}", file=sys.stderr)
+
+    def _together(self):
+        """Do all ranks end within PATIENCE seconds?"""
+        if self.leaving is None:
+            self.leaving, self.deadline = self.exit.Ibarrier(), time.monotonic() + PATIENCE
+        while not (all_there := self.leaving.Test()) and time.monotonic() < self.deadline:
+            time.sleep(0.01)
+        return all_there
+
+    def _leave(self):
+        """At exit. A rank that ends alone, by an exception or by sys.exit, ends all: they would wait for it for ever."""
+        if not self._together():
+            print(f"rank {self.rank} ends before the others, and ends them", file=sys.stderr, flush=True)
+            self.comm.Abort(self.code)
+
+
+class HostSums:
+    """Sums of NumPy arrays by MPI. Those that were started go on whenever MPI is called: test() does only that."""
+
+    def __init__(self, mpi):
+        self.mpi, self.comm, self.started = mpi, mpi.COMM_WORLD, []
+
+    def sum(self, array):
+        total = np.array(array, order="C")                               # MPI sends memory as it lies
+        self.comm.Allreduce(self.mpi.IN_PLACE, total)
+        return total
+
+    def start(self, flat):
+        """Begin to sum a contiguous array in place."""
+        self.started.append(self.comm.Iallreduce(self.mpi.IN_PLACE, flat))
+
+    def test(self):
+        self.mpi.Request.Testall(self.started)
+
+    def wait(self):
+        """Until all that was started is done."""
+        self.mpi.Request.Waitall(self.started)
+        self.started.clear()
+
+
+class Nccl:
+    """Sums of CuPy arrays by NCCL, from device to device, on a stream beside the one that computes.
+
+    MPI tells the ranks how to find each other. Each takes the GPU of its place among the ranks of its node.
+    """
+
+    def __init__(self, world, place, here):
+        import cupy
+        from cupy.cuda import nccl
+        count = cupy.cuda.runtime.getDeviceCount()
+        if here > count:
+            raise ValueError(f"{here} processes on {os.uname().nodename}, which has {count} GPUs: each needs one of its own")
+        cupy.cuda.Device(place).use()
+        self.cupy, self.nccl, self.place = cupy, nccl, place
+        key = world.broadcast(nccl.get_unique_id() if world.rank == 0 else None)
+        self.comm = nccl.NcclCommunicator(world.size, key, world.rank)
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+
+    def __str__(self):
+        name = self.cupy.cuda.runtime.getDeviceProperties(self.place)["name"].decode()
+        return f"on {os.uname().nodename}'s GPU {self.place} ({name})"
+
+    def sum(self, array):
+        total = self.cupy.array(array, order="C")
+        self.start(total)
+        self.wait()
+        return total
+
+    def start(self, flat):
+        kind = {"f": {4: self.nccl.NCCL_FLOAT32, 8: self.nccl.NCCL_FLOAT64},
+                "i": {8: self.nccl.NCCL_INT64}}[flat.dtype.kind][flat.itemsize]
+        self.stream.wait_event(self.cupy.cuda.get_current_stream().record())             # flat is computed
+        self.comm.allReduce(flat.data.ptr, flat.data.ptr, flat.size, kind, self.nccl.NCCL_SUM, self.stream.ptr)
+
+    def test(self):
+        """NCCL goes on by itself."""
+
+    def wait(self):
+        """Let the stream that computes wait; the host does not."""
+        self.cupy.cuda.get_current_stream().wait_event(self.stream.record())
+
+
+def _buckets(arena):
+    """The arena's parameters as lists of neighbours: of BUCKET bytes or a little more, the first perhaps of less.
+
+    They are cut from the end, where backward begins.
+    """
+    buckets, size = [[]], 0
+    for p in reversed(arena.params):
+        if size >= BUCKET:
+            buckets.append([])
+            size = 0
+        buckets[-1].insert(0, p)
+        size += p.data.nbytes
+    return buckets
