@@ -160,7 +160,7 @@ def test_leaves_are_reported_once_final_and_while_backward_runs():
     F.cross_entropy(net(x), np.zeros((2, 33, 40), np.int64)).backward(on_leaf=report)
     assert sorted(seen) == sorted(names.values())
     assert missing == list(range(len(names) - 1, -1, -1))
-    assert seen[-1] == "trunk.conv1.weight"
+    assert set(seen[-3:]) == {"trunk.conv1.weight", "trunk.bn1.weight", "trunk.bn1.bias"}        # the stem may be one op
 
 
 def test_a_leaf_used_often_is_reported_after_its_last_gradient(xp):
