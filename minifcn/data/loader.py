@@ -15,7 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from minifcn.core.integers import integers
+from minifcn.core.tensor import Tensor
 from minifcn.data.classes import DataError
+from minifcn.functional.step import normalize
 
 PREFETCH = 2                        # batches decoded ahead of the one in use
 
@@ -66,12 +69,19 @@ class Loader:
         self.flip, self.jitter, self.void, self.shuffle = flip, jitter, void, shuffle
         self.drop_last, self.workers = drop_last, workers
         self._cached = np.cumsum([4 * H * W for H, W in sizes]) <= cache_bytes   # (len(folder),), 3 + 1 bytes a pixel
-        self._cache = {}
+        self._cache, self._epochs = {}, 0
 
     def __len__(self):
         """Batches in an epoch."""
         n = len(self.folder)
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def __iter__(self):
+        """(x, labels) of the next epoch, which is another one for every loop: normalised float32 Tensors (N, 3, h, w) and
+        integer arrays (N, h, w), ready for `loss(net(x), labels)`. A loop over epoch(e) gives the pictures themselves."""
+        self._epochs += 1
+        for batch in self.epoch(self._epochs - 1):
+            yield Tensor(normalize(batch.images)), integers(batch.labels)
 
     def epoch(self, e, start=0):
         """Iterate over the Batches of epoch e, from batch number `start` on.

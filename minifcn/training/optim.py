@@ -150,4 +150,42 @@ def step_decay(step, steps, pieces=3, gamma=0.1):
     return gamma ** (pieces * step // steps)
 
 
+class LambdaLR:
+    """A schedule that moves an optimiser's learning rates itself: lr = (lr at the start) * factor(number of step() calls).
+
+    >>> schedule = LambdaLR(optimizer, lambda n: 0.95 ** n)
+    >>> for epoch in range(10): ...; schedule.step()
+    """
+
+    def __init__(self, optimizer, lr_lambda):
+        self.optimizer, self.factor, self.last_epoch = optimizer, lr_lambda, -1
+        self.first = [group["lr"] for group in optimizer.param_groups]
+        self.step()
+
+    def step(self):
+        """The next learning rates: after each epoch, or after each step, as the schedule is meant."""
+        self.last_epoch += 1
+        for group, lr in zip(self.optimizer.param_groups, self.first):
+            group["lr"] = lr * self.factor(self.last_epoch)
+
+    def get_last_lr(self):
+        """The learning rate of each group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def StepLR(optimizer, step_size, gamma=0.1):
+    """A gamma-th after every step_size calls of step()."""
+    return LambdaLR(optimizer, lambda n: gamma ** (n // step_size))
+
+
+def MultiStepLR(optimizer, milestones, gamma=0.1):
+    """A gamma-th after each of the milestones."""
+    return LambdaLR(optimizer, lambda n: gamma ** sum(n >= milestone for milestone in milestones))
+
+
+def PolynomialLR(optimizer, total_iters=5, power=1.0):
+    """`poly`, by calls of step(); 0 from total_iters on."""
+    return LambdaLR(optimizer, lambda n: poly(min(n, total_iters), total_iters, power))
+
+
 SCHEDULES = {"constant": constant, "poly": poly, "step": step_decay}

@@ -10,10 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from minifcn.core.tensor import Tensor
 from minifcn.data.classes import Classes, DataError, write_classes
 from minifcn.data.loader import PREFETCH, Batch, Loader, crop_scaled
 from minifcn.data.masks import write_labels
 from minifcn.data.voc import Folder
+from minifcn.functional.step import normalize
 
 REAL = Path(__file__).parents[3] / "shared" / "voc-animals" / "VOCdevkit" / "VOC2012"
 CLASSES = Classes(tuple(f"class {i}" for i in range(200)), np.stack([np.arange(200)] * 3, axis=1).astype(np.uint8))
@@ -257,3 +259,14 @@ def test_real_batches():
     for images, labels, ids in Loader(folder, 16, (160, 224), jitter=(0.75, 1.5)).epoch(0):
         assert images.shape == (len(ids), 3, 160, 224) and set(np.unique(labels)) <= {*range(21), 255}
         assert images.std() > 30 and (labels > 0).mean() > 0.05
+
+
+def test_a_loader_is_a_loop_over_normalised_batches(folder):
+    """`for x, labels in loader`: floats ready for a network, another epoch every time."""
+    loader = Loader(folder.at_least((30, 40)), 4, (30, 40), seed=1)
+    for e in range(2):
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        for (x, labels), batch in zip(batches, loader.epoch(e)):
+            assert isinstance(x, Tensor) and np.array_equal(x.data, normalize(batch.images))
+            assert np.array_equal(labels, batch.labels) and labels.long().dtype == np.int64
