@@ -6,6 +6,7 @@ Sources: the documentation of Sphinx, MyST-NB, jupytext and math-core.
 """
 
 import inspect
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from sphinx.util import logging
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)          # the cells of the pages run in processes of their own
 
 project = html_title = "minifcn"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
@@ -28,6 +30,7 @@ html_show_copyright = False
 nitpick_ignore_regex = [("py:.*", r"(numpy|np|cupy|pathlib)\..*")]        # not ours
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "colon_fence"], 3
 nb_execution_mode, nb_execution_raise_on_error, nb_execution_timeout, nb_merge_streams = "force", True, 600, True
+nb_execution_show_tb = True
 html_theme, html_static_path, html_css_files, html_favicon = "furo", ["_static"], ["site.css"], "_static/icon.svg"
 html_math_renderer, MATH = "mathml", LatexToMathML(fancy_error=False)
 
