@@ -6,6 +6,7 @@ module has the scenario already, the row runs that. `python tests/test_faults.py
 
 import inspect
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -13,7 +14,12 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+
+HERE = Path(__file__).parent
+if __name__ == "__main__":                              # pytest has set these folders already
+    sys.path += [str(HERE.parent), *(str(HERE / room) for room in ("support", "tools", "training", "files", "data"))]
 
 import kill_resume
 import layouts
@@ -90,16 +96,30 @@ def bit_flipped(path):
     path.write_bytes(raw)
 
 
-def trunk(width=2, value=None, kind=None):
+def trunk(width=2, value=None, without=(), **changes):
     """Weights in torchvision's names as .npz."""
     def make(path):
         nn.init.seed(0)
-        state = models.resnet18(num_classes=5, width=width).state_dict()
+        state = models.resnet18(num_classes=5, width=width).state_dict() | changes
         if value is not None:
             state["layer2.0.conv1.weight"][0, 0, 0, 0] = value
         with open(path, "wb") as file:
-            np.savez(file, **state)
+            np.savez(file, **{name: array for name, array in state.items() if name not in without})
     return make
+
+
+def twice(path):
+    """One trunk under two prefixes."""
+    state = models.resnet18(num_classes=5, width=2).state_dict()
+    with open(path, "wb") as file:
+        np.savez(file, **{prefix + name: array for prefix in ("a.", "b.") for name, array in state.items()})
+
+
+def inflates_beyond(path):
+    """An .npz of which the directory says 100 bytes; 10 MB come."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(10**7))
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 10**7), struct.pack("<I", 100)))
 
 
 def npz(save=np.savez, **arrays):
@@ -115,10 +135,10 @@ ROWS["Weights: `train --pretrained FILE`"] = [
     (fault, outcome, pretrained_is_refused, {"make": make, "rule": rule}) for fault, outcome, make, rule in [
         ("a pickle that would run a command", "refused, naming the function; nothing is run",
          stored("malicious.pth"), "asks for 'posix.system'"),
-        ("a pickle that calls any other function, of torch's too", "refused, naming the function",
-         pth({"w": Global("torch", "load")}), "'torch.load'"),
-        ("a bare pickle, from before PyTorch 1.6", "refused, with the two lines of PyTorch that convert it",
-         stored("legacy.pth"), r"torch\.save\(torch\.load"),
+        ("a pickle that calls any other function, of torch's too", "nothing is run; refused, naming the function, where a "
+         "weight would be its result", pth({"w": Global("torch", "load")}), "'w' is 'torch.load'"),
+        ("a pickle that is not PyTorch's (Paddle, joblib, any)", "refused, with the line that converts it",
+         content(pickle.dumps({"w": 1})), r"bare pickle without torch's magic number.*np.savez"),
         ("a `.pth` cut short", "refused as damaged",
          content((test_weights.FILES / "net.pth").read_bytes()[:-100]), "damaged zip archive"),
         ("a `.pth` with one bit flipped", "refused: the checksum in the archive is wrong", bit_flipped, "Bad CRC-32"),
@@ -128,16 +148,34 @@ ROWS["Weights: `train --pretrained FILE`"] = [
          pth({"w": tensor(shape=(2**40, 3), stride=(0, 1))}), "13,194,139,533,312 bytes in a file of"),
         ("100 MB of zeros in a zip archive of 100 kB", "refused before memory is taken",
          npz(np.savez_compressed, w=np.zeros(10**8, np.uint8)), r"100,000,\d+ bytes in a file of"),
-        ("an `.npz` that holds Python objects", "refused; nothing is unpickled", npz(w=np.array([{}])), "not a plain .npy"),
+        ("an entry of a zip archive that inflates beyond its size in the directory", "refused, and no more is inflated",
+         inflates_beyond, "'a.npy' is not of the size that the directory says"),
+        ("an `.npz` of Python objects", "refused; nothing is unpickled", npz(w=np.array([{}])), "none of the trunk's arrays"),
+        ("a pipe, a device or a folder under the file's name", "refused at once", os.mkfifo, "a pipe, a device or a socket"),
         ("a `.safetensors` with gaps or overlaps", "refused, naming the tensor",
          content(len(GAP).to_bytes(8, "little") + GAP + bytes(12)), "'conv1.weight': bytes 4 to 12 of 12 leave a gap"),
         ("a `.safetensors` whose header is longer than the file", "refused, with both sizes",
          content((10**6).to_bytes(8, "little") + GAP), "a header of 1,000,000 bytes in a file of"),
-        ("MXNet's `.params`", "refused: not one of the formats", content(struct.pack("<QQQ", 0x112, 0, 1)), "neither a zip"),
+        ("MXNet's `.params`, Keras, TorchScript, `.pt2`, a shard, ...", "refused, naming it and how to convert it",
+         content(struct.pack("<QQQ", 0x112, 0, 1)), "is MXNet's .params"),
         ("an error page saved under the file's name", "refused: not one of the formats", content(b"<html>404</html>"),
          "neither a zip"),
         ("weights of another network", "refused, naming an array that was expected", npz(w=np.ones(3)),
          "none of the trunk's arrays, such as conv1.weight"),
+        ("weights of a ResNet-34, or any array of the trunk that is not in ours", "refused, naming them",
+         trunk(**{"layer1.2.conv1.weight": np.ones((2, 2, 3, 3))}), "a deeper network, such as ResNet-34: layer1.2.conv1"),
+        ("batch norm folded into the convolutions", "refused, naming their biases", trunk(**{"conv1.bias": np.ones(2)}),
+         "batch norm was folded into them.*: conv1.bias"),
+        ("half a layer: statistics without weights", "refused, naming what is missing",
+         trunk(without=["bn1.weight", "bn1.bias"]), "bn1 is there in part: bn1.weight, bn1.bias is missing"),
+        ("integers in a weight's place", "refused, naming the array", trunk(**{"conv1.weight": np.ones((2, 3, 7, 7), np.int8)}),
+         "conv1.weight is int8"),
+        ("a negative variance", "refused, naming the array", trunk(**{"bn1.running_var": np.array([1.0, -1.0])}),
+         "bn1.running_var holds negative variances"),
+        ("a weight that is infinite in float32", "refused, naming the array", trunk(**{"bn1.bias": np.array([1e300, 0])}),
+         "bn1.bias holds numbers that are not finite in float32"),
+        ("the trunk's names under two prefixes, or in two state dicts", "refused, with the lines that save one",
+         twice, r"under 2 prefixes \(a., b.\)"),
         ("weights of another width", "refused, with both shapes", trunk(width=4),
          r"\(4, 3, 7, 7\), the net wants \(2, 3, 7, 7\)"),
         ("a weight that is NaN or infinite", "refused, naming the array", trunk(value=np.nan),
@@ -147,6 +185,13 @@ ROWS["Weights: `train --pretrained FILE`"] = [
 ] + [
     ("half precision, bfloat16, integers, strides, shared storages", "read exactly",
      test_weights.test_every_type_and_stride, {}),
+    ("tensors that torch negates lazily", "negated", test_weights.test_negated_lazily, {}),
+    ("PyTorch's format before 1.6", "read", test_weights.test_format_before_1_6, {}),
+    ("zip archives without sums, or deflated", "read", test_weights.test_zip_without_sums_or_deflated, {}),
+    ("`.npy` headers of versions 1 to 3 in any spelling", "read", test_weights.test_npy_headers_in_any_spelling,
+     {"raw": test_weights.npy(version=3)}),
+    ("objects, texts, float8 beside the weights", "left out, and said; nothing is run or unpickled",
+     test_weights.test_objects_beside_the_weights, {"thing": test_weights.OBJECTS[0]}),
     ("a training checkpoint with a state dict inside", "the state dict is read; a warning names what is ignored",
      test_weights.test_nested_checkpoint, {}),
 ]

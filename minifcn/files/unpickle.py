@@ -2,7 +2,9 @@
 
 A pickle is a program for a stack machine, whose operations GLOBAL and REDUCE import and call whatever the file names:
 loading a stranger's pickle is running a stranger's program. This machine knows the operations that a state dict takes,
-and its GLOBAL is a look at a table. {"bias": tensor([1., 2.])} (see any pickle with `python -m pickletools data.pkl`):
+and its GLOBAL is a look at a table. What is not in the table (argparse.Namespace, a Counter, a learning-rate schedule)
+stays a Name: a mark that says what stood there. {"bias": tensor([1., 2.])} (see any pickle with
+`python -m pickletools data.pkl`):
 
     operation                                                  the stack afterwards
     EMPTY_DICT   BINUNICODE bias                               {}  "bias"
@@ -31,6 +33,13 @@ MAX_COUNT = 2**59           # numbers in an array, so that bytes stay below 2^63
 STORAGES = {"DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "bfloat16",
             "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1",
             "BoolStorage": "b1"}                    # NumPy's words, but for bfloat16, which it does not know
+DTYPES = {"uint16": "u2", "uint32": "u4", "uint64": "u8"}           # have no storage of their own name in torch
+
+# Names that no sound file needs and that an attack does. Nothing is ever run here; but who gets such a file should know.
+ATTACKS = {"os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "importlib", "runpy", "pty", "ctypes", "code",
+           "pickle", "_pickle", "marshal", "webbrowser", "multiprocessing", "operator"}
+BUILTINS = {"set", "frozenset", "bytearray", "bytes", "complex", "list", "dict", "tuple", "object", "int", "float", "bool",
+            "str", "slice", "range", "type"}
 
 
 class WeightsError(ValueError):
@@ -38,9 +47,12 @@ class WeightsError(ValueError):
 
 
 class Name(NamedTuple):
-    """A Python name that the pickle asks for. It is compared with KNOWN and never looked up."""
+    """A Python name that the pickle asks for, never looked up; also the mark of whatever object is made by calling it."""
     module: str
     name: str
+
+    def __str__(self):
+        return f"{self.module}.{self.name}"
 
 
 class Storage(NamedTuple):
@@ -56,20 +68,19 @@ class Tensor(NamedTuple):
     offset: int
     shape: tuple
     stride: tuple
+    negative: bool          # minus those numbers: torch negates lazily, as in x.conj().imag
 
 
-KNOWN = {Name("collections", "OrderedDict"), Name("torch._utils", "_rebuild_tensor_v2"),
-         Name("torch._utils", "_rebuild_parameter")} | {Name("torch", storage) for storage in STORAGES}
+def unpickle(data, storages=None):
+    """Build what a pickle describes, out of plain data, `Tensor` descriptions and `Name` marks only.
 
-
-def unpickle(data):
-    """Build what a pickle describes, out of plain data and `Tensor` descriptions only.
-
-    data: bytes; pickle protocols 1 to 5 (torch.save writes 2).
-    returns: dict, list, tuple, str, int, float, bool, None, or a Tensor.
-    raises: WeightsError for any other name or operation, naming it, and for a damaged pickle.
+    data: bytes, or a binary stream, which is left behind the pickle; protocols 1 to 5 (torch.save writes 2).
+    storages: dict that gets key -> Storage, or None for a storage of another type, of all that the pickle mentions.
+    returns: dict, list, tuple, str, bytes, int, float, bool, None, a Tensor, or a Name.
+    raises: WeightsError for any other operation, naming it, for a name that only an attack needs, and for a damaged pickle.
     cost: at most MAX_OPERATIONS operations, each about a microsecond and 100 bytes.
     """
+    storages = {} if storages is None else storages
     stack, outer, memo = [], [], {}                             # outer: the stacks below the open MARKs
     operations = pickletools.genops(data)                       # decodes, and runs nothing
     for number in range(MAX_OPERATIONS):
@@ -77,7 +88,7 @@ def unpickle(data):
             operation, argument, _ = next(operations)
             if operation.name == "STOP":
                 return stack.pop()
-            stack = _perform(operation.name, argument, stack, outer, memo)
+            stack = _perform(operation.name, argument, stack, outer, memo, storages)
         except WeightsError:
             raise
         except (IndexError, KeyError):
@@ -87,13 +98,15 @@ def unpickle(data):
     raise WeightsError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
 
 
-def _perform(operation, argument, stack, outer, memo):
+def _perform(operation, argument, stack, outer, memo, storages):
     """One operation; returns the stack. MARK opens a new one, and what closes it goes back to the one before."""
     match operation:
         case "PROTO" | "FRAME":
             pass
         case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "BINFLOAT":
             stack.append(argument)
+        case "BINSTRING" | "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+            stack.append(argument)                  # the first two: Python 2's texts, which genops decodes
         case "BININT" | "BININT1" | "BININT2" | "INT" | "LONG1":
             if not -2**63 <= argument < 2**64:
                 raise WeightsError("the pickle holds an integer of more than 64 bits")
@@ -102,6 +115,15 @@ def _perform(operation, argument, stack, outer, memo):
             stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[operation])
         case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
             stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}[operation]())
+        case "EMPTY_SET":
+            stack.append(Name("builtins", "set"))
+        case "ADDITEMS":
+            stack = outer.pop()
+            if not isinstance(stack[-1], Name):
+                raise WeightsError("the pickle adds to what is not a set")
+        case "FROZENSET":
+            stack = outer.pop()
+            stack.append(Name("builtins", "frozenset"))
         case "TUPLE1" | "TUPLE2" | "TUPLE3":
             items = [stack.pop() for _ in range(int(operation[-1]))]
             stack.append(tuple(reversed(items)))
@@ -130,69 +152,124 @@ def _perform(operation, argument, stack, outer, memo):
         case "BINGET" | "LONG_BINGET":
             stack.append(memo[argument])
         case "GLOBAL":
-            stack.append(_known(*argument.split(" ", 1)))
+            stack.append(_named(*argument.split(" ", 1)))
         case "STACK_GLOBAL":
             name, module = stack.pop(), stack.pop()
-            stack.append(_known(module, name))
+            stack.append(_named(module, name))
         case "BINPERSID":
-            stack.append(_storage(stack.pop()))
+            stack.append(_storage(stack.pop(), storages))
         case "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             stack.append(_call(function, arguments))
-        case "BUILD":                               # attributes of an OrderedDict (state_dict()._metadata): not needed
+        case "NEWOBJ" | "NEWOBJ_EX":
+            for _ in range(operation.count("_") + 1):           # the arguments; by keyword as well
+                stack.pop()
+            if not isinstance(stack[-1], Name):                 # the class, which stays as the mark of its object
+                raise WeightsError("the pickle makes an object of what is not a class")
+        case "BUILD":                               # attributes, of an OrderedDict (state_dict()._metadata) too: not needed
             stack.pop()
-            if type(stack[-1]) is not dict:
-                raise WeightsError("the pickle sets attributes of what is not a dict")
+            if not isinstance(stack[-1], (dict, Name)):
+                raise WeightsError("the pickle sets attributes of what is neither a dict nor an object")
         case _:
             raise WeightsError(f"the pickle uses {operation}, which torch.save does not write for weights")
     return stack
 
 
-def _known(module, name):
+def _named(module, name):
     if type(module) is not str or type(name) is not str:
         raise WeightsError("the pickle asks for a global whose name is not text")
-    if Name(module, name) not in KNOWN:
-        raise WeightsError(f"the pickle asks for {show(f'{module}.{name}')}, but only tensors in dicts are read and"
-                           " nothing is run; if you trust the file, load it with PyTorch and save net.state_dict()")
+    top = module.split(".")[0]
+    if top in ATTACKS or top in ("builtins", "__builtin__") and name not in BUILTINS:
+        raise WeightsError(f"the pickle asks for {show(f'{module}.{name}')}, which no weights need and an attack does;"
+                           " nothing was run; do not load this file with weights_only=False either")
     return Name(module, name)
 
 
 def _extend(target, items):
+    if isinstance(target, Name):                                # an object that derives from list: stays a mark
+        return
     if type(target) is not list:
         raise WeightsError("the pickle appends to what is not a list")
     target.extend(items)
 
 
 def _update(target, items):
+    if isinstance(target, Name):                                # an object that derives from dict: stays a mark
+        return
     if type(target) is not dict or len(items) % 2 or not all(type(key) in (str, int) for key in items[::2]):
         raise WeightsError("the pickle fills what is not a dict, or has a key that is neither str nor int")
     target.update(zip(items[::2], items[1::2]))
 
 
-def _storage(reference):
-    """("storage", torch.FloatStorage, "0", "cpu", 9408) -> Storage; the device where it lay does not matter."""
+def _storage(reference, storages):
+    """("storage", torch.FloatStorage, "0", "cpu", 9408) -> Storage; the device where it lay does not matter.
+
+    A type that is not in STORAGES (torch.ComplexFloatStorage) gives its Name, a mark. Before PyTorch 1.6 a sixth item
+    says which part of the storage is meant, and is None: only versions before 0.4 wrote such parts.
+    """
     match reference:
-        case ("storage", Name("torch", kind), str(key), str(), int(count)):         # KNOWN has no other names of torch
-            return Storage(STORAGES[kind], key, count)
+        case ("storage", Name(module, kind) as name, str(key), str(), int(count), *rest) if rest in ([], [None]):
+            if module == "torch.storage" and kind == "UntypedStorage":          # of bytes; _rebuild_tensor_v3 says the type
+                storage = Storage("u1", key, count)
+            elif module in ("torch", "torch.cuda") and kind in STORAGES:
+                storage = Storage(STORAGES[kind], key, count)
+            else:
+                storage = name
+            storages[key] = storage if isinstance(storage, Storage) else None
+            return storage
     raise WeightsError("the pickle refers to a storage in a way that torch.save does not")
 
 
 def _call(function, arguments):
-    """What the call would return: there are three kinds of calls in a state dict."""
-    match function, arguments:
-        case Name("collections", "OrderedDict"), ():
+    """What the call would return. A state dict needs those of `torch._utils`; any other call gives the mark of its function."""
+    if not isinstance(function, Name) or type(arguments) is not tuple:
+        raise WeightsError("the pickle calls what is not a function")
+    match str(function), arguments:
+        case "collections.OrderedDict", ():
             return {}
-        case Name("torch._utils", "_rebuild_parameter"), (Tensor() as tensor, bool(), dict()):
+        case "collections.OrderedDict", (list(pairs),):                         # as Python 2 wrote it
+            made = {}
+            _update(made, [item for pair in pairs if type(pair) in (list, tuple) for item in pair])
+            return made
+        case "torch._utils._rebuild_parameter", (Tensor() as tensor, bool(), dict()):
             return tensor
-        case Name("torch._utils", "_rebuild_tensor_v2"), (Storage() as storage, offset, shape, stride, *_):
-            what = f"a tensor in storage {show(storage.key)}"
-            shape = check_shape(what, shape)
-            if type(stride) is not tuple or len(stride) != len(shape) or not all(
-                    type(n) is int and 0 <= n < MAX_COUNT for n in (offset, *stride)):
-                raise WeightsError(f"{what}: needs an offset >= 0 and one stride >= 0 per size")
-            return Tensor(storage, offset, shape, stride)
-    name = ".".join(function) if isinstance(function, Name) else "what is not a function"
-    raise WeightsError(f"the pickle calls {name} with arguments that torch.save does not write")
+        case "torch._utils._rebuild_parameter_with_state", (Tensor() as tensor, bool(), dict(), _):
+            return tensor                                                       # _: attributes that somebody set
+        case "torch._tensor._rebuild_from_type_v2", (Name() as rebuild, Name() as kind, tuple(inner), _):
+            return _call(rebuild, inner) if str(kind) in ("torch.Tensor", "torch.nn.parameter.Parameter") else kind
+        case "torch._utils._rebuild_tensor", (Storage() as storage, offset, shape, stride):     # before PyTorch 0.4
+            return _tensor(storage, offset, shape, stride)
+        case "torch._utils._rebuild_tensor_v2", (Storage() as storage, offset, shape, stride, bool(), dict(), *metadata):
+            return _tensor(storage, offset, shape, stride, *metadata)
+        case ("torch._utils._rebuild_tensor_v3",
+              (Storage("u1", key, nbytes), offset, shape, stride, bool(), dict(), Name("torch", word), *metadata)):
+            if word not in DTYPES:
+                return Name("torch", word)                                      # float8 and the like
+            kind, size = DTYPES[word], int(DTYPES[word][1])
+            if nbytes % size:
+                raise WeightsError(f"storage {show(key)} of {nbytes} bytes does not divide into numbers of {word}")
+            return _tensor(Storage(kind, key, nbytes // size), offset, shape, stride, *metadata)
+        case _, (Name() as mark, *_) if str(function).startswith("torch._utils._rebuild_"):
+            return mark                                                         # of a storage, or a tensor, of another type
+    if function.module.startswith("torch._utils"):
+        if function.name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"):
+            raise WeightsError(f"the pickle calls {function} with arguments that torch.save does not write")
+    return function
+
+
+def _tensor(storage, offset, shape, stride, metadata=None, *more):
+    what = f"a tensor in storage {show(storage.key)}"
+    shape = check_shape(what, shape)
+    if type(stride) is not tuple or len(stride) != len(shape) or not all(
+            type(n) is int and 0 <= n < MAX_COUNT for n in (offset, *stride)):
+        raise WeightsError(f"{what}: needs an offset >= 0 and one stride >= 0 per size")
+    metadata = {} if metadata is None else metadata
+    if more or type(metadata) is not dict or not set(metadata) <= {"neg", "conj"} or metadata.get("conj"):
+        raise WeightsError(f"{what}: says {show(metadata)} of it, which is not known here; save tensor.clone()")
+    negative = metadata.get("neg", False)
+    if type(negative) is not bool or negative and storage.kind == "b1":
+        raise WeightsError(f"{what}: cannot be negated")
+    return Tensor(storage, offset, shape, stride, negative)
 
 
 def check_shape(what, shape):

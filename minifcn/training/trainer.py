@@ -224,7 +224,7 @@ class _Run:
             nn.init.seed(options.seed)
             self.net = checkpoints.build(self.architecture, len(self.classes.names))
             self.state = State()
-            self.pretrained = load_pretrained(self.net, options.pretrained) if options.pretrained else set()
+            self.pretrained = load_pretrained(self.net, options.pretrained, self.classes) if options.pretrained else set()
         else:
             if saved.classes != self.classes or saved.info["images"] != self.images:
                 raise ValueError(f"{options.data}: not the classes and training images that {self.path} was trained on")

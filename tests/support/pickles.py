@@ -42,10 +42,11 @@ def call(function, *arguments):
     return Raw(operations(function) + operations(arguments) + b"R")
 
 
-def tensor(count=6, offset=0, shape=(2, 3), stride=(3, 1), key="0", kind=FLOAT):
+def tensor(count=6, offset=0, shape=(2, 3), stride=(3, 1), key="0", kind=FLOAT, metadata=None):
     """A tensor in a storage of `count` numbers, as torch.save describes it."""
     storage = Raw(operations(("storage", kind, key, "cpu", count)) + b"Q")
-    return call(REBUILD, storage, offset, shape, stride, False, call(ORDERED_DICT))
+    more = () if metadata is None else (metadata,)
+    return call(REBUILD, storage, offset, shape, stride, False, call(ORDERED_DICT), *more)
 
 
 def pickled(value):

@@ -23,7 +23,7 @@ from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
 from minifcn.functional.step import normalize
 from minifcn.inference import whole
-from minifcn.training import SGD, checkpoint, pretrained, trainer
+from minifcn.training import SGD, checkpoint, trainer
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.options import Options
 from minifcn.training.step import train_step
@@ -348,55 +348,3 @@ def test_faults_of_the_data_come_before_training(options, tmp_path):
 def test_options_refuse(options, name, value, message):
     with pytest.raises(ValueError, match=message):
         changed(options, **{name: value})
-
-
-# ---- pretrained trunks ----
-
-@pytest.fixture(scope="module")
-def trunk_file(tmp_path_factory):
-    """A file in torchvision's names, half precision, without layer4.1 but with a classifier."""
-    nn.init.seed(11)
-    state = models.resnet18(num_classes=5, width=2).state_dict()
-    path = tmp_path_factory.mktemp("weights") / "trunk.npz"
-    np.savez(path, **{k: v.astype(np.float16) for k, v in state.items() if not k.startswith("layer4.1.")})
-    return path
-
-
-def test_pretrained_is_loaded_and_the_lack_is_listed(trunk_file, capsys):
-    nn.init.seed(0)
-    net = models.fcn32s(num_classes=5, width=2)
-    before = net.state_dict()
-    loaded = pretrained.load_pretrained(net, trunk_file)
-    after = net.state_dict()
-    with np.load(trunk_file) as offered:
-        for name in after:
-            short = name.removeprefix("trunk.")
-            if name in loaded:
-                assert np.array_equal(after[name], offered[short].astype(np.float32)) and after[name].dtype == np.float32
-            else:
-                assert np.array_equal(after[name], before[name])
-        assert loaded == {f"trunk.{name}" for name in offered.files if not name.startswith("fc.")}
-    printed = capsys.readouterr().out
-    assert "it lacks layer4.1.conv1.weight, layer4.1.bn1.weight" in printed and "layer1" not in printed and "fc" not in printed
-
-
-def test_pretrained_part_learns_at_its_own_rate(options, trunk_file, tmp_path):
-    """At factor 0 and without decay what was loaded stays as it is, and everything else moves; also after a resume."""
-    settings = dict(pretrained=str(trunk_file), lr_pretrained=0.0, weight_decay=0.0)
-    train(changed(options, **settings), tmp_path)
-    resume(tmp_path)
-    model = checkpoint.load(tmp_path / "checkpoint.npz").model
-    with np.load(trunk_file) as offered:
-        kept = {name for name in model if name.startswith("trunk.") and "running" not in name
-                and name.removeprefix("trunk.") in offered.files
-                and np.array_equal(model[name], offered[name.removeprefix("trunk.")].astype(np.float32))}
-        assert kept == {f"trunk.{name}" for name in offered.files if not name.startswith("fc.") and "running" not in name}
-    assert not np.array_equal(model["trunk.bn1.running_mean"], np.zeros(2))
-
-
-def test_pretrained_refuses(trunk_file, tmp_path):
-    with pytest.raises(ValueError, match=r"trunk\.npz: conv1\.weight is \(2, 3, 7, 7\), the net wants \(4, 3, 7, 7\); choose"):
-        pretrained.load_pretrained(models.fcn32s(width=4), trunk_file)
-    np.savez(tmp_path / "other.npz", a=np.ones(3))
-    with pytest.raises(ValueError, match=r"other\.npz: holds none of the trunk's arrays, such as conv1\.weight"):
-        pretrained.load_pretrained(models.fcn32s(width=2), tmp_path / "other.npz")
