@@ -20,7 +20,7 @@ def open_regular(path, largest=None):
     try:
         facts = os.fstat(handle)
         if stat.S_ISDIR(facts.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "a pipe, a device or a socket, not an ordinary file", str(path))
         if largest is not None and facts.st_size > largest:
