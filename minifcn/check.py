@@ -3,14 +3,18 @@
 Each op is checked twice on small odd-sized inputs. In float64 its backward is compared with a numerical derivative
 (core/gradcheck.py). In float32 its gradients are compared with those of float64, so that a fast path or a device with less
 precision shows itself: the bound is 100 roundings of 2^-24, and TF32's 2^-11 would exceed it.
-Read after descent.py; read next nn/init.py.
+Read after plotting.py.
 """
 
+import os
+import platform
 from collections import namedtuple
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
 import minifcn.functional as F
+from minifcn.core import backend
 from minifcn.core.backend import device_of, to_device
 from minifcn.core.gradcheck import check_vjp, cotangent_generator
 from minifcn.core.tensor import Tensor
@@ -19,6 +23,41 @@ from minifcn.functional import activation
 Row = namedtuple("Row", "op form error bound dtype device")
 
 FLOAT32_BOUND = 100 * 2.0**-24
+
+
+def installation():
+    """Print what this installation consists of, and the table of its gradients. Returns 1 if one is wrong, else 0."""
+    print(environment())
+    print(f"\n{'op':<24} {'form':<8} {'device':<7} {'dtype':<8} {'error':>8} {'bound':>8}")
+    failed = 0
+    for device in ("cpu", "gpu") if backend.has_gpu() else ("cpu",):
+        for row in gradcheck_table(device):
+            good = row.error <= row.bound                                           # False for NaN
+            failed += not good
+            print(f"{row.op:<24} {row.form:<8} {row.device:<7} {row.dtype:<8} {row.error:8.1e} {row.bound:8.1e}"
+                  + ("" if good else "  FAILED"))
+    print(f"\n{failed or 'no'} gradients are wrong")
+    return 1 if failed else 0
+
+
+def environment():
+    """Versions, linear algebra, cores, GPU: a text of several lines."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+             f"numpy       {np.__version__}, BLAS {blas['name']} {blas['version']}"]
+    for name in ("pillow", "matplotlib"):
+        try:
+            lines.append(f"{name:<12}{version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"{name:<12}not installed")
+    if backend.cupy is None:
+        lines.append("cupy        not installed: everything runs on the CPU (pip install minifcn[gpu])")
+    elif not backend.has_gpu():
+        lines.append(f"cupy        {backend.cupy.__version__}, but it finds no CUDA device: everything runs on the CPU")
+    else:
+        name = backend.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        lines.append(f"cupy        {backend.cupy.__version__} on {name}")
+    return "\n".join(lines)
 
 
 def gradcheck_table(device="cpu", seed=0):

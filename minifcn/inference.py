@@ -103,3 +103,25 @@ def predict(net, image, method=whole, device="cpu", scale=1.0):
     if (h, w) != (H, W):
         logits = F.interpolate(logits, (H, W), mode="bilinear").data                # (1, K, H, W)
     return to_host(logits.argmax(axis=1)[0].astype(np.uint8))                       # (H, W)
+
+
+def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.0):
+    """Segment image files: for each NAME.jpg write out/NAME.png, its classes, and out/NAME_overlay.png, the image under them.
+
+    net, method, device, scale: as in predict. EXIF orientation is applied. Yields a line about each image.
+    Raises ValueError where two images have one name, DataError.
+    """
+    stems = [Path(path).stem for path in paths]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ValueError(f"more than one image is called {', '.join(twice)}: their predictions would overwrite each other")
+    out.mkdir(parents=True, exist_ok=True)
+    for path, stem in zip(paths, stems):
+        image = read_image(path, exif=True)                                         # (H, W, 3)
+        labels = predict(net, image, method, device, scale)                         # (H, W)
+        mask, picture = out / f"{stem}.png", out / f"{stem}_overlay.png"
+        write_labels(mask, labels, classes)
+        Image.fromarray(overlay(image, labels, classes)).save(picture)
+        share = np.bincount(labels.ravel(), minlength=len(classes.names)) / labels.size         # (K,)
+        found = ", ".join(f"{classes.names[k]} {share[k]:.0%}" for k in np.argsort(-share) if share[k] >= 0.005)
+        yield f"{path} ({labels.shape[1]} x {labels.shape[0]}): {found} -> {mask}, {picture}"

@@ -9,8 +9,6 @@ Sources: torchvision/datasets/voc.py and torchvision/models/resnet.py (addresses
 RFC 9110, section 14 (range requests).
 """
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -21,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tqdm import tqdm
+
+from minifcn.files.atomic import FolderInUse, locked
 
 ATTEMPTS = 20               # requests to one host; each but the last has brought something new
 BLOCK = 2**18               # bytes read at once
@@ -65,26 +65,13 @@ def download(name, to, everything=False, timeout=30.0):
             raise DownloadError(f"{voc} holds the segmentation files only; move it away to extract everything")
         return voc
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        with _claimed(to):
+        with locked(to, "downloading"):         # two downloads would mix in FILE.part and VOC2012.part
             file = fetch(SOURCES[name], to, timeout)
             return extract_voc(file, to, everything) if name == "voc2012" else file
+    except FolderInUse as error:
+        raise DownloadError(str(error)) from None
     except OSError as error:                                    # of the disk: those of the network do not come this far
         raise DownloadError(f"{to}: {error}") from error
-
-
-@contextlib.contextmanager
-def _claimed(folder):
-    """Hold the folder's lock, which ends with the process: two downloads would mix in FILE.part and VOC2012.part."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DownloadError(f"{folder}: another process is downloading into this folder") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def fetch(source, to, timeout=30.0):

@@ -1,11 +1,12 @@
-"""Training: the optimiser, the scores, the loop, the book's recipes. Read optim, metrics, checkpoint, trainer, chapter."""
+"""From weights to better weights: optim, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter."""
 
 from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.optim import SGD, constant, poly, step_decay
 from minifcn.training.options import Options
+from minifcn.training.run import Interrupted, TrainingError, resume, train
+from minifcn.training.scoring import evaluate
 from minifcn.training.step import train_step
-from minifcn.training.trainer import Interrupted, TrainingError, evaluate, resume, train
 
 __all__ = [
     "SGD", "CheckpointError", "ConfusionMatrix", "Interrupted", "Options", "TrainingError", "constant", "evaluate",

@@ -5,19 +5,19 @@ sets, and time the steps alone. That makes numbers that can be compared with the
 left out, every pixel of every image. Not repeated here: batch norm over each of two GPUs' 16 images, and PyTorch's default
 for the 1x1 convolution, which starts as Xavier's in both recipes, as the text says and the MXNet code does.
 
-Read after trainer.py; read next minifcn/inference.py.
+Read after run.py; read next minifcn/inference.py.
 Sources: d2l.ai, "Fully Convolutional Networks" and d2l/torch.py (train_ch13, load_data_voc); its MXNet edition.
 """
 
 import numpy as np
 
-from minifcn.core.backend import to_device
+from minifcn.core.backend import choose_device, to_device
 from minifcn.data.loader import Loader
 from minifcn.data.voc import Folder
 from minifcn.functional.step import normalize
 from minifcn.inference import whole
-from minifcn.training import trainer
-from minifcn.training.checkpoint import load_model
+from minifcn.training.checkpoint import State, load_model
+from minifcn.training.run import stored_options, training_folder
 
 # The crop, 320 x 480, is Options' default.
 COMMON = {"batch_size": 32, "epochs": 5, "momentum": 0.0, "weight_decay": 1e-3, "schedule": "constant", "lr_pretrained": 1.0,
@@ -32,7 +32,7 @@ RECIPES = {
 def announce(options):
     """Print how many images of each set are as large as the crop: 1114 and 1078 of VOC 2012's 1464 and 1449.
 
-    options: trainer.Options. Raises DataError where a set has none, or too few for one batch.
+    options: Options. Raises DataError where a set has none, or too few for one batch.
     """
     for split in ("train", "val"):
         print(f"read {len(_loader(options, split).folder)} examples")
@@ -46,8 +46,8 @@ def report(out):
     included; neither counts the evaluation).
     """
     net, saved = load_model(out / "checkpoint.npz")
-    options = trainer.stored_options(saved, out / "checkpoint.npz")
-    state, device = trainer.State(**saved.info["state"]), trainer.choose_device(options.device)
+    options = stored_options(saved, out / "checkpoint.npz")
+    state, device = State(**saved.info["state"]), choose_device(options.device)
     steps = np.diff([0, *(row["step"] for row in state.history)])                   # of each row
     last = np.array([row["epoch"] > options.epochs - 1 for row in state.history])
     loss, accuracy = (float(np.average([row[key] for row in state.history], weights=steps * last))
@@ -77,8 +77,9 @@ def crop_accuracy(net, loader, device="cpu"):
 
 def _loader(options, split):
     """Random crops of a split, in its order: neither mirrored nor scaled, the last batch left out."""
-    folder = Folder(options.data, split, options.scale).at_least(options.crop)
-    if split == "train" and options.limit is not None:
-        folder = folder.first(options.limit)
+    if split == "train":
+        folder = training_folder(options)
+    else:
+        folder = Folder(options.data, split, options.scale).at_least(options.crop)
     return Loader(folder, options.batch_size, options.crop, options.seed, flip=False, void=options.void, shuffle=False,
                   drop_last=True, workers=options.workers)

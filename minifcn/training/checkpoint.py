@@ -1,19 +1,17 @@
 """A run in one file: weights, classes, optimiser, position and options, written atomically, read back completely or not at all.
 
 checkpoint.npz is an ordinary NumPy archive: one array per name, and "meta", a JSON text as uint8. No pickle, neither way.
-Read after metrics.py; read next trainer.py. Works where fsync of a folder does (Linux, macOS).
-Source: the order write, fsync, rename, fsync of the folder: Pillai et al., OSDI 2014, "All file systems are not created equal".
+Read after scoring.py; read next pretrained.py.
 """
 
-import contextlib
 import json
-import os
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from minifcn.data.classes import Classes
+from minifcn.files.atomic import atomic
 from minifcn.files.weights import load_state
 from minifcn.models.fcn import MODELS
 
@@ -24,42 +22,34 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message names the file and the reason."""
 
 
+@dataclass
+class State:
+    """Where a run stands, beside its arrays; saved with them."""
+
+    epoch: int = 0              # current epoch, from 0
+    batch: int = 0              # batches of it that are done
+    step: int = 0               # steps of the run that are done
+    loss: float = 0.0           # sums since the last row of log.csv: loss of the valid pixels,
+    correct: int = 0            # those predicted right,
+    pixels: int = 0             # their number,
+    row_images: int = 0         # images trained on,
+    row_seconds: float = 0.0    # wall time of training, evaluation left out,
+    row_waited: float = 0.0     # part of it spent waiting for data
+    images: int = 0             # the last three again, over the run
+    seconds: float = 0.0
+    waited: float = 0.0
+    history: list = field(default_factory=list)     # rows of log.csv
+    scores: dict | None = None                      # what evaluate() gave last
+
+
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds. model, optimizer: name -> ndarray. info: JSON-able; what the trainer wants back."""
+    """What a checkpoint holds. model, optimizer: name -> ndarray. info: JSON-able; what the run wants back."""
 
     architecture: dict      # {"name": "fcn32s", "backbone": "resnet18", "width": 64}
     classes: Classes
     model: dict             # Module.state_dict()
     optimizer: dict         # SGD.state_dict()
     info: dict              # {"options": ..., "state": ..., ...}
-
-
-@contextlib.contextmanager
-def atomic(path):
-    """A binary file that takes its name only when it is complete and on disk: readers see the old file or the new one.
-
-    Killed at any moment, at most `<name>.tmp` is left over, which the next write replaces. An error removes it; an OSError
-    (disk full, read-only folder, ...) names `path`.
-    """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error        # a failed write() does not know its file
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)                                # the rename itself
-    finally:
-        os.close(folder)
 
 
 def save(path, checkpoint):
