@@ -19,7 +19,7 @@ from minifcn.data.classes import VOC, colour_to_index
 from minifcn.functional.step import normalize
 from minifcn.inference import predict
 from minifcn.plotting import picture_rows, prediction_rows
-from minifcn.training import chapter, load_model, trainer
+from minifcn.training import Options, chapter, load_model
 
 args = arguments(__doc__, lambda parser: parser.add_argument("--data", metavar="DIR", help="a folder in VOC's layout"))
 
@@ -115,7 +115,7 @@ labels = np.array([[0, 1, 15], [20, 255, 5]], np.uint8)
 assert (colour_to_index(data.index_to_colour(labels, VOC), VOC) == labels).all()     # colour -> index -> colour
 
 root = args.data or scenes(args)
-options = trainer.Options(root) if args.data else settings(args, root)
+options = Options(root) if args.data else settings(args, root)
 train_set = data.Folder(root, "train").at_least(options.crop)
 test_set = data.Folder(root, "val").at_least(options.crop)
 loader = data.Loader(train_set, options.batch_size, options.crop)
@@ -155,8 +155,8 @@ small = {key: getattr(options, key) for key in ("data", "width", "crop", "scale"
 if args.quick:
     small |= {"epochs": 1, "batch_size": 4}
 runs = {
-    "book, PyTorch": trainer.Options(**chapter.RECIPES["pytorch"] | small),
-    "book, MXNet": trainer.Options(**chapter.RECIPES["mxnet"] | small),
+    "book, PyTorch": Options(**chapter.RECIPES["pytorch"] | small),
+    "book, MXNet": Options(**chapter.RECIPES["mxnet"] | small),
     "momentum, poly, flip": options,
 }
 results, nets = {}, {}

@@ -7,9 +7,12 @@ Read the source in this order; every file says what comes before and after it.
     nn          init, module, layers, blocks                     operations that own weights
     models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
     data        classes, masks, voc, synthetic, loader, upload   Pascal VOC's layout, and batches from it
-    training    optim, metrics, checkpoint, trainer, chapter     from weights to better weights
+    training    optim, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter: from weights
+                to better weights
     inference, plotting                                          images of any size; pictures
     fast        replacements for array functions, last: the library is whole without them
+
+Importing takes NumPy alone: Pillow, matplotlib, tqdm and others are imported by the functions that use them.
 
 >>> from minifcn import Tensor, nn
 >>> import minifcn.functional as F

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from minifcn import check
 from minifcn.core import backend
-from minifcn.data.synthetic import write_synthetic
 from minifcn.data.survey import check_folder
+from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.inference import METHODS, predict_files
@@ -201,9 +201,9 @@ def _check(args):
 COMMANDS = {
     "train": (
         _train, _train_arguments, "train a network",
-        "Train a network and write checkpoint.npz, log.csv, metrics.json, curves.png and predictions.png. Without --data, small "
-        "synthetic images are drawn first and their own defaults apply. Ctrl-C finishes the step and saves; --resume goes on "
-        "from there, or from the last checkpoint after a crash."),
+        "Train a network and write checkpoint.npz, log.csv, metrics.json, curves.png and predictions.png. Without --data, "
+        "small synthetic images are drawn first and their own defaults apply. Ctrl-C finishes the step and saves; --resume "
+        "goes on from there, or from the last checkpoint after a crash."),
     "evaluate": (
         _evaluate, _evaluate_arguments, "score a checkpoint on whole images",
         "Score a checkpoint on every pixel of whole images of any size; void is left out."),

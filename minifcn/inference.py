@@ -6,16 +6,18 @@ Read after training/chapter.py; read next plotting.py. Source: Long, Shelhamer, 
 """
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import minifcn.functional as F
 from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, no_grad
+from minifcn.data.masks import read_image, write_labels
 from minifcn.data.voc import scaled_size
 from minifcn.functional.step import normalize
 from minifcn.nn.module import Module
+from minifcn.plotting import overlay
 
 
 def whole(net, x):
@@ -97,6 +99,8 @@ def predict(net, image, method=whole, device="cpu", scale=1.0):
     H, W = image.shape[:2]
     h, w = scaled_size((H, W), scale)
     if (h, w) != (H, W):
+        from PIL import Image
+
         image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))    # (h, w, 3)
     x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device))      # (1, 3, h, w)
     logits = method(net, x)                                                         # (1, K, h, w)
@@ -115,6 +119,8 @@ def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise ValueError(f"more than one image is called {', '.join(twice)}: their predictions would overwrite each other")
+    from PIL import Image
+
     out.mkdir(parents=True, exist_ok=True)
     for path, stem in zip(paths, stems):
         image = read_image(path, exif=True)                                         # (H, W, 3)

@@ -2,14 +2,10 @@
 
 A mask's regions are outlined and named, so that it can be read without telling its colours apart. Figures are made
 without pyplot, so that nothing here touches the reader's own matplotlib state or needs a display.
-Read after inference.py; read next fast/cpu.py. training/trainer.py calls this.
+Read after inference.py; read next fast/cpu.py. training/report.py calls this.
 """
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
 from minifcn.data.classes import VOID_COLOUR, index_to_colour
 
@@ -34,6 +30,9 @@ def curves(history, baseline=None):
     val_mean_iou. baseline: {"pixel_accuracy", "mean_iou"} of predicting background everywhere, or None.
     Returns a Figure; figure.savefig(path) writes it.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     ends = [row for row in history if row.get("val_loss") is not None]
@@ -75,6 +74,8 @@ def picture_rows(rows, classes, titles=()):
     rows: {name: list of images (H, W, 3) or masks (H, W)}; pictures in one column should have one shape. titles: of the
     pictures, row after row; as many as there are. Returns a Figure.
     """
+    from matplotlib.figure import Figure
+
     grid = list(rows.values())
     # All pictures are equally high, so that landscape and portrait stand side by side without gaps.
     widths = [min(max(p.shape[1] / p.shape[0], 1 / 3), 3) for p in grid[0]]                     # of height 1
@@ -107,6 +108,8 @@ def show_mask(axes, labels, classes, fontsize=8):
 
     axes: of matplotlib. labels: (H, W) integers, class indices or void. Background and void get neither line nor name.
     """
+    from matplotlib.patheffects import withStroke
+
     axes.imshow(index_to_colour(labels, classes), interpolation="nearest")
     for index in np.unique(labels).tolist():
         inside = labels == index                                                    # (H, W)
@@ -150,6 +153,8 @@ def roomy(inside):
 
 def _legend(indices, classes):
     """One coloured patch per class index that occurs, void last."""
+    from matplotlib.patches import Patch
+
     patches = []
     for index in indices.tolist():
         void = index == classes.void

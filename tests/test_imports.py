@@ -20,7 +20,7 @@ BELOW = {
     "models": {"core", "functional", "nn"},
     "files": {"core"},
     "data": {"core", "functional", "files"},
-    "inference": {"core", "functional", "nn", "models", "files", "data"},
+    "inference": {"core", "functional", "nn", "models", "files", "data", "plotting"},
     "grade": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting"},
     "plotting": {"core", "functional", "nn", "models", "files", "data"},
     "training": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting"},

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from minifcn.core.integers import integers
 from minifcn.core.tensor import Tensor
@@ -152,6 +151,8 @@ def crop_scaled(image, labels, crop_hw, factor, u, v):
         rectangle = np.s_[top:top + h, left:left + w]
         return image[rectangle], labels[rectangle]
     box = (left * W / SW, top * H / SH, (left + w) * W / SW, (top + h) * H / SH)     # the rectangle before scaling
+
+    from PIL import Image
 
     def cut(array, resampling):
         return np.asarray(Image.fromarray(array).resize((w, h), resampling, box))

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
 
 from minifcn.data.classes import DataError, check_indices, colour_to_index, no_class, voc_palette
 
@@ -25,9 +24,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")     # decoders that a stranger's file m
 IMAGE_MODES = ("RGB", "L", "P", "1", "LA", "PA", "RGBA", "CMYK", "YCbCr")      # at most 8 bits a channel
 END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}       # EOI marker; IEND chunk with its CRC
 ORIENTATION = 0x0112                         # the EXIF tag, and what turns the stored picture into the one that people see
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+         8: "ROTATE_90"}                     # members of Pillow's Image.Transpose
 VOC_PALETTE = voc_palette().tobytes()
 READINGS = {                                 # what is worth saying about the way a mask was read
     "colours": "a renumbered palette (a tool kept the colours and changed the indices): read by its colours",
@@ -42,6 +40,8 @@ def opened(path, data=None):
 
     data: the bytes of the file, where they have been read already.
     """
+    from PIL import Image
+
     try:
         if data is None:
             _check_file(path)
@@ -87,12 +87,14 @@ def read_image(path, exif=False, fit=None, data=None):
     exif: turn the picture as its EXIF orientation says (what a person sees). fit: None, or the (H, W) of a mask: turn only
     where the turned picture has this size. data: the file's bytes, where they are at hand. Raises DataError.
     """
+    from PIL import Image
+
     with opened(path, data) as (_, image):
         if image.mode not in IMAGE_MODES:
             raise DataError(f"an image of 8 bits a channel wanted, got Pillow's mode {image.mode}")
         turn = orientation(image) if exif else 1
         if turn != 1 and fit in (None, turned_size(image, turn)):
-            image = image.transpose(TURNS[turn])
+            image = image.transpose(Image.Transpose[TURNS[turn]])
         image.info.pop("transparency", None)                         # Pillow would try to keep it, and warn
         return np.array(image.convert("RGB"))                                            # (H, W, 3)
 
@@ -162,6 +164,8 @@ def read_labels(path, classes):
 
 def decode_labels(path, classes, data=None):
     """(labels, uint8 (H, W); a key of READINGS or ""), without the warning. data: the file's bytes, where they are at hand."""
+    from PIL import Image
+
     with opened(path, data) as (file, image):
         depth = _check_mask(image, file)
         if image.mode in ("RGB", "RGBA"):
@@ -220,6 +224,8 @@ def meaning(present, palette, depth, classes):
 
 def write_labels(path, labels, classes):
     """Write integer (H, W) labels as a palette PNG, as VOC's own masks are stored."""
+    from PIL import Image
+
     check_indices(labels, classes)
     image = Image.fromarray(np.asarray(labels, np.uint8))
     image.putpalette(classes.palette_256.tobytes())                                     # mode L becomes P

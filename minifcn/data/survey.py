@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from minifcn.data.classes import DataError, read_classes
@@ -149,6 +148,8 @@ def survey(*folders, decode=False, faults=None):
 
 def _read(folder, i, decode):
     """What one image and its mask give: (a tuple for _add, []), or (None, complaints)."""
+    from PIL import Image
+
     complaints = []
 
     def attempt(f, *arguments, **options):

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from minifcn.data.classes import Classes, DataError, read_classes, write_classes
 from minifcn.data.masks import write_labels
@@ -100,6 +99,8 @@ def _surface(rng, size, label, edge, slope):
 
 def _noise(rng, size, cells):
     """Random values on a grid of (rows, columns) cells, smoothly enlarged to size: float32 (H, W), about 0..1."""
+    from PIL import Image
+
     grid = Image.fromarray(rng.random(cells, np.float32))
     return np.asarray(grid.resize(size[::-1], Image.Resampling.BICUBIC))                 # (H, W)
 
@@ -155,6 +156,8 @@ def _is_finished(root, settings):
 
 
 def _write_folder(root, settings):
+    from PIL import Image
+
     images, masks, lists = root / "JPEGImages", root / "SegmentationClass", root / "ImageSets" / "Segmentation"
     for folder in (images, masks, lists):
         folder.mkdir(parents=True)

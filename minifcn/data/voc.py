@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from minifcn.data.classes import DataError, read_classes, read_text
 from minifcn.data.masks import READINGS, decode_labels, header, read_image
@@ -147,6 +146,8 @@ class Folder:
         self._check_size(i, image.shape[:2], labels.shape)
         h, w = scaled_size(labels.shape, self.scale)
         if (h, w) != labels.shape:
+            from PIL import Image
+
             image = np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))     # (H, W, 3)
             labels = shrunk(labels, (h, w))                                              # (H, W)
         return image, labels
@@ -180,4 +181,6 @@ class Folder:
 
 def shrunk(labels, hw):
     """Labels (H, W) at another size: of each new pixel's centre, the label."""
+    from PIL import Image
+
     return np.array(Image.fromarray(labels).resize(hw[::-1], Image.Resampling.NEAREST))

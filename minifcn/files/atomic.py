@@ -17,6 +17,7 @@ from pathlib import Path
 UNKNOWN = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 # What it answers when another process holds the lock: flock the first two, Windows the others.
 HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+WINDOWS = os.name == "nt"
 BINARY = getattr(os, "O_BINARY", 0)             # Windows alone has it, and would write \r\n for \n without it
 
 
@@ -53,7 +54,7 @@ def atomic(path):
 
 def _sync_folder(folder):
     """Bring the rename itself to the disk. Windows opens no folders, and does it by itself."""
-    if os.name == "nt":
+    if WINDOWS:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -18,8 +18,6 @@ import urllib.request
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from minifcn.files.atomic import FolderInUse, locked
 
 ATTEMPTS = 20               # requests to one host; each but the last has brought something new
@@ -142,6 +140,8 @@ def _request(url, part, source, timeout):
         response = urllib.request.urlopen(request, timeout=timeout)
     except (OSError, http.client.HTTPException) as error:
         return str(error) or type(error).__name__
+    from tqdm import tqdm
+
     with (response, open(part, "ab") as file,
           tqdm(desc=source.file, total=source.size, initial=have, unit="B", unit_scale=True, disable=None) as bar):
         ranged = response.status == 206
@@ -172,6 +172,8 @@ def extract_voc(archive, to, everything=False):
     raises: DownloadError if the tar is damaged, lacks a listed image, or holds anything but plain files in
         VOCdevkit/VOC2012 (a path that leads elsewhere, a link, a device, a sparse file); then nothing is extracted.
     """
+    from tqdm import tqdm
+
     target, part = Path(to) / "VOCdevkit" / "VOC2012", Path(to) / "VOC2012.part"
     shutil.rmtree(part, ignore_errors=True)                     # what an interrupted extraction left
     try:

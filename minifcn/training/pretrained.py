@@ -1,5 +1,6 @@
 """Weights that were trained elsewhere, put into the trunk of a network; or those of a checkpoint of minifcn, head and all.
 
+<<<<<<< HEAD
 The names are torchvision's, which models/resnet.py uses too. What every file must keep to:
 
     a layer is whole or absent          conv1: weight; bn1: weight, bias, running_mean, running_var
@@ -7,7 +8,10 @@ The names are torchvision's, which models/resnet.py uses too. What every file mu
     numbers are floats and finite       after the cast to float32; no variance is negative
     all names stand under one prefix    module.conv1.weight, module.bn1.bias, ...: "module." is taken off
 
-Read after checkpoint.py; read next step.py.
+Read after checkpoint.py; read next report.py.
+=======
+Read after checkpoint.py; read next report.py. The names are torchvision's, which models/resnet.py uses too.
+>>>>>>> 07af188 (training: options, step, scoring, report and run in rooms of their own; files/atomic for writes and locks; NumPy alone to import)
 """
 
 import re

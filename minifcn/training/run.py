@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from minifcn import nn
 from minifcn.core.backend import array_module, choose_device, set_precision, to_host
@@ -185,6 +184,8 @@ class _Run:
         return report.metrics(state)
 
     def _progress(self):
+        from tqdm import tqdm
+
         # smoothing=0: the time left is judged from the average speed, evaluations included
         return tqdm(total=self.steps, initial=self.state.step, smoothing=0, dynamic_ncols=True, disable=None,
                     bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")

@@ -8,7 +8,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 import minifcn.functional as F
 from minifcn.core.backend import to_device
@@ -25,6 +24,8 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False):
     images (count), iou_per_class (name -> fraction, None where the class does not occur), always_background
     (pixel_accuracy and mean_iou of predicting class 0 everywhere).
     """
+    from tqdm import tqdm
+
     classes, loss = folder.classes, 0.0
     matrix = ConfusionMatrix(len(classes.names), classes.void)
     net.eval()

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from minifcn.__main__ import main as command_line  # noqa: E402
 from minifcn.data.synthetic import write_synthetic  # noqa: E402
-from minifcn.training import trainer  # noqa: E402
+from minifcn.training import run  # noqa: E402
 from minifcn.training.checkpoint import load  # noqa: E402
 
 EPOCH = 25                                      # steps
@@ -51,7 +51,7 @@ def arguments(data, out, epochs):
 
 def train(data, folder, steps):
     """A Sample after each step, and one before and one after the run."""
-    samples, train_step = [], trainer.train_step
+    samples, train_step = [], run.train_step
 
     def watched(*given):
         result = train_step(*given)
@@ -59,11 +59,11 @@ def train(data, folder, steps):
         return result
 
     assert command_line(["train", *arguments(data, folder / "short", 1)]) == 0
-    before, trainer.train_step = sample(), watched
+    before, run.train_step = sample(), watched
     try:
         assert command_line(["train", *arguments(data, folder / "long", -(-steps // EPOCH))]) == 0
     finally:
-        trainer.train_step = train_step
+        run.train_step = train_step
     return samples, before, sample()
 
 

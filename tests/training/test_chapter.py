@@ -6,8 +6,11 @@ import pytest
 from minifcn import __main__ as cli
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
-from minifcn.training import chapter, trainer
-from minifcn.training.checkpoint import load_model
+from minifcn.training import chapter
+from minifcn.training.checkpoint import State, load_model
+from minifcn.training.options import Options
+from minifcn.training.run import stored_options, train
+from minifcn.training.scoring import evaluate
 
 SMALL = {"width": 2, "crop": (64, 64), "batch_size": 4, "epochs": 2, "device": "cpu"}
 
@@ -23,9 +26,9 @@ def run(data, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("run") / "run", []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        options = trainer.Options(**chapter.RECIPES["pytorch"] | SMALL | {"data": str(data)})
+        options = Options(**chapter.RECIPES["pytorch"] | SMALL | {"data": str(data)})
         chapter.announce(options)
-        trainer.train(options, out)
+        train(options, out)
         result = chapter.report(out)
     return out, lines, result
 
@@ -33,7 +36,7 @@ def run(data, tmp_path_factory):
 def test_recipes_are_the_books():
     """Rows 38 and 43: batch 32 of 320 x 480, 5 epochs of plain SGD, weight decay 0.001, two learning rates for two losses."""
     for name, lr, backbone in (("pytorch", 0.001, "resnet18"), ("mxnet", 0.1, "resnet18_v2")):
-        options = trainer.Options(data="x", **chapter.RECIPES[name])
+        options = Options(data="x", **chapter.RECIPES[name])
         assert (options.batch_size, options.crop, options.epochs) == (32, (320, 480), 5)
         assert (options.lr, options.momentum, options.weight_decay, options.schedule) == (lr, 0, 1e-3, "constant")
         assert (options.reduction, options.backbone) == (name, backbone)
@@ -54,7 +57,7 @@ def test_lines(run):
 def test_drops_the_last_batch_and_counts_the_last_epoch(run):
     out, _, result = run
     _, saved = load_model(out / "checkpoint.npz")
-    state = trainer.State(**saved.info["state"])
+    state = State(**saved.info["state"])
     assert (state.step, state.images) == (4, 16)                         # 2 epochs of 2 batches of 4: 2 of 10 images left out
     last = [row for row in state.history if row["epoch"] > 1]
     assert [row["step"] for row in last] == [3, 4]
@@ -67,7 +70,7 @@ def test_void_is_scored_as_background_on_one_crop_each(data, run):
     """A net that says background everywhere is right on void as well: its accuracy is the share of 0 and 255 in the crops."""
     out, _, _ = run
     net, saved = load_model(out / "checkpoint.npz")
-    options = trainer.stored_options(saved, out)
+    options = stored_options(saved, out)
     net.final_conv.weight.data[...] = 0
     net.transpose_conv.bias.data[...] = [1, 0, 0, 0, 0]
     loader = chapter._loader(options, "val")
@@ -75,12 +78,12 @@ def test_void_is_scored_as_background_on_one_crop_each(data, run):
     shown = np.concatenate([batch.labels for batch in loader.epoch(0)])
     assert shown.shape == (4, 64, 64) and 255 not in shown
     assert chapter.crop_accuracy(net, loader) == (shown == 0).mean()
-    honest = trainer.evaluate(net, Folder(data, "val"))
+    honest = evaluate(net, Folder(data, "val"))
     assert honest["images"] == 6 and honest["pixel_accuracy"] != chapter.crop_accuracy(net, loader)
 
 
 def test_too_few_images_are_found_before_training(data):
-    options = trainer.Options(**chapter.RECIPES["mxnet"] | SMALL | {"data": str(data), "batch_size": 8})
+    options = Options(**chapter.RECIPES["mxnet"] | SMALL | {"data": str(data), "batch_size": 8})
     with pytest.raises(ValueError, match="val has 6 images, too few for one full batch of 8"):
         chapter.announce(options)
 
@@ -91,7 +94,7 @@ def test_command_line(data, tmp_path, capsys):
     assert cli.main([*arguments, "--width", "2", "--batch-size", "4", "--epochs", "1", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "read 10 examples" in printed and "examples/sec on [cpu]" in printed and "mean IoU" in printed
-    options = trainer.stored_options(load_model(tmp_path / "run" / "checkpoint.npz")[1], "")
+    options = stored_options(load_model(tmp_path / "run" / "checkpoint.npz")[1], "")
     assert (options.lr, options.backbone, options.batch_size, options.epochs) == (0.1, "resnet18_v2", 4, 1)
     assert cli.main([*arguments, "--batch-size", "4", "--epochs", "1", "--resume"]) == 0
     assert "loss" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from minifcn import models, nn
 from minifcn.data.classes import VOC, Classes
-from minifcn.training.checkpoint import Checkpoint, CheckpointError, atomic, load, load_model, save
+from minifcn.training.checkpoint import Checkpoint, CheckpointError, load, load_model, save
 
 CLASSES = Classes(("nothing", "thing"), np.array([[0, 0, 0], [9, 8, 7]], np.uint8), void=200)
 
@@ -114,15 +114,6 @@ def test_an_array_that_belongs_nowhere(tmp_path, written):
         archive.writestr("stray.npy", archive.read("optimizer/0.npy"))
     with pytest.raises(CheckpointError, match="stray"):
         load(tmp_path / "c.npz")
-
-
-def test_an_error_while_writing_keeps_the_old_file(tmp_path):
-    (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(RuntimeError), atomic(tmp_path / "file") as file:
-        file.write(b"new")
-        raise RuntimeError
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 FULL_DISK = """

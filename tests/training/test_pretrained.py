@@ -15,7 +15,7 @@ from minifcn.files.weights import WeightsError, save_safetensors
 from minifcn.training import checkpoint
 from minifcn.training.options import Options
 from minifcn.training.pretrained import load_pretrained, translated
-from minifcn.training.trainer import resume, train
+from minifcn.training.run import resume, train
 
 README_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights" / "resnet18-imagenet-to-layer3.npz"
 

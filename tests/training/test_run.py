@@ -1,4 +1,4 @@
-"""Training: what a step computes, what a run writes, and that interruptions and faults cost nothing."""
+"""Training: what a run writes, and that interruptions and faults cost nothing."""
 
 import csv
 import fcntl
@@ -6,28 +6,28 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import kill_resume
 import numpy as np
 import pytest
 from PIL import Image
 
-import minifcn.functional as F
 from minifcn import models, nn
-from minifcn.core.backend import to_host
-from minifcn.core.tensor import Tensor
 from minifcn.data.classes import DataError
-from minifcn.data.loader import Batch
 from minifcn.data.synthetic import write_synthetic
-from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
+<<<<<<< HEAD:tests/training/test_trainer.py
 from minifcn.functional.step import normalize
 from minifcn.inference import whole
 from minifcn.training import SGD, checkpoint, trainer
 from minifcn.training.metrics import ConfusionMatrix
+=======
+from minifcn.training import checkpoint, run
+>>>>>>> 07af188 (training: options, step, scoring, report and run in rooms of their own; files/atomic for writes and locks; NumPy alone to import):tests/training/test_run.py
 from minifcn.training.options import Options
-from minifcn.training.step import train_step
-from minifcn.training.trainer import Interrupted, TrainingError, evaluate, resume, train
+from minifcn.training.run import Interrupted, TrainingError, resume, train
+from minifcn.training.scoring import evaluate
 
 FILES = ("log.csv", "metrics.json", "curves.png", "predictions.png")
 
@@ -50,10 +50,6 @@ def finished(options, tmp_path_factory):
     return out, train(options, out)
 
 
-def changed(options, **changes):
-    return Options(**(trainer.asdict(options) | changes))
-
-
 def arrays(out):
     saved = checkpoint.load(out / "checkpoint.npz")
     return {f"{part}/{k}": v for part in ("model", "optimizer") for k, v in getattr(saved, part).items()}
@@ -61,95 +57,6 @@ def arrays(out):
 
 def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-
-
-# ---- a step ----
-
-def batch_of(rng, N=3, H=8, W=6, K=4):
-    labels = rng.integers(K, size=(N, H, W)).astype(np.uint8)
-    labels[rng.random(labels.shape) < 0.3] = 255
-    labels[0, 1:] = 255                                                 # one image with few valid pixels
-    return Batch(rng.integers(0, 256, (N, 3, H, W), dtype=np.uint8), labels, [f"id{i}" for i in range(N)])
-
-
-def pixelwise(K=4):
-    nn.init.seed(5)
-    return nn.Conv2d(3, K, 1)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "pytorch", "mxnet"])
-def test_step_follows_the_reduction(reduction, device):
-    """The move of one step, lr 1 and no momentum, is the gradient of the loss as the chapters write it."""
-    batch = batch_of(np.random.default_rng(0))
-    net = pixelwise().to("cpu")
-    x = Tensor(normalize(batch.images))
-    losses = F.cross_entropy(net(x), batch.labels, ignore_index=255, reduction="none")             # (N, H, W)
-    loss = {
-        "mean": losses.sum() / float((batch.labels != 255).sum()),
-        "pytorch": losses.mean(1).mean(1).sum(),                        # F.cross_entropy(...).mean(1).mean(1), then l.sum()
-        "mxnet": losses.mean((1, 2)).mean(),                            # the loss of each image, then a step over their number
-    }[reduction]
-    loss.backward()
-    expected = net.weight.data - net.weight.grad
-    moved = pixelwise().to(device)
-    train_step(moved, SGD(moved.parameters(), lr=1.0), batch, 255, reduction, upload=Uploader(device))
-    # the same 144 terms, scaled before or after they are summed: a few roundings each
-    bound = 200 * 2**-24 * np.abs(net.weight.grad).max()
-    np.testing.assert_allclose(to_host(moved.weight.data), expected, rtol=0, atol=bound)
-
-
-def test_step_counts(device):
-    batch = batch_of(np.random.default_rng(1))
-    net = pixelwise().to(device)
-    logits = to_host(pixelwise()(Tensor(normalize(batch.images))).data)                             # (N, K, H, W)
-    total, correct, valid = train_step(net, SGD(net.parameters(), lr=0.1), batch, upload=Uploader(device))
-    p = np.exp(logits.astype(float))
-    p /= p.sum(axis=1, keepdims=True)
-    chosen = np.take_along_axis(p, np.minimum(batch.labels, 3)[:, None].astype(int), axis=1)[:, 0]
-    mask = batch.labels != 255
-    assert valid == mask.sum() and int(to_host(correct)) == (logits.argmax(1) == batch.labels)[mask].sum()
-    assert float(to_host(total)) == pytest.approx(-np.log(chosen[mask]).sum(), rel=200 * 2**-24)
-
-
-def test_step_without_a_valid_pixel_moves_nothing():
-    batch = batch_of(np.random.default_rng(2))._replace(labels=np.full((3, 8, 6), 255, np.uint8))
-    net = pixelwise()
-    before = net.state_dict()
-    total, correct, valid = train_step(net, SGD(net.parameters(), lr=1.0), batch)
-    assert (float(total), int(correct), valid) == (0, 0, 0) and same(before, net.state_dict())
-
-
-# ---- evaluation ----
-
-def test_evaluate_equals_a_loop_over_images(tmp_path, device):
-    """Images of three sizes, void among the labels."""
-    rng = np.random.default_rng(0)
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (tmp_path / name).mkdir(parents=True)
-    for i, hw in enumerate([(33, 50), (64, 31), (7, 5)]):
-        Image.fromarray(rng.integers(0, 256, (*hw, 3), dtype=np.uint8)).save(tmp_path / f"JPEGImages/{i}.jpg")
-        Image.fromarray(rng.choice([0, 3, 20, 255], hw).astype(np.uint8)).save(tmp_path / f"SegmentationClass/{i}.png")
-    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("0\n1\n2\n")
-    folder = Folder(tmp_path, "val")
-    nn.init.seed(1)
-    net = models.fcn32s(width=2).eval()
-    matrix, losses = ConfusionMatrix(21), []
-    for i in range(3):
-        image, labels = folder.read(i)
-        logits = whole(net, normalize(image.transpose(2, 0, 1)[None]))[0]                           # (K, H, W)
-        matrix.update(labels, logits.argmax(0))
-        for y, x in np.argwhere(labels != 255):
-            z = logits[:, y, x].astype(float)
-            losses.append(np.log(np.exp(z - z.max()).sum()) + z.max() - z[labels[y, x]])
-    scores = evaluate(net.train().to(device), folder, device)
-    assert not net.training
-    assert scores["pixel_accuracy"] == matrix.pixel_accuracy and scores["mean_iou"] == matrix.mean_iou
-    assert scores["frequency_weighted_iou"] == matrix.frequency_weighted_iou and scores["images"] == 3
-    assert scores["loss"] == pytest.approx(np.mean(losses), rel=1e-5)   # float32 sums of up to 2,000 losses
-    assert scores["iou_per_class"]["background"] == matrix.iou_per_class[0]
-    nothing = matrix.counts[0].sum() / matrix.counts.sum()
-    assert scores["always_background"] == {"pixel_accuracy": nothing, "mean_iou": pytest.approx(nothing / 3)}
-    assert evaluate(net, folder, device, stopped=lambda: True) is None
 
 
 # ---- a run ----
@@ -185,15 +92,15 @@ def test_on_a_device(options, tmp_path, xp):
     """The whole run, with nothing that mixes host and device; in the strict stand-in it gives the CPU's numbers."""
     if xp is np:
         pytest.skip("the other tests train on NumPy")
-    metrics = train(changed(options, device="gpu", epochs=1), tmp_path / "gpu")
+    metrics = train(replace(options, device="gpu", epochs=1), tmp_path / "gpu")
     assert metrics["steps"] == 5
     assert all(isinstance(a, np.ndarray) for a in arrays(tmp_path / "gpu").values())
 
 
 def test_one_seed_determines_everything(finished, options, tmp_path):
-    train(changed(options, workers=3, save_every=1), tmp_path / "again")
+    train(replace(options, workers=3, save_every=1), tmp_path / "again")
     assert same(arrays(finished[0]), arrays(tmp_path / "again"))
-    train(changed(options, seed=1, lr=0.0, weight_decay=0.0, epochs=1), tmp_path / "other")
+    train(replace(options, seed=1, lr=0.0, weight_decay=0.0, epochs=1), tmp_path / "other")
     nn.init.seed(1)
     start = dict(models.fcn32s(num_classes=5, width=2).named_parameters())
     model = checkpoint.load(tmp_path / "other" / "checkpoint.npz").model
@@ -201,7 +108,7 @@ def test_one_seed_determines_everything(finished, options, tmp_path):
 
 
 def test_limit_takes_the_first_images(options, tmp_path):
-    metrics = train(changed(options, limit=3, epochs=1), tmp_path)
+    metrics = train(replace(options, limit=3, epochs=1), tmp_path)
     assert metrics["steps"] == 2                                        # 2 + 1 images
 
 
@@ -246,7 +153,7 @@ def test_signal_during_an_evaluation(finished, options, tmp_path, monkeypatch):
 
     message = r"SIGTERM after step 5; everything is in .*checkpoint\.npz"
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=message):
-        patch.setattr(trainer, "evaluate", interrupted)
+        patch.setattr(run, "evaluate", interrupted)
         train(options, tmp_path)
     state = checkpoint.load(tmp_path / "checkpoint.npz").info["state"]
     assert (state["epoch"], state["batch"]) == (0, 5)
@@ -286,12 +193,12 @@ def test_resume_needs_a_checkpoint(tmp_path):
 
 
 def test_an_existing_run_is_not_overwritten_by_accident(options, tmp_path):
-    train(changed(options, epochs=1), tmp_path)
+    train(replace(options, epochs=1), tmp_path)
     before = arrays(tmp_path)
     with pytest.raises(ValueError, match="holds a run already: go on with it"):
-        train(changed(options, seed=1), tmp_path)
+        train(replace(options, seed=1), tmp_path)
     assert same(before, arrays(tmp_path))
-    train(changed(options, epochs=1, seed=1), tmp_path, overwrite=True)
+    train(replace(options, epochs=1, seed=1), tmp_path, overwrite=True)
     assert not same(before, arrays(tmp_path))
 
 
@@ -300,7 +207,7 @@ def test_two_trainers_in_one_folder(options, tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is training into this folder"):
             train(options, tmp_path)
-    train(changed(options, epochs=1), tmp_path)                         # the lock goes with its holder, the file may stay
+    train(replace(options, epochs=1), tmp_path)                         # the lock goes with its holder, the file may stay
 
 
 # ---- faults ----
@@ -309,7 +216,7 @@ def test_nan_stops_before_it_is_saved(options, tmp_path):
     ids = Folder(options.data, "train").ids
     message = r"the loss is (nan|inf) at step \d+, with the images"
     with pytest.warns(RuntimeWarning), pytest.raises(TrainingError, match=message) as error:
-        train(changed(options, lr=1e20, save_every=1), tmp_path)
+        train(replace(options, lr=1e20, save_every=1), tmp_path)
     assert sum(name in str(error.value) for name in ids) == 2           # the two of the batch
     assert "Lower --lr (it is 1e+20)" in str(error.value)
     assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
@@ -318,7 +225,7 @@ def test_nan_stops_before_it_is_saved(options, tmp_path):
 def test_infinite_weights_are_not_saved(options, tmp_path):
     """The loss of the last step was finite, its update was not."""
     with pytest.warns(RuntimeWarning), pytest.raises(TrainingError, match=r"(not finite after step 1|at step 2)"):
-        train(changed(options, lr=1e39, momentum=0, save_every=1), tmp_path)
+        train(replace(options, lr=1e39, momentum=0, save_every=1), tmp_path)
     assert checkpoint.load(tmp_path / "checkpoint.npz").info["state"]["step"] == 0
 
 
@@ -333,10 +240,11 @@ def test_damaged_checkpoint_is_refused_and_kept(finished, tmp_path):
 
 def test_faults_of_the_data_come_before_training(options, tmp_path):
     with pytest.raises(DataError, match="no folder JPEGImages"):
-        train(changed(options, data=str(tmp_path)), tmp_path / "out")
+        train(replace(options, data=str(tmp_path)), tmp_path / "out")
     with pytest.raises(DataError, match="at least 65 high"):
-        train(changed(options, crop=(65, 64)), tmp_path / "out")
+        train(replace(options, crop=(65, 64)), tmp_path / "out")
     assert not (tmp_path / "out" / "checkpoint.npz").exists()
+<<<<<<< HEAD:tests/training/test_trainer.py
 
 
 @pytest.mark.parametrize("name, value, message", [
@@ -348,3 +256,5 @@ def test_faults_of_the_data_come_before_training(options, tmp_path):
 def test_options_refuse(options, name, value, message):
     with pytest.raises(ValueError, match=message):
         changed(options, **{name: value})
+=======
+>>>>>>> 07af188 (training: options, step, scoring, report and run in rooms of their own; files/atomic for writes and locks; NumPy alone to import):tests/training/test_run.py

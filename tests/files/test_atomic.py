@@ -1,0 +1,155 @@
+"""Atomic writes and locks: nothing is half-written, nothing is followed, and Windows and file systems without locks work."""
+
+import errno
+import os
+import subprocess
+import sys
+import types
+import warnings
+
+import pytest
+
+from minifcn.files import atomic as files
+from minifcn.files.atomic import FolderInUse, atomic, locked
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic(tmp_path / "file") as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    with atomic(tmp_path / "file") as file:
+        file.write(b"new")
+        assert (tmp_path / "file").read_bytes() == b"old"
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["file", "file.tmp"])
+def test_a_link_is_replaced_and_not_followed(name, tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / name).symlink_to(tmp_path / "precious")
+    with atomic(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()
+
+
+def test_a_folder_in_the_place_of_the_temporary_file(tmp_path):
+    (tmp_path / "file.tmp").mkdir()
+    with pytest.raises(OSError, match="file") as error, atomic(tmp_path / "file"):
+        pass
+    assert error.value.filename == str(tmp_path / "file")
+
+
+HOLD = """
+import sys
+from minifcn.files.atomic import locked
+with locked(sys.argv[1], "training"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time(tmp_path):
+    """The second is refused; the lock goes with its holder, even one that is killed."""
+    (tmp_path / ".lock").write_bytes(b"kept")
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(FolderInUse, match="another process is drawing into this folder"), locked(tmp_path, "drawing"):
+            pass
+        holder.kill()
+        holder.wait()
+    with locked(tmp_path, "drawing"):
+        pass
+    assert (tmp_path / ".lock").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("target", ["precious", "nowhere"])
+def test_a_lock_that_is_a_link_is_refused(target, tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / target)
+    with pytest.raises(OSError, match=r"a link, which a lock is not; delete it: .*\.lock"), locked(tmp_path, "training"):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"precious" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_lock_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(OSError, match=r"not an ordinary file, which a lock is.*\.lock"), locked(tmp_path, "training"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_the_work_goes_on_and_one_warning_names_the_folder(number, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(RuntimeWarning, match="knows no locks .*: nothing keeps a second process from training") as caught:
+        with locked(tmp_path, "training"):
+            pass
+        with locked(tmp_path, "training"):
+            pass
+    assert len(caught) == 1 and str(tmp_path) in str(caught[0].message)
+
+
+def test_other_errors_of_a_lock_are_not_hidden(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fcntl.flock", broken)
+    with pytest.raises(OSError, match=r"Input/output error: .*\.lock"), locked(tmp_path, "training"):
+        pass
+
+
+def test_a_folder_that_cannot_be_synchronised(tmp_path, monkeypatch):
+    """Some network file systems know no fsync of a folder: the file is there all the same."""
+    fsync = os.fsync
+
+    def files_only(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    with pytest.warns(RuntimeWarning, match="cannot be synchronised"), atomic(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_windows(tmp_path, monkeypatch):
+    """Windows has msvcrt in place of fcntl, opens no folders, and answers EACCES for a lock that is held."""
+    held, real_open = set(), os.open
+
+    def locking(handle, mode, count):
+        assert (mode, count) == (2, 1)
+        file = os.fstat(handle).st_ino
+        if file in held:
+            raise OSError(errno.EACCES, "Permission denied")
+        held.add(file)
+
+    def opens_no_folders(path, *arguments):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_open(path, *arguments)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(os, "open", opens_no_folders)
+    for flag in ("O_NOFOLLOW", "O_NONBLOCK"):
+        monkeypatch.delattr(os, flag)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with locked(tmp_path, "training"):
+            with atomic(tmp_path / "file") as file:
+                file.write(b"new")
+            with pytest.raises(FolderInUse, match="another process is training"), locked(tmp_path, "training"):
+                pass
+    assert (tmp_path / "file").read_bytes() == b"new"

@@ -1,0 +1,44 @@
+"""Evaluation: every pixel of every image, void left out."""
+
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minifcn import models, nn
+from minifcn.data.voc import Folder
+from minifcn.functional.step import normalize
+from minifcn.inference import whole
+from minifcn.training.metrics import ConfusionMatrix
+from minifcn.training.scoring import evaluate
+
+
+def test_evaluate_equals_a_loop_over_images(tmp_path, device):
+    """Images of three sizes, void among the labels."""
+    rng = np.random.default_rng(0)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / name).mkdir(parents=True)
+    for i, hw in enumerate([(33, 50), (64, 31), (7, 5)]):
+        Image.fromarray(rng.integers(0, 256, (*hw, 3), dtype=np.uint8)).save(tmp_path / f"JPEGImages/{i}.jpg")
+        Image.fromarray(rng.choice([0, 3, 20, 255], hw).astype(np.uint8)).save(tmp_path / f"SegmentationClass/{i}.png")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("0\n1\n2\n")
+    folder = Folder(tmp_path, "val")
+    nn.init.seed(1)
+    net = models.fcn32s(width=2).eval()
+    matrix, losses = ConfusionMatrix(21), []
+    for i in range(3):
+        image, labels = folder.read(i)
+        logits = whole(net, normalize(image.transpose(2, 0, 1)[None]))[0]                           # (K, H, W)
+        matrix.update(labels, logits.argmax(0))
+        for y, x in np.argwhere(labels != 255):
+            z = logits[:, y, x].astype(float)
+            losses.append(np.log(np.exp(z - z.max()).sum()) + z.max() - z[labels[y, x]])
+    scores = evaluate(net.train().to(device), folder, device)
+    assert not net.training
+    assert scores["pixel_accuracy"] == matrix.pixel_accuracy and scores["mean_iou"] == matrix.mean_iou
+    assert scores["frequency_weighted_iou"] == matrix.frequency_weighted_iou and scores["images"] == 3
+    assert scores["loss"] == pytest.approx(np.mean(losses), rel=1e-5)   # float32 sums of up to 2,000 losses
+    assert scores["iou_per_class"]["background"] == matrix.iou_per_class[0]
+    nothing = matrix.counts[0].sum() / matrix.counts.sum()
+    assert scores["always_background"] == {"pixel_accuracy": nothing, "mean_iou": pytest.approx(nothing / 3)}
+    assert evaluate(net, folder, device, stopped=lambda: True) is None
