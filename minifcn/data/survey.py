@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from minifcn.data.classes import DataError, read_classes
 from minifcn.data.masks import READINGS, decode_labels, read_bytes, read_image
@@ -123,6 +122,8 @@ def survey(*folders, decode=False, faults=None):
     read are added to it, as texts, and left out; without it the first raises DataError.
     Cost: about 2 ms for each of VOC's images on one core, 5 with decode; on all cores.
     """
+    from tqdm import tqdm
+
     start, parts = time.perf_counter(), []
     pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="survey")
     try:
