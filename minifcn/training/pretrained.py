@@ -1,6 +1,5 @@
 """Weights that were trained elsewhere, put into the trunk of a network; or those of a checkpoint of minifcn, head and all.
 
-<<<<<<< HEAD
 The names are torchvision's, which models/resnet.py uses too. What every file must keep to:
 
     a layer is whole or absent          conv1: weight; bn1: weight, bias, running_mean, running_var
@@ -9,9 +8,6 @@ The names are torchvision's, which models/resnet.py uses too. What every file mu
     all names stand under one prefix    module.conv1.weight, module.bn1.bias, ...: "module." is taken off
 
 Read after checkpoint.py; read next report.py.
-=======
-Read after checkpoint.py; read next report.py. The names are torchvision's, which models/resnet.py uses too.
->>>>>>> 07af188 (training: options, step, scoring, report and run in rooms of their own; files/atomic for writes and locks; NumPy alone to import)
 """
 
 import re

@@ -17,14 +17,7 @@ from minifcn import models, nn
 from minifcn.data.classes import DataError
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
-<<<<<<< HEAD:tests/training/test_trainer.py
-from minifcn.functional.step import normalize
-from minifcn.inference import whole
-from minifcn.training import SGD, checkpoint, trainer
-from minifcn.training.metrics import ConfusionMatrix
-=======
 from minifcn.training import checkpoint, run
->>>>>>> 07af188 (training: options, step, scoring, report and run in rooms of their own; files/atomic for writes and locks; NumPy alone to import):tests/training/test_run.py
 from minifcn.training.options import Options
 from minifcn.training.run import Interrupted, TrainingError, resume, train
 from minifcn.training.scoring import evaluate
@@ -244,17 +237,3 @@ def test_faults_of_the_data_come_before_training(options, tmp_path):
     with pytest.raises(DataError, match="at least 65 high"):
         train(replace(options, crop=(65, 64)), tmp_path / "out")
     assert not (tmp_path / "out" / "checkpoint.npz").exists()
-<<<<<<< HEAD:tests/training/test_trainer.py
-
-
-@pytest.mark.parametrize("name, value, message", [
-    ("epochs", 0, "epochs is 0, must be at least 1"),
-    ("model", "unet", "model is 'unet', must be one of fcn32s"),
-    ("schedule", "cosine", "schedule is 'cosine', must be one of constant, poly, step"),
-    ("reduction", "sum", "reduction is 'sum', must be one of mean, pytorch, mxnet"),
-])
-def test_options_refuse(options, name, value, message):
-    with pytest.raises(ValueError, match=message):
-        changed(options, **{name: value})
-=======
->>>>>>> 07af188 (training: options, step, scoring, report and run in rooms of their own; files/atomic for writes and locks; NumPy alone to import):tests/training/test_run.py
