@@ -96,7 +96,7 @@ def mathml(self, node, block):
         html = MATH.convert_with_local_state(node.astext(), displaystyle=block)
     except LatexError as error:
         html = logging.getLogger(__name__).warning("TeX: %s", error, location=node) or ""
-    self.body.append(f'<div class="math">{html}</div>' if block else html)
+    self.body.append(f'<div class="math" tabindex="0">{html}</div>' if block else html)
     raise nodes.SkipNode
 
 
