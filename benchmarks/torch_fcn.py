@@ -26,16 +26,20 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """ResNet-18 without its classifier: (N, 3, H, W) -> (N, 8 width, H/32, W/32)."""
+    """ResNet-18 without its classifier: (N, 3, H, W) -> (N, 8 width, H/32, W/32).
 
-    def __init__(self, width):
+    depths: the number of blocks in each stage; (3, 4, 6, 3) is ResNet-34.
+    """
+
+    def __init__(self, width, depths=(2, 2, 2, 2)):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
         C = width
-        for i, out in enumerate((width, 2 * width, 4 * width, 8 * width), 1):
-            setattr(self, f"layer{i}", nn.Sequential(Block(C, out, 1 if i == 1 else 2), Block(out, out, 1)))
+        for i, (out, depth) in enumerate(zip((width, 2 * width, 4 * width, 8 * width), depths), 1):
+            rest = [Block(out, out, 1) for _ in range(depth - 1)]
+            setattr(self, f"layer{i}", nn.Sequential(Block(C, out, 1 if i == 1 else 2), *rest))
             C = out
 
     def forward(self, x):
@@ -46,9 +50,9 @@ class Trunk(nn.Module):
 class FCN32s(nn.Module):
     """Trunk, 1x1 convolution to the classes, transposed convolution back to the size of the image."""
 
-    def __init__(self, num_classes=21, width=64):
+    def __init__(self, num_classes=21, width=64, depths=(2, 2, 2, 2)):
         super().__init__()
-        self.trunk = Trunk(width)
+        self.trunk = Trunk(width, depths)
         self.final_conv = nn.Conv2d(8 * width, num_classes, 1)
         self.transpose_conv = nn.ConvTranspose2d(num_classes, num_classes, 64, 32, 16)
 
@@ -58,7 +62,8 @@ class FCN32s(nn.Module):
 
 def with_weights(state):
     """FCN32s with the weights of a minifcn.models.fcn32s; state: its state_dict(), name -> ndarray."""
-    net = FCN32s(len(state["final_conv.bias"]), len(state["trunk.bn1.weight"]))
+    depths = [len({name.split(".")[2] for name in state if name.startswith(f"trunk.layer{i}.")}) for i in (1, 2, 3, 4)]
+    net = FCN32s(len(state["final_conv.bias"]), len(state["trunk.bn1.weight"]), depths)
     lacking, unknown = net.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()}, strict=False)
     assert not unknown and all(name.endswith("num_batches_tracked") for name in lacking), (lacking, unknown)
     return net

@@ -74,8 +74,8 @@ class Skip(nn.Module):
 def fcn32s(num_classes=21, backbone="resnet18", width=64):
     """FCN-32s on ResNet-18: trunk, final_conv, transpose_conv (kernel 64, stride 32, padding 16); 12,993,642 parameters.
 
-    num_classes: K, background included. backbone: "resnet18" or "resnet18_v2". width: channels of the stem (64 is the
-    published network; 16 makes a small one of the same depth). Weights start random; nn.init.seed fixes them.
+    num_classes: K, background included. backbone: "resnet18", "resnet34" or "resnet18_v2". width: channels of the stem (64 is
+    the published network; 16 makes a small one of the same depth). Weights start random; nn.init.seed fixes them.
     """
     return FCN(num_classes, backbone, width, skips=0)
 

@@ -1,4 +1,4 @@
-"""ResNet-18 in its two versions: four stages of two blocks, each block a pair of 3x3 convolutions around a shortcut.
+"""ResNet-18 and 34: four stages of blocks, each block a pair of 3x3 convolutions around a shortcut; ResNet-18 in two versions.
 
     v1 (torchvision's resnet18)     y = relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))
     v2 (MXNet's resnet18_v2)        y = conv(relu(bn(conv(a)))) + shortcut,  a = relu(bn(x))          "pre-activation"
@@ -11,8 +11,12 @@ A trunk is the network without its classifier. Its names are torchvision's, so t
 Read after nn/blocks.py; read next fcn.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
 """
 
+from functools import partial
+
 from minifcn import nn
 from minifcn.nn import init
+
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}           # blocks in each stage
 
 
 def conv(in_channels, out_channels, kernel_size, stride=1):
@@ -58,24 +62,28 @@ class PreActivationBlock(nn.Module):
         return nn.conv_add(self.conv2, nn.conv_norm_relu(self.conv1, self.bn2, a), shortcut)
 
 
-def stage(block, in_channels, out_channels, stride):
-    """Two blocks; the first changes size and channels."""
-    return nn.Sequential(block(in_channels, out_channels, stride), block(out_channels, out_channels, 1))
+def stage(block, depth, in_channels, out_channels, stride):
+    """`depth` blocks; the first changes size and channels."""
+    return nn.Sequential(block(in_channels, out_channels, stride),
+                         *(block(out_channels, out_channels, 1) for _ in range(depth - 1)))
 
 
 class ResNetTrunk(nn.Module):
-    """v1 without classifier: (N, 3, H, W) -> (N, 8*width, ceil(H/32), ceil(W/32)). width: channels of the stem."""
+    """v1 without classifier: (N, 3, H, W) -> (N, 8*width, ceil(H/32), ceil(W/32)).
 
-    def __init__(self, width=64):
+    width: channels of the stem. depths: the number of blocks in each of the four stages.
+    """
+
+    def __init__(self, width=64, depths=DEPTHS["resnet18"]):
         self.out_channels = (2 * width, 4 * width, 8 * width)            # of the three maps of `features`
         self.conv1 = conv(3, width, 7, 2)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()                                            # a child, so that children() in order is the trunk
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = stage(BasicBlock, width, width, 1)
-        self.layer2 = stage(BasicBlock, width, 2 * width, 2)
-        self.layer3 = stage(BasicBlock, 2 * width, 4 * width, 2)
-        self.layer4 = stage(BasicBlock, 4 * width, 8 * width, 2)
+        self.layer1 = stage(BasicBlock, depths[0], width, width, 1)
+        self.layer2 = stage(BasicBlock, depths[1], width, 2 * width, 2)
+        self.layer3 = stage(BasicBlock, depths[2], 2 * width, 4 * width, 2)
+        self.layer4 = stage(BasicBlock, depths[3], 4 * width, 8 * width, 2)
 
     def features(self, x):
         """The maps at 1/8, 1/16 and 1/32 of the image, for the skips of FCN-8s and FCN-16s."""
@@ -98,10 +106,10 @@ class ResNetV2Trunk(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = stage(PreActivationBlock, width, width, 1)
-        self.layer2 = stage(PreActivationBlock, width, 2 * width, 2)
-        self.layer3 = stage(PreActivationBlock, 2 * width, 4 * width, 2)
-        self.layer4 = stage(PreActivationBlock, 4 * width, 8 * width, 2)
+        self.layer1 = stage(PreActivationBlock, 2, width, width, 1)
+        self.layer2 = stage(PreActivationBlock, 2, width, 2 * width, 2)
+        self.layer3 = stage(PreActivationBlock, 2, 2 * width, 4 * width, 2)
+        self.layer4 = stage(PreActivationBlock, 2, 4 * width, 8 * width, 2)
         self.bn2 = nn.BatchNorm2d(8 * width)
         self.relu2 = nn.ReLU()
 
@@ -120,8 +128,8 @@ def _classifier(trunk_class):
     """The trunk class with global mean, flatten and a fully connected layer appended."""
 
     class Classifier(trunk_class):
-        def __init__(self, num_classes, width):
-            super().__init__(width)
+        def __init__(self, num_classes, width, **depths):
+            super().__init__(width, **depths)
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.fc = nn.Linear(8 * width, num_classes)
 
@@ -141,9 +149,14 @@ def resnet18(num_classes=1000, width=64):
     return ResNet(num_classes, width)
 
 
+def resnet34(num_classes=1000, width=64):
+    """ResNet-34 v1, torchvision's names and layers: 21,797,672 parameters. (N, 3, H, W) -> (N, num_classes)."""
+    return ResNet(num_classes, width, depths=DEPTHS["resnet34"])
+
+
 def resnet18_v2(num_classes=1000, width=64):
     """ResNet-18 v2, pre-activation, as MXNet's resnet18_v2. (N, 3, H, W) -> (N, num_classes)."""
     return ResNetV2(num_classes, width)
 
 
-TRUNKS = {"resnet18": ResNetTrunk, "resnet18_v2": ResNetV2Trunk}
+TRUNKS = {name: partial(ResNetTrunk, depths=depths) for name, depths in DEPTHS.items()} | {"resnet18_v2": ResNetV2Trunk}

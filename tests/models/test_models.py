@@ -27,6 +27,7 @@ def randomise(net, seed):
 
 def test_published_sizes():
     assert count(models.resnet18()) == 11_689_512
+    assert count(models.resnet34()) == 21_797_672
     assert count(ResNetTrunk()) == 11_176_512
     assert count(models.fcn32s()) == 12_993_642
     v2 = models.resnet18_v2()
@@ -54,7 +55,7 @@ def test_children_cut_as_in_the_chapter():
     np.testing.assert_array_equal(body(x).data, trunk(x).data)
 
 
-@pytest.mark.parametrize("make", [models.resnet18, models.resnet18_v2])
+@pytest.mark.parametrize("make", [models.resnet18, models.resnet34, models.resnet18_v2])
 def test_the_classifier_is_a_mean_and_a_product(make):
     net = make(num_classes=7, width=4).eval()
     x = np.random.default_rng(0).standard_normal((2, 3, 50, 64)).astype(np.float32)
@@ -63,7 +64,7 @@ def test_the_classifier_is_a_mean_and_a_product(make):
         np.testing.assert_allclose(net(x).data, means @ net.fc.weight.data.T + net.fc.bias.data, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet18_v2"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet18_v2"])
 @pytest.mark.parametrize("make", [models.fcn32s, models.fcn16s, models.fcn8s])
 @pytest.mark.parametrize("hw", [(1, 1), (33, 64), (95, 31), (64, 96), (70, 129)])
 def test_any_image_size(make, backbone, hw):
@@ -118,7 +119,7 @@ def test_skips_add_the_finer_maps():
 
 
 def test_unknown_backbone():
-    with pytest.raises(ValueError, match="backbone must be one of 'resnet18', 'resnet18_v2', not 'vgg'"):
+    with pytest.raises(ValueError, match="backbone must be one of 'resnet18', 'resnet34', 'resnet18_v2', not 'vgg'"):
         models.fcn32s(21, "vgg")
 
 
@@ -129,10 +130,11 @@ def torch_of(net):
     return torch_fcn.with_weights(net.state_dict()).double()
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
 @pytest.mark.parametrize("training", [False, True])
-def test_logits_equal_torch(training):
+def test_logits_equal_torch(training, backbone):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    net = randomise(models.fcn32s(7, width=8), 1).to("float64").train(training)
+    net = randomise(models.fcn32s(7, backbone, width=8), 1).to("float64").train(training)
     theirs = torch_of(net).train(training)
     x = np.random.default_rng(0).standard_normal((2, 3, 75, 98))
     with no_grad(), torch.no_grad():
