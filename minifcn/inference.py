@@ -14,7 +14,7 @@ import minifcn.functional as F
 from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.masks import read_image, write_labels
-from minifcn.data.voc import scaled_size
+from minifcn.data.voc import resized, scaled_size
 from minifcn.functional.step import normalize
 from minifcn.nn.module import Module
 from minifcn.plotting import overlay
@@ -85,12 +85,16 @@ METHODS = {"whole": whole, "pad": pad_and_crop, "tile": tile_and_average}
 
 
 def predict(net, image, method=whole, device="cpu", scale=1.0):
-    """Class of every pixel.
+    """Class of every pixel: the one with the largest of image_logits, the first of equals; (H, W) uint8 on the host."""
+    return to_host(image_logits(net, image, method, device, scale).argmax(axis=1)[0].astype(np.uint8))      # (H, W)
+
+
+def image_logits(net, image, method=whole, device="cpu", scale=1.0):
+    """Logits of every pixel of an image.
 
     net: an FCN on `device`. image: (H, W, 3) uint8 RGB on the host. method: one of METHODS' functions.
     scale: fraction of the image's size at which the net sees it (the one it was trained at); the logits are enlarged again.
-    Returns (H, W) uint8 on the host: the class with the largest logit, the first of equals.
-    Raises TypeError for an image that is not uint8, ValueError for other axes.
+    Returns (1, K, H, W) on `device`. Raises TypeError for an image that is not uint8, ValueError for other axes.
     """
     if getattr(image, "dtype", None) != np.uint8:
         raise TypeError(f"predict: image must be a uint8 ndarray, RGB in 0..255, got {getattr(image, 'dtype', type(image))}")
@@ -99,14 +103,12 @@ def predict(net, image, method=whole, device="cpu", scale=1.0):
     H, W = image.shape[:2]
     h, w = scaled_size((H, W), scale)
     if (h, w) != (H, W):
-        from PIL import Image
-
-        image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))    # (h, w, 3)
+        image = resized(image, (h, w))                                              # (h, w, 3)
     x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device))      # (1, 3, h, w)
     logits = method(net, x)                                                         # (1, K, h, w)
     if (h, w) != (H, W):
         logits = F.interpolate(logits, (H, W), mode="bilinear").data                # (1, K, H, W)
-    return to_host(logits.argmax(axis=1)[0].astype(np.uint8))                       # (H, W)
+    return logits
 
 
 def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.0):

@@ -134,7 +134,15 @@ class Folder:
         return mask_hw, turn, follows
 
     def read(self, i):
-        """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), scaled. Raises DataError.
+        """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), scaled. Raises what read_whole does."""
+        image, labels = self.read_whole(i)                                               # (H, W, 3), (H, W)
+        h, w = scaled_size(labels.shape, self.scale)
+        if (h, w) == labels.shape:
+            return image, labels
+        return resized(image, (h, w)), shrunk(labels, (h, w))                            # (h, w, 3), (h, w)
+
+    def read_whole(self, i):
+        """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), in the size of the files. Raises DataError.
 
         A mask that a tool has renumbered is read as it was meant; a warning says so, once for each kind.
         """
@@ -144,12 +152,6 @@ class Folder:
             warnings.warn(f"{self.mask_path(i)}: {READINGS[reading]}", stacklevel=2)
         image = read_image(self.image_path(i), exif=True, fit=labels.shape)              # (H, W, 3)
         self._check_size(i, image.shape[:2], labels.shape)
-        h, w = scaled_size(labels.shape, self.scale)
-        if (h, w) != labels.shape:
-            from PIL import Image
-
-            image = np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))     # (H, W, 3)
-            labels = shrunk(labels, (h, w))                                              # (H, W)
         return image, labels
 
     def _check_size(self, i, image_hw, mask_hw):
@@ -177,6 +179,13 @@ class Folder:
         folder.ids = [self.ids[i] for i in kept]
         folder._sizes = self._sizes and [self._sizes[i] for i in kept]
         return folder
+
+
+def resized(image, hw):
+    """An image (H, W, 3) at another size: bilinear, with antialiasing where it shrinks."""
+    from PIL import Image
+
+    return np.array(Image.fromarray(image).resize(hw[::-1], Image.Resampling.BILINEAR))
 
 
 def shrunk(labels, hw):

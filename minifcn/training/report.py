@@ -75,8 +75,8 @@ def write_pictures(out, state, net, folder, device):
     """curves.png, and predictions.png of the first images of a Folder. Puts net, which is on `device`, in eval mode."""
     _write(out / "curves.png", _png(plotting.curves(state.history, state.scores["always_background"])))
     net.eval()
-    images, truths = zip(*[folder.read(i) for i in range(min(PICTURES, len(folder)))])
-    predictions = [predict(net, image, device=device) for image in images]
+    images, truths = zip(*[folder.read_whole(i) for i in range(min(PICTURES, len(folder)))])
+    predictions = [predict(net, image, device=device, scale=folder.scale) for image in images]
     _write(out / "predictions.png", _png(plotting.prediction_rows(images, predictions, truths, folder.classes)))
 
 

@@ -1,4 +1,6 @@
-"""The scores of a network over whole images: every pixel of every image counts once, void does not.
+"""The scores of a network over whole images: every pixel of every mask counts once, void does not.
+
+Masks are never scaled here: what shrinking removes, such as a line one pixel wide, would be missing in the truth.
 
 Read after metrics.py; read next checkpoint.py.
 """
@@ -7,18 +9,16 @@ import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 import minifcn.functional as F
 from minifcn.core.backend import to_device
-from minifcn.functional.step import normalize
-from minifcn.inference import whole
+from minifcn.inference import image_logits
 from minifcn.training.metrics import ConfusionMatrix
 
 
 def evaluate(net, folder, device="cpu", stopped=lambda: False):
-    """Scores over every pixel of every image of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
+    """Scores over every pixel of every mask of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
 
+    folder: the net sees its images at folder.scale; the logits are enlarged to the masks, which stay as they are.
     stopped: asked before each image; when it returns True the evaluation is given up and None returned.
     Returns a dict: pixel_accuracy, mean_accuracy, mean_iou, frequency_weighted_iou (fractions), loss (mean over pixels),
     images (count), iou_per_class (name -> fraction, None where the class does not occur), always_background
@@ -33,8 +33,7 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False):
         if stopped():
             return None
         labels = to_device(labels[None], device)                                    # (1, H, W)
-        x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device))      # (1, 3, H, W)
-        logits = whole(net, x)                                                      # (1, K, H, W)
+        logits = image_logits(net, image, device=device, scale=folder.scale)        # (1, K, H, W)
         loss += F.cross_entropy(logits, labels, ignore_index=classes.void, reduction="sum").item()
         matrix.update(labels, logits.argmax(axis=1))
     nothing = matrix.always(0)
@@ -51,11 +50,11 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False):
 
 
 def _read_ahead(folder, workers=2, ahead=4):
-    """The (image, labels) of a Folder in order, decoded by threads up to `ahead` images early."""
+    """The (image, labels) of a Folder in order, unscaled, decoded by threads up to `ahead` images early."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for i in range(len(folder)):
-            waiting.append(pool.submit(folder.read, i))
+            waiting.append(pool.submit(folder.read_whole, i))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
