@@ -24,8 +24,9 @@ SIGNATURES = [
     (b"\xfd7zXZ", 0, "xz", "unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", 0, "7-Zip", "unpack it first"),
     (b"\x28\xb5\x2f\xfd", 0, "zstandard", "unpack it first"),
-    (b"\x78\x9c", 0, "zlib, as joblib.dump(compress=True) writes",
-     "np.savez('weights.npz', **joblib.load(FILE))   # it may run what the file says"),
+    *((b"\x78" + level, 0, "zlib, as joblib.dump(compress=True) writes",
+       "np.savez('weights.npz', **joblib.load(FILE))   # it may run what the file says")
+      for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
     (b"ustar", 257, "a tar archive, as PyTorch 0.1 and Keras-like tools write", "unpack it first, or with PyTorch: "
      "torch.save(torch.load(FILE, weights_only=False), 'weights.pth')"),
     (b"version https://git-lfs", 0, "a Git LFS pointer, not the file", "git lfs pull"),
@@ -41,7 +42,7 @@ def foreign(start, path):
         if start[where:where + len(signature)] == signature:
             return f"is {what}, which is not read; convert it: {remedy}"
     if start[:1] == b"\x80" and start[1:2] in b"\x00\x01\x02\x03\x04\x05":
-        return bare_pickle(start)
+        return bare_pickle(start, path)
     if start.lstrip()[:1] == b"{":
         if b'"weight_map"' in start or str(path).endswith(".index.json"):
             return f"is the index of weights in several files, not the weights; {JOIN}"
@@ -53,12 +54,12 @@ def foreign(start, path):
     return "neither a zip archive (.pth, .npz) nor a .safetensors file"
 
 
-def bare_pickle(start):
+def bare_pickle(start, path):
     """A pickle that does not begin with torch's magic number."""
     if JOBLIB in start:
         return ("is a pickle of joblib, which is not read; convert it: np.savez('weights.npz', **joblib.load(FILE))"
                 "   # it may run what the file says")
-    if PADDLE in start or b"paddle" in start:
+    if PADDLE in start or str(path).endswith((".pdparams", ".pdopt", ".pdmodel")):
         return ("is a pickle of Paddle, which is not read; convert it: np.savez('weights.npz', **{name: tensor.numpy() "
                 "for name, tensor in paddle.load(FILE).items()}), with torchvision's names")
     return ("is a bare pickle without torch's magic number, so not PyTorch's (Paddle's .pdparams are such pickles, and any "

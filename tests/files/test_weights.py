@@ -14,6 +14,7 @@ import time
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_an_entry_that_inflates_beyond_its_size(tmp_path):
 
 
 NAMESPACE, COUNTER = Global("argparse", "Namespace"), Global("collections", "Counter")
-OBJECTS = [                                                             # as torch.save writes them
+OBJECTS = [                                                             # as torch.save writes them; mmengine 0.10's buffers
     Raw(operations(NAMESPACE) + operations(()) + b"\x81" + operations({"lr": 0.1}) + b"b"),
     call(COUNTER, {"a": 1}), call(Global("__builtin__", "set"), [1, 2]), call(Global("torch", "Size"), (2, 3)),
     Global("torch", "float32"), call(Global("torch", "device"), "cpu"), call(Global("_codecs", "encode"), "abc", "latin1"),
@@ -226,6 +227,7 @@ OBJECTS = [                                                             # as tor
     Raw(operations(Global("mmengine.logging.history_buffer", "HistoryBuffer")) + operations(()) + operations({}) + b"\x92"
         + operations({"_log_history": call(Global("numpy._core.multiarray", "_reconstruct"), Global("numpy", "ndarray"), (0,))})
         + b"b"),
+    call(Global("__builtin__", "getattr"), Global("mmengine.logging.history_buffer", "HistoryBuffer"), "mean"),
     Raw(operations(call(Global("collections", "defaultdict"), Global("__builtin__", "list"))) + operations("a") + b"K\x01s"),
     Raw(operations(call(Global("collections", "deque"))) + b"K\x01a"),
     tensor(kind=Global("torch", "ComplexFloatStorage")), (1, 2), None, 3]
@@ -255,6 +257,9 @@ def test_deep_in_dicts_and_lists(tmp_path):
 
 @pytest.mark.parametrize("name, raw, match", [
     ("a.pdparams", pickle.dumps({"StructuredToParameterName@@": {}, "w": BASE}, 2), r"Paddle.*paddle.load\(FILE\)"),
+    ("b.pdparams", pickle.dumps({"w": BASE}, 4), r"Paddle.*paddle.load\(FILE\)"),
+    ("a.joblib.z", zlib.compress(b"a", 3), r"joblib.load\(FILE\)"),
+    ("a.joblib.z", zlib.compress(b"a", 9), r"joblib.load\(FILE\)"),
     ("a.pkl", pickle.dumps({"w": 1}, 4), "bare pickle without torch's magic number.*Paddle"),
     ("a.joblib", b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00\x8c\x13joblib.numpy_pickle", r"joblib, .*joblib.load\(FILE\)"),
     ("a.h5", b"\x89HDF\r\n\x1a\n", "Keras"), ("a.npy", npy(), r"single .npy array"),
