@@ -232,7 +232,7 @@ def download_is_interrupted(server, tmp_path, monkeypatch, number, code):
         time.sleep(0.001)
     os.kill(process.pid, number)
     process.join()
-    assert process.exitcode == code and os.listdir(tmp_path) == ["file.bin.part"]
+    assert process.exitcode == code and sorted(os.listdir(tmp_path)) == [".lock", "file.bin.part"]
     monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "good"))
     assert main(command) == 0 and (tmp_path / "file.bin").read_bytes() == test_download.BYTES
     assert server.requests[-1] == ("good", "bytes=300000-")

@@ -5,7 +5,7 @@
 Without a map, a value is its own label: index 3 is class 3, and a colour is the class that wears it. The key "map" of
 classes.json says otherwise: index 0 is unlabelled, two colours are one class, one class of 21 is wanted (docs/masks.md).
 
-Read after files/unpickle.py; read next masks.py.
+Read after files/foreign.py; read next masks.py.
 Sources: Everingham et al., The PASCAL Visual Object Classes Challenge 2012 (VOC2012) Development Kit, section 3 and its
 VOCcode/VOClabelcolormap.m; the names "potted plant" and "tv/monitor" are spelt as in Dive into Deep Learning, 14.9.
 """

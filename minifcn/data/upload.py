@@ -5,7 +5,7 @@
     compute    | ... step k-1 ...  |   step k     ...        |  step k+1 ...    waits for its copy, nothing else
 
 Ordinary memory cannot be copied in the background: the driver would first wait for everything queued before it.
-Read after data/loader.py; read next data/download.py. Source: CUDA C++ Best Practices Guide, "Asynchronous and
+Read after data/loader.py; read next files/download.py. Source: CUDA C++ Best Practices Guide, "Asynchronous and
 Overlapping Transfers with Computation".
 """
 

@@ -1,6 +1,6 @@
 """Says what a file is that holds no weights which are read here, and how to make one that does.
 
-Read after weights.py; read next download.py. Sources: the formats' first bytes, as the programs named here write them.
+Read after unpickle.py; read next data/classes.py. Sources: the formats' first bytes, as the programs named here write them.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Opens what strangers name: ordinary files only, of at most a stated size. A pipe, a device or a folder is an error at once.
 
 Without this, reading from a pipe that nobody writes to waits for ever, and reading /dev/zero ends when memory does.
-Read after core/shapes.py; read next atomic.py.
+Read after models/fcn.py; read next atomic.py.
 """
 
 import errno

@@ -18,7 +18,7 @@ stays a Name: a mark that says what stood there. {"bias": tensor([1., 2.])} (see
     TUPLE   REDUCE                                             {}  "bias"  Tensor
     SETITEM   STOP                                             {"bias": Tensor}
 
-Read after weights.py, which finds the pickle in the file and the numbers for its tensors; read next data/classes.py.
+Read after weights.py, which finds the pickle in the file and the numbers for its tensors; read next foreign.py.
 Sources: pickletools.py in Python's library (operations); torch/_utils.py (_rebuild_tensor_v2); torch/serialization.py.
 """
 

@@ -21,7 +21,7 @@ outside its storage, no storage is larger than its zip entry, the entries do not
 most EXPANSION times the file. What is no array of numbers (a text, an object, a float8) becomes an Opaque mark: it may
 stand beside the weights, and is an error for whoever needs it.
 
-Read after unpickle.py; read next foreign.py. The names in these files are those of models/resnet.py.
+Read after zips.py; read next unpickle.py. The names in these files are those of models/resnet.py.
 Sources: torch/serialization.py; https://github.com/huggingface/safetensors (format); numpy.lib.format (.npy).
 """
 
@@ -32,11 +32,11 @@ import math
 import os
 import re
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from minifcn.files.atomic import atomic
 from minifcn.files.foreign import foreign, foreign_zip, part
 from minifcn.files.regular import open_regular
 from minifcn.files.unpickle import MAX_COUNT, Name, Tensor, WeightsError, check_shape, show, unpickle
@@ -143,17 +143,10 @@ def save_safetensors(path, state, metadata=None):
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
 
-    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, array in ordered:
-                file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in ordered:
+            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
