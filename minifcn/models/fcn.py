@@ -7,7 +7,8 @@
 Every enlargement is a transposed convolution that starts as bilinear interpolation and is trained. The skips start at zero,
 so that FCN-16s and FCN-8s begin as FCN-32s and learn what the finer maps add.
 
-Read after resnet.py; read next files/regular.py. Sources: Long, Shelhamer & Darrell 2015; d2l.ai, "Fully Convolutional Networks".
+Read after resnet.py; read next files/regular.py.
+Sources: Long, Shelhamer & Darrell 2015; d2l.ai, "Fully Convolutional Networks".
 """
 
 from minifcn import nn
