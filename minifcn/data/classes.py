@@ -177,19 +177,19 @@ def class_file(root):
     """The file in the folder `root` that names its classes, None where there is none (they are VOC's then).
 
     classes.json, or the list of another tool: labelmap.txt (Datumaro, CVAT), class_names.txt (labelme), classification.txt
-    (ISAT). Raises DataError for two lists, and for colors.txt (Supervisely), whose colours its masks do not have.
+    (ISAT, which puts it beside the masks). Raises DataError for two lists, and for those that do not say what is in the masks.
     """
     root = Path(root)
     own = root / "classes.json"
     if own.is_symlink() or own.exists():
         return own
-    found = [name for name in LISTS if (root / name).exists()]
-    if (root / "colors.txt").exists():
-        raise DataError(f"{root / 'colors.txt'}: Supervisely writes this list, but its masks have other colours, one for each "
-                        "object: they cannot be read. Export the masks in another form, or write a classes.json")
+    for name, why in REFUSED.items():
+        if (root / name).exists():
+            raise DataError(f"{root / name}: {why}")
+    found = [folder / name for folder in (root, root / "SegmentationClass") for name in LISTS if (folder / name).exists()]
     if len(found) > 1:
-        raise DataError(f"{root}: which list names the classes, {' or '.join(found)}? Leave one, or write a classes.json")
-    return root / found[0] if found else None
+        raise DataError(f"{root}: which list names the classes, {found[0]} or {found[1]}? Leave one, or write a classes.json")
+    return found[0] if found else None
 
 
 def read_classes(root):
@@ -272,6 +272,11 @@ def _of_lines(text):
 
 
 LISTS = {"labelmap.txt": _of_labelmap, "class_names.txt": _of_lines, "classification.txt": _of_lines}
+REFUSED = {
+    "colors.txt": "Supervisely writes this list, but its masks have other colours, one for each object, and cannot be read; "
+                  "export them in another form, or write a classes.json",
+    "dataset_meta.json": "of Datumaro's lists of classes only labelmap.txt is read; export without save_dataset_meta, or write "
+                         "a classes.json"}
 
 
 # -------------------------------------------------------------------------------------------- labels and their colours

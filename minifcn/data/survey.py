@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minifcn.data.classes import DataError, read_classes
-from minifcn.data.masks import READINGS, decode_labels, read_bytes, read_image
+from minifcn.data.masks import READINGS, check_inside, decode_labels, read_bytes, read_image
 from minifcn.data.voc import Folder, read_list, scaled_size, shrunk
 
 SHOWN = 5                                    # names in one line of a report
@@ -165,6 +165,7 @@ def _read(folder, i, decode):
     decoded = mask is not None and attempt(decode_labels, mask_path, folder.classes, mask)
     if decode and image is not None:
         attempt(read_image, image_path, data=image)
+        attempt(check_inside, image_path, image)
     size = None if complaints else attempt(folder.stored_size, i, image, mask)
     if complaints:
         return None, complaints
