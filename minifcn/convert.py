@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from minifcn.data.classes import Classes, DataError, class_file, no_class, read_classes, read_text, write_classes
 from minifcn.data.masks import decode_labels, header, read_bytes, write_labels
@@ -158,6 +157,8 @@ def _listed(path, pairs):
 
 def _write(root, pairs, lists, classes):
     """The new folder: images copied, masks read and written anew, lists, classes.json."""
+    from tqdm import tqdm
+
     folders = [root / "JPEGImages", root / "SegmentationClass", root / "ImageSets" / "Segmentation"]
     for folder in folders:
         folder.mkdir(parents=True)

@@ -170,6 +170,8 @@ def check_inside(path, data):
 
 def _completes(data):
     """Whether the bytes of a JPEG, with or without its end mark, are enough for the whole picture."""
+    from PIL import Image
+
     try:
         with Image.open(BytesIO(data), formats=("JPEG",)) as image:
             image.draft("L", (1, 1))
