@@ -246,7 +246,7 @@ def test_training_and_predict_turn_alike(tmp_path, turn, form):
     stored = Image.fromarray(upright)
     if turn > 1:
         back = {6: 8, 8: 6}.get(turn, turn)                          # the others are their own inverses
-        stored = stored.transpose(TURNS[back])
+        stored = stored.transpose(Image.Transpose[TURNS[back]])
     write_pair(tmp_path, "x", (16, 24))
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "PNG": {}}[form]
     stored.save(tmp_path / "JPEGImages" / "x.jpg", form, exif=exif(turn), **options)
