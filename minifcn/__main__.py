@@ -1,4 +1,4 @@
-"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, download and check. It only parses and
+"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, export, download and check. It parses and
 prints; training/run.py, inference.py, check.py and files/download.py do the work, and are as easily called from Python.
 """
 
@@ -14,6 +14,7 @@ from minifcn.core import backend
 from minifcn.data.survey import check_folder
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
+from minifcn.export import OPSET, to_onnx, write_onnx
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.inference import METHODS, predict_files
 from minifcn.training import chapter
@@ -34,6 +35,7 @@ examples:
   minifcn train --data VOCdevkit/VOC2012 --resume           go on after an interruption, bit for bit
   minifcn evaluate runs/VOC2012/checkpoint.npz --data VOCdevkit/VOC2012
   minifcn predict runs/VOC2012/checkpoint.npz photo.jpg --out predictions
+  minifcn export runs/VOC2012/checkpoint.npz net.onnx       for onnxruntime and others
 """
 
 
@@ -57,7 +59,7 @@ def main(argv=None):
         print(f"minifcn: out of memory ({error}): lower --batch-size, --crop or --width, or predict with --method tile",
               file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:          # DataError, CheckpointError and argument checks are ValueErrors
+    except (ValueError, OSError, ImportError) as error:         # DataError, CheckpointError, argument checks: ValueErrors
         print(f"minifcn: {error}", file=sys.stderr)
         return 2
     finally:
@@ -167,6 +169,27 @@ def _predict(args):
     return 0
 
 
+# ---- export ----
+
+def _export_arguments(parser):
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("file", type=Path, metavar="FILE.onnx")
+    parser.add_argument("--image", action="store_true",
+                        help="take pictures, image (N, H, W, 3) uint8, and give labels (N, H, W) uint8: normalisation and "
+                             "argmax inside")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"),
+                        help="for this size only, as some runtimes want it; multiples of 32 need no crop")
+    parser.add_argument("--opset", type=int, default=OPSET, help="of the file, 13 or newer (default %(default)s)")
+
+
+def _export(args):
+    net, checkpoint = load_model(args.checkpoint)
+    scale = stored_options(checkpoint, args.checkpoint).scale
+    write_onnx(args.file, to_onnx(net, checkpoint.classes, args.image, args.size, args.opset, scale))
+    print(f"{args.file}: {'image (N, H, W, 3) uint8 -> labels' if args.image else 'x (N, 3, H, W) float32 -> logits'}")
+    return 0
+
+
 # ---- download and check ----
 
 def _download_arguments(parser):
@@ -184,10 +207,17 @@ def _download(args):
 
 
 def _check_arguments(parser):
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="network to describe instead")
     parser.add_argument("--data", metavar="DIR", help="VOC-layout folder to check instead")
 
 
 def _check(args):
+    if args.checkpoint is not None:
+        net, checkpoint = load_model(args.checkpoint)
+        stored = stored_options(checkpoint, args.checkpoint)
+        for line in check.network_report(net, stored.crop, stored.batch_size):
+            print(line, flush=True)
+        return 0
     if args.data is None:
         return check.installation()
     problems = check_folder(args.data)
@@ -211,15 +241,20 @@ COMMANDS = {
         _predict, _predict_arguments, "segment images of any size",
         "Write for each image NAME.png, whose pixel values are the class indices (in the classes' colours), and "
         "NAME_overlay.png, the image under its prediction. EXIF orientation is applied."),
+    "export": (
+        _export, _export_arguments, "write a network as an ONNX file",
+        "Write a checkpoint's network as ONNX (opset 13, IR 7, any image size), with the classes and the normalisation in its "
+        "metadata. Needs the onnx package. OpenVINO computes in bfloat16 where a CPU has it: ask it for "
+        "INFERENCE_PRECISION_HINT f32. ncnn takes one size only: --size. MNN's results are good to three digits."),
     "download": (
         _download, _download_arguments, "fetch Pascal VOC 2012 or ResNet-18's weights, checked",
         "Fetch a file from its official host, or from a mirror if that is down, compare its size and checksum, and extract it. "
         "What is there already is not fetched again; run the command again after an interruption and it continues. A file put "
         "into the folder by hand is checked and used."),
     "check": (
-        _check, _check_arguments, "check this installation, or a data set",
-        "Show versions and back ends and check the gradient of every op; or, with --data, report everything that is wrong with "
-        "a data set."),
+        _check, _check_arguments, "check this installation, a network or a data set",
+        "Show versions and back ends and check the gradient of every op. With a checkpoint: list its layers, their shapes, "
+        "parameters and arithmetic, and what a training step takes. With --data: report everything wrong with a data set."),
 }
 
 

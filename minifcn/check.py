@@ -1,4 +1,4 @@
-"""The gradient of every op, checked where it runs: what `python -m minifcn check` prints.
+"""What `minifcn check` prints: of a network, its layers and what a step takes; of this installation, the gradient of every op.
 
 Each op is checked twice on small odd-sized inputs. In float64 its backward is compared with a numerical derivative
 (core/gradcheck.py). In float32 its gradients are compared with those of float64, so that a fast path or a device with less
@@ -6,8 +6,10 @@ precision shows itself: the bound is 100 roundings of 2^-24, and TF32's 2^-11 wo
 Read after plotting.py.
 """
 
+import copy
 import os
 import platform
+import tracemalloc
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,12 +20,54 @@ from minifcn.core import backend
 from minifcn.core.backend import device_of, to_device
 from minifcn.core.gradcheck import check_vjp, cotangent_generator
 from minifcn.core.tensor import Tensor
+from minifcn.data.loader import Batch
 from minifcn.functional import activation
+from minifcn.nn.summary import summary
+from minifcn.training.optim import SGD
+from minifcn.training.step import train_step
 
 Row = namedtuple("Row", "op form error bound dtype device")
 
 FLOAT32_BOUND = 100 * 2.0**-24
 
+
+# ---- a network ----
+
+def network_report(net, crop, batch_size):
+    """The lines that say what a network is: its layers with one image of `crop` pixels, its sums, the memory of a step."""
+    rows = summary(net, np.zeros((1, 3, *crop), np.float32))
+    yield f"{'layer':<32} {'kind':<18} {'output':<20} {'parameters':>12} {'MFLOP':>10}"
+    for row in rows:
+        shape = " x ".join(map(str, row.shape))
+        yield f"{row.name:<32} {row.layer:<18} {shape:<20} {row.parameters:>12,} {row.flops / 1e6:>10,.1f}"
+    numbers, forward = sum(p.size for p in net.parameters()), sum(row.flops for row in rows)
+    yield (f"\n{numbers:,} parameters, {4 * numbers / 1e6:,.2f} MB; {forward / 1e9:.3f} GFLOP an image of {crop[0]} x "
+           f"{crop[1]}, about 3 times that with backward")
+    yield f"a training step on {batch_size} images takes about {estimated_memory(net, crop, batch_size) / 1e6:,.1f} MB on a CPU"
+
+
+def estimated_memory(net, crop, batch_size):
+    """Bytes of a training step, from those of steps on 2 and on 4 images: every image more takes the same."""
+    two, four = (step_memory(net, crop, n) for n in (2, 4))
+    return two + (batch_size - 2) * (four - two) / 2
+
+
+def step_memory(net, crop, n):
+    """Bytes that a training step on n images holds at its peak: weights, gradients, velocities, activations, workspace."""
+    net, rng = copy.deepcopy(net).train(), np.random.default_rng(0)
+    batch = Batch(rng.integers(0, 256, (n, 3, *crop), np.uint8), np.zeros((n, *crop), np.uint8), ["check"] * n)
+    tracemalloc.start()
+    try:
+        optimizer = SGD(net.parameters(), lr=0.0, momentum=0.9)
+        for _ in range(2):                                               # the first may fill buffers that stay
+            tracemalloc.reset_peak()
+            train_step(net, optimizer, batch)
+        return tracemalloc.get_traced_memory()[1] + sum(a.nbytes for _, a in net.named_buffers())
+    finally:
+        tracemalloc.stop()
+
+
+# ---- this installation ----
 
 def installation():
     """Print what this installation consists of, and the table of its gradients. Returns 1 if one is wrong, else 0."""

@@ -1,0 +1,66 @@
+"""What a network does with one input: its layers in the order of their calls, with shapes, parameters and arithmetic.
+
+Read after blocks.py. `minifcn check CHECKPOINT` prints it.
+"""
+
+from collections import namedtuple
+from math import prod
+
+from minifcn.core.dispatch import readable_only
+from minifcn.core.tensor import no_grad
+from minifcn.nn import layers
+
+Row = namedtuple("Row", "name layer shape parameters flops")
+
+
+def summary(net, x):
+    """A Row for every call of a layer (a Module without children) while net(x) is computed, in evaluation.
+
+    x: the input, an array or Tensor. Row.shape: of the layer's output; parameters: numbers that are trained; flops: of this
+    call, additions and multiplications each counted.
+    Cost: one forward pass by the readable path, in which every layer is called.
+    """
+    rows, watched = [], []
+
+    def watch(name, layer):
+        forward = layer.forward
+
+        def call(*inputs, **settings):
+            y = forward(*inputs, **settings)
+            rows.append(Row(name, type(layer).__name__, y.shape, sum(p.size for p in layer.parameters()),
+                            flops(layer, inputs[0].shape, y.shape)))
+            return y
+
+        layer.forward = call
+        watched.append(layer)
+
+    try:
+        for name, layer in named_layers(net):
+            if layer not in watched:                                     # a layer that occurs twice is called twice
+                watch(name, layer)
+        with no_grad(), readable_only(), net.evaluating():
+            net(x)
+    finally:
+        for layer in watched:
+            del layer.forward
+    return rows
+
+
+def named_layers(module, prefix=""):
+    """(name, layer) of the Modules without children below a module, or of itself."""
+    children = list(module.named_children())
+    if not children:
+        yield prefix.removesuffix("."), module
+    for name, child in children:
+        yield from named_layers(child, f"{prefix}{name}.")
+
+
+def flops(layer, x, y):
+    """Additions and multiplications of one call from shape x to shape y; for layers that are no product, one a number."""
+    if isinstance(layer, layers.Conv2d):
+        return 2 * prod(y) * layer.in_channels * prod(layer.kernel_size)
+    if isinstance(layer, layers.ConvTranspose2d):
+        return 2 * prod(x) * layer.out_channels * prod(layer.kernel_size)
+    if isinstance(layer, layers.Linear):
+        return 2 * prod(y) * layer.in_features
+    return prod(y) * (2 if isinstance(layer, layers.BatchNorm2d) else 1)
