@@ -11,7 +11,7 @@ from minifcn import Tensor
 from minifcn.core.tensor import record
 from minifcn.fast import fused
 from minifcn.fast.cpu import columns, winograd
-from minifcn.fast.cpu.threads import channels_first
+from minifcn.fast.cpu.layout import channels_first
 from minifcn.functional import conv, conv_forms
 
 N = 8

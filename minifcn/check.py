@@ -16,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 import minifcn.functional as F
-from minifcn.core import backend
+from minifcn import nn
+from minifcn.core import backend, dispatch
 from minifcn.core.backend import device_of, to_device
 from minifcn.core.gradcheck import check_vjp, cotangent_generator
 from minifcn.core.tensor import Tensor
@@ -101,7 +102,7 @@ def environment():
     else:
         name = backend.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
         lines.append(f"cupy        {backend.cupy.__version__} on {name}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"threads     {note()}" for note in dispatch.NOTES)])
 
 
 def gradcheck_table(device="cpu", seed=0):
@@ -129,6 +130,15 @@ def gradients(f, arrays, seed):
     return [x.grad for x in inputs]
 
 
+def block(device, training, x, w, gamma, beta, shortcut):
+    """A layer of a ResNet, relu(norm(conv(x)) + shortcut), as a function of its weights."""
+    net = nn.Sequential(nn.Conv2d(3, 4, (3, 2), (2, 3), (1, 2), (2, 1), bias=False), nn.BatchNorm2d(4)).to(x.dtype).to(device)
+    net[1].running_var[...] = 2
+    vars(net[0])["weight"] = w                                           # in the Parameters' place, to be differentiated
+    vars(net[1]).update(weight=gamma, bias=beta, training=training)
+    return nn.conv_norm_relu(*net, x, shortcut)
+
+
 def cases(rng, device):
     """Yield (op, form, function of Tensors, float64 arrays) for every differentiable op; no input lies near a kink."""
     def real(*shape):
@@ -149,6 +159,10 @@ def cases(rng, device):
         yield ("batch_norm", form,
                lambda x, w, b, training=training: F.batch_norm(x, mean.astype(x.dtype), var.astype(x.dtype), w, b, training),
                (x, gamma, beta))
+    shortcut = to_device(100 * np.sign(rng.standard_normal((2, 4, 3, 4))), device)               # far from relu's kink
+    for training, form in ((True, "batch"), (False, "running")):
+        yield ("conv_norm_relu", form, lambda x, w, a, b, s, training=training: block(device, training, x, w, a, b, s),
+               (x, w, real(4), b, shortcut))
     yield "relu", "", F.relu, (distinct(2, 3, 5),)
     yield "max_pool2d", "", lambda x: F.max_pool2d(x, 3, 2, 1), (distinct(2, 3, 7, 9),)
     yield "avg_pool2d", "", lambda x: F.avg_pool2d(x, (3, 2), 2, 1), (x,)

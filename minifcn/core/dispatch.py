@@ -6,11 +6,12 @@
     @replaces(conv.correlate, when=(float32, kernel_3x3, stride_1)) # in fast/: same signature, same result, less time
     def correlate_winograd(x, w, stride, padding, dilation): ...
 
-What may be replaced is an array function, or a composition of layers such as nn/blocks.py's. A call runs the first
-registered twin whose conditions all hold, else the definition. A condition is a function that takes, by their names, those
-arguments of the replaced function that it looks at: `kernel_3x3(w)`. There is no "try fast, except readable": a broken twin
-must fail, not hide. `with readable_only():` and the environment variable MINIFCN_READABLE=1 switch all twins off, so that
-one can always see what the definition says.
+What may be replaced is an array function, or a composition of layers such as nn/blocks.py's. A call runs the first twin whose
+conditions all hold (fast/__init__.py has their order), else the definition. A condition is a function that takes, by their
+names, those arguments of the replaced function that it looks at: `kernel_3x3(w)`. There is no "try fast, except readable": a
+broken twin must fail, not hide. `with readable_only():` and the environment variable MINIFCN_READABLE=1 switch all twins off,
+so that one can always see what the definition says. `explain(f, x)` says which twins f(x) runs, and why not the others;
+MINIFCN_EXPLAIN=1 does so for a whole run, once for each kind of call.
 
 Read after shapes.py; read next tensor.py.
 """
@@ -19,9 +20,27 @@ import contextlib
 import functools
 import inspect
 import os
+import sys
+from collections import Counter
+from typing import NamedTuple
 
-REPLACEMENTS = {}                               # definition's wrapper -> [(when, twin), ...] in order of registration
+REPLACEMENTS = {}                               # definition's wrapper -> [Twin, ...] in the order in which they are asked
+NOTES = []                                      # functions without arguments that say what else decides: a sentence each
 _readable = os.environ.get("MINIFCN_READABLE", "0") not in ("", "0")
+
+
+class Twin(NamedTuple):
+    """A faster function and its conditions, each with the places of its arguments among the function's."""
+
+    function: object
+    conditions: tuple
+
+    def refusal(self, args):
+        """The first condition that does not hold, or None: then the twin may run."""
+        for condition, places in self.conditions:
+            if not condition(*(args if places is None else [args[i] for i in places])):
+                return condition
+        return None
 
 
 def replaceable(definition):
@@ -30,49 +49,51 @@ def replaceable(definition):
 
     @functools.wraps(definition)
     def call(*args, **kwargs):
-        if _readable or not REPLACEMENTS[call]:
-            return definition(*args, **kwargs)
         if kwargs or len(args) < len(signature.parameters):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args = bound.args
-        for when, twin in REPLACEMENTS[call]:
-            if when(*args):
-                return twin(*args)
-        return definition(*args)
+        twin = None if _readable else next((t for t in REPLACEMENTS[call] if t.refusal(args) is None), None)
+        for listener in _listeners:
+            listener.note(call, args, twin)
+        return (definition if twin is None else twin.function)(*args)
 
     REPLACEMENTS[call] = []
     return call
 
 
 def replaces(function, when):
-    """Register the decorated function as a twin of `function`, used whenever all conditions of the tuple `when` hold.
+    """Register the decorated function as a twin of `function`, used where all conditions of the tuple `when` hold.
 
     A condition takes some arguments of `function` by their names, or all of them as `*arguments`. Together they state every
-    precondition: device, dtype, memory order, a size worth it; each is asked only if those before it hold.
-    Raises TypeError if `function` was not marked replaceable, or if a condition asks for an argument that it has not.
+    precondition: device, dtype, memory order, a size worth it. They are asked in order, up to the first that does not hold.
+    Raises TypeError if `function` was not marked replaceable, or has not the arguments that a condition asks for.
     """
     if function not in REPLACEMENTS:
         raise TypeError(f"{getattr(function, '__name__', function)!r} is not @replaceable")
-    if isinstance(when, tuple):
-        asked = [(condition, _places(function, condition)) for condition in when]
-
-        def when(*args):
-            return all(condition(*args[places] if isinstance(places, slice) else [args[i] for i in places])
-                       for condition, places in asked)
+    conditions = tuple((condition, _places(function, condition)) for condition in when)
 
     def register(twin):
-        REPLACEMENTS[function].append((when, twin))
+        REPLACEMENTS[function].append(Twin(twin, conditions))
         return twin
 
     return register
 
 
+def ask_in_order(modules):
+    """Sort all twins registered so far: those of the first module are asked first, in a module from top to bottom.
+
+    modules: names of modules. Raises ValueError if a twin stands in none of them.
+    """
+    for twins in REPLACEMENTS.values():
+        twins.sort(key=lambda twin: modules.index(twin.function.__module__))
+
+
 def _places(function, condition):
-    """Where the arguments that a condition asks for stand among those of the function: indices, or a slice for all."""
+    """Where the arguments that a condition asks for stand among those of the function; None for all of them."""
     names, wanted = list(inspect.signature(function).parameters), inspect.signature(condition).parameters
     if any(p.kind is p.VAR_POSITIONAL for p in wanted.values()):
-        return slice(None)
+        return None
     missing = [name for name in wanted if name not in names]
     if missing:
         raise TypeError(f"{condition.__name__}: {function.__name__} has no argument {', '.join(missing)}")
@@ -91,3 +112,62 @@ def readable_only():
         yield
     finally:
         _readable = before
+
+
+# ---- explain ----
+
+def explain(f, *args, **kwargs):
+    """Run f(*args, **kwargs) once and print, for every replaceable call inside, who ran and why not the others.
+
+    Calls of one kind (the same shapes, dtypes and settings) are printed once, with their number. Returns what f returns.
+    f: any function; what its `backward()` runs belongs to it only if f calls it.
+
+    >>> explain(F.conv2d, x, w, padding=1)
+    correlate(1x64x80x120 float32, 64x64x3x3 float32, (1, 1), (1, 1), (1, 1))
+        correlate_winograd runs
+        correlate_cells: not kernel_twice_stride
+    """
+    listener = _Listener()
+    _listeners.append(listener)
+    try:
+        return f(*args, **kwargs)
+    finally:
+        _listeners.remove(listener)
+        for note in NOTES:
+            print(note())
+        for text, count in listener.seen.items():
+            print(text if count == 1 else text.replace("\n", f"    {count} times\n", 1))
+
+
+class _Listener:
+    """Collects what ran; every kind of call once, in the order of their first calls. file: print each there at once, too."""
+
+    def __init__(self, file=None):
+        self.file, self.seen = file, Counter()
+
+    def note(self, function, args, ran):
+        text = f"{function.__name__}({', '.join(map(_short, args))})\n    {ran.function.__name__ if ran else 'definition'} runs"
+        if _readable:
+            text += "; twins are switched off"
+        else:
+            for twin in REPLACEMENTS[function]:
+                refusal = twin.refusal(args)
+                if twin is not ran:
+                    text += f"\n    {twin.function.__name__}: " + (f"not {refusal.__name__}" if refusal else "comes later")
+        self.seen[text] += 1
+        if self.file and self.seen[text] == 1:
+            print(text, file=self.file)
+
+
+def _short(value):
+    """An argument in a few characters: an array's shape and dtype, a layer's class, a setting itself."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{'x'.join(map(str, value.shape)) or 'scalar'} {value.dtype}"
+    if value is None or isinstance(value, int | float | str | type):
+        return getattr(value, "__name__", None) or repr(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    return type(value).__name__
+
+
+_listeners = [_Listener(sys.stderr)] if os.environ.get("MINIFCN_EXPLAIN", "0") not in ("", "0") else []

@@ -2,7 +2,11 @@
 
 import contextlib
 import inspect
+import os
 import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +15,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minifcn.functional as F
-from minifcn import Tensor, nn
+from minifcn import Tensor, fast, nn
 from minifcn.core import backend, dispatch
 from minifcn.core.backend import to_host
 from minifcn.core.dispatch import REPLACEMENTS, readable_only, replaceable, replaces
-from minifcn.functional import conv, pool
+from minifcn.functional import basic, conv, pool
 from minifcn.nn import init
 from minifcn.training import SGD
+
+ROOT = Path(__file__).parents[2]
 
 # ---- the mechanism ----
 
@@ -34,21 +40,43 @@ def square():
     del REPLACEMENTS[square]
 
 
+def larger_than_10(x):
+    return x > 10
+
+
+def larger_than_5(x):
+    return x > 5
+
+
+def always():
+    return True
+
+
+def never(*arguments):
+    return not arguments
+
+
 def test_a_trivial_replacement(square, monkeypatch):
     monkeypatch.setattr(dispatch, "_readable", False)
     assert square(3) == ("definition", 9)
 
-    @replaces(square, when=lambda x: x > 10)
+    @replaces(square, when=(larger_than_10,))
     def large(x):
         return "large", x * x
 
-    @replaces(square, when=lambda x: x > 5)
+    @replaces(square, when=(always, larger_than_5))
     def medium(x):
         return "medium", x * x
 
+    @replaces(square, when=(never,))
+    def no(x):
+        raise AssertionError
+
     assert large(1) == ("large", 1)                                      # the twin itself is still there
-    assert [square(x)[0] for x in (3, 7, 20)] == ["definition", "medium", "large"]      # the first whose `when` holds
-    assert [twin for _, twin in REPLACEMENTS[square]] == [large, medium]
+    assert [square(x)[0] for x in (3, 7, 20)] == ["definition", "medium", "large"]      # the first whose conditions hold
+    assert square(x=20) == ("large", 400)                                # by keyword, too
+    assert [twin.function for twin in REPLACEMENTS[square]] == [large, medium, no]
+    assert [twin.refusal((7,)) for twin in REPLACEMENTS[square]] == [larger_than_10, None, never]
     with readable_only():
         assert square(20)[0] == "definition"
         with readable_only():
@@ -60,6 +88,106 @@ def test_a_trivial_replacement(square, monkeypatch):
     assert square(20)[0] == "large"                                      # also after an error
 
 
+def test_conditions_get_arguments_by_name_and_defaults(monkeypatch):
+    monkeypatch.setattr(dispatch, "_readable", False)
+
+    @replaceable
+    def power(x, exponent=2, sign=1):
+        return sign * x**exponent
+
+    seen = []
+    try:
+        @replaces(power, when=(lambda exponent: seen.append(exponent) or True, lambda sign, x: seen.append((sign, x)) or True,
+                               lambda *everything: seen.append(everything)))
+        def twin(x, exponent=2, sign=1):
+            raise AssertionError
+
+        assert power(3) == 9 and power(sign=-1, x=2, exponent=3) == -8
+        assert seen == [2, (1, 3), (3, 2, 1), 3, (-1, 2), (2, 3, -1)]
+    finally:
+        del REPLACEMENTS[power]
+
+
+def test_order(square):
+    """fast/__init__.py decides, not who was imported first."""
+    twins = {}
+    for module in ("b", "a", "b"):
+        @replaces(square, when=(never,))
+        def twin(x):
+            pass
+
+        twin.__module__ = module
+        twins.setdefault(module, []).append(twin)
+    order = [module.__name__ for module in fast.ORDER]
+    dispatch.ask_in_order([*order, "a", "b"])
+    assert [t.function for t in REPLACEMENTS[square]] == twins["a"] + twins["b"]
+    with pytest.raises(ValueError):
+        dispatch.ask_in_order([*order, "a"])
+
+
+def test_explain(square, capsys, monkeypatch):
+    """What ran, and the first condition that kept each of the others; one kind of call once; what fails is explained, too."""
+    monkeypatch.setattr(dispatch, "_readable", False)
+    monkeypatch.setattr(dispatch, "NOTES", [lambda: "a note"])
+
+    @replaces(square, when=(always, larger_than_10))
+    def large(x):
+        return "large", x * x
+
+    @replaces(square, when=(larger_than_5,))
+    def medium(x):
+        return "medium", x * x
+
+    def f(*xs, factor):
+        return [factor * square(x)[1] for x in xs]
+
+    assert dispatch.explain(f, 7, 20, 7, factor=2) == [98, 800, 98]
+    assert capsys.readouterr().out == """a note
+square(7)    2 times
+    medium runs
+    large: not larger_than_10
+square(20)
+    large runs
+    medium: comes later
+"""
+    with pytest.raises(TypeError):
+        dispatch.explain(square, "x")
+    assert capsys.readouterr().out == "a note\n"                         # a condition failed: nothing was chosen
+    with readable_only():
+        dispatch.explain(square, 20)
+    assert capsys.readouterr().out == "a note\nsquare(20)\n    definition runs; twins are switched off\n"
+    square(7)
+    assert capsys.readouterr().out == ""
+
+
+def test_explain_a_layer(capsys, monkeypatch):
+    """Layers by their class, arrays by shape and dtype; a composition before what it calls."""
+    monkeypatch.setattr(dispatch, "_readable", False)
+    init.seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    dispatch.explain(nn.conv_norm_relu, *net.to(np.float64), np.ones((1, 1, 5, 6)))
+    lines = capsys.readouterr().out.splitlines()
+    assert "threads of minifcn's own" in lines[0] or "one thread of its own" in lines[0]
+    assert lines[1:3] == ["conv_norm_relu(Conv2d, BatchNorm2d, 1x1x5x6 float64, None)", "    definition runs"]
+    assert "    conv_norm_relu_training: not float32_map" in lines
+    assert lines.index("correlate(1x1x5x6 float64, 2x1x3x3 float64, (1, 1), (0, 0), (1, 1))") > 3
+
+
+def test_explain_a_run():
+    """MINIFCN_EXPLAIN=1 writes to stderr, each kind of call once."""
+    code = """
+import numpy as np
+import minifcn.functional as F
+for _ in range(2):
+    F.relu(F.conv2d(np.ones((1, 2, 5, 6)), np.ones((3, 2, 3, 3))))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                         env=os.environ | {"MINIFCN_EXPLAIN": "1"})
+    assert run.returncode == 0 and run.stdout == ""
+    assert run.stderr.count("correlate(1x2x5x6 float64, 3x2x3x3 float64, (1, 1), (0, 0), (1, 1))\n    definition runs\n") == 1
+    assert run.stderr.count("im2col(") == 1 and "correlate_winograd: not " in run.stderr
+
+
 def test_it_still_looks_like_the_definition(square):
     assert square.__name__ == "square" and square.__doc__ == "x times x." and square.__wrapped__(3) == ("definition", 9)
     assert inspect.signature(square).parameters.keys() == {"x"}
@@ -69,7 +197,7 @@ def test_a_broken_twin_fails(square, monkeypatch):
     """Nothing falls back in silence."""
     monkeypatch.setattr(dispatch, "_readable", False)
 
-    @replaces(square, when=lambda x: True)
+    @replaces(square, when=(always,))
     def broken(x):
         raise ZeroDivisionError
 
@@ -79,19 +207,20 @@ def test_a_broken_twin_fails(square, monkeypatch):
 
 def test_only_what_is_marked_can_be_replaced():
     with pytest.raises(TypeError, match="'array_functions' is not @replaceable"):
-        replaces(conv.array_functions, when=lambda: True)
+        replaces(conv.array_functions, when=(always,))
+    with pytest.raises(TypeError, match="larger_than_5: rectify_grad has no argument x"):
+        replaces(basic.rectify_grad, when=(larger_than_5,))
 
 
 def test_an_op_calls_the_twin_and_hands_its_saved_back(monkeypatch):
     monkeypatch.setattr(dispatch, "_readable", False)
     x, seen = Tensor(np.ones((1, 1, 2, 2)), requires_grad=True), []
-    monkeypatch.setitem(REPLACEMENTS, pool.maximum_of_windows, [(lambda *a: True, lambda *a: (a[0] * 7, "mine"))])
+    monkeypatch.setitem(REPLACEMENTS, pool.maximum_of_windows, [dispatch.Twin(lambda *a: (a[0] * 7, "mine"), ())])
     monkeypatch.setitem(REPLACEMENTS, pool.maximum_of_windows_grad,
-                        [(lambda *a: seen.append(a[1]), None)])          # None is false: the definition is asked next
+                        [dispatch.Twin(lambda gy, saved, *_: seen.append(saved) or gy, ())])
     y = F.max_pool2d(x, 1)
     assert y.data.tolist() == [[[[7, 7], [7, 7]]]]
-    with pytest.raises(TypeError):                                       # it cannot read what the twin saved
-        y.backward(np.ones((1, 1, 2, 2)))
+    y.backward(np.ones((1, 1, 2, 2)))
     assert seen == ["mine"]
 
 
@@ -105,8 +234,8 @@ def test_environment_variable(value, readable, monkeypatch):
 
 # ---- what is registered ----
 
-TWINS = [(function, when, twin) for function, entries in REPLACEMENTS.items() for when, twin in entries]
-NAMES = [f"{twin.__module__}.{twin.__name__}" for _, _, twin in TWINS]
+TWINS = [(function, twin.function) for function, twins in REPLACEMENTS.items() for twin in twins]
+NAMES = [f"{twin.__module__}.{twin.__name__}" for _, twin in TWINS]
 CALLED = set()
 
 
@@ -118,11 +247,9 @@ def xp(request):
     return np if request.param == "numpy" else backend.cupy
 
 
-@pytest.mark.parametrize("function, when, twin", TWINS, ids=NAMES)
-def test_signatures(function, when, twin):
-    names = list(inspect.signature(function.__wrapped__).parameters)
-    assert list(inspect.signature(twin).parameters) == names
-    inspect.signature(when).bind(*names)                                 # `when` takes as many
+@pytest.mark.parametrize("function, twin", TWINS, ids=NAMES)
+def test_signatures(function, twin):
+    assert inspect.signature(twin) == inspect.signature(function)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +263,8 @@ def counted():
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for function, entries in list(REPLACEMENTS.items()):
-            patch.setitem(REPLACEMENTS, function, [(when, counting(twin)) for when, twin in entries])
+        for function, twins in list(REPLACEMENTS.items()):
+            patch.setitem(REPLACEMENTS, function, [twin._replace(function=counting(twin.function)) for twin in twins])
         yield
 
 
@@ -285,10 +412,10 @@ def test_descent(xp, counted, shape, momentum, decay):
     np.testing.assert_allclose(*results, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("twin", [twin for *_, twin in TWINS], ids=NAMES)
+@pytest.mark.parametrize("twin", [twin for _, twin in TWINS], ids=NAMES)
 def test_every_twin_was_reached(twin):
     """Last in this file: the cases above must have called each of them."""
-    if twin not in CALLED and ("cuda" in twin.__module__ and not backend.has_gpu()):
+    if twin not in CALLED and (".gpu." in twin.__module__ and not backend.has_gpu()):
         pytest.skip("no CUDA device")
     if not CALLED:
         pytest.skip("run the whole file: this looks back on its tests")

@@ -25,6 +25,8 @@ from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.fast import fused
 from minifcn.fast.cpu import columns, filters, head, pixels, winograd
 from minifcn.fast.cpu import threads as cpu
+from minifcn.fast.cpu.layout import channels_first, channels_last
+from minifcn.fast.cpu.memory import scratch
 from minifcn.functional import basic, batchnorm, conv, loss, pool
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +151,7 @@ def test_any_order_in_memory(case):
     form = {"columns": COLUMNS, "filters": FILTERS, "cells": CELLS, "winograd": WINOGRAD}
     form = next(name for name, cases in form.items() if case in cases)
     for twin, _, args, _ in calls(form, x, w, gy, settings):
-        last = [cpu.channels_first(cpu.channels_last(a)) if isinstance(a, np.ndarray) and a is not w else a for a in args]
+        last = [channels_first(channels_last(a)) if isinstance(a, np.ndarray) and a is not w else a for a in args]
         np.testing.assert_array_equal(values(twin(*args)), values(twin(*last)))
 
 
@@ -216,9 +218,9 @@ def test_winograd_matrices():
     ((1, 256, 20, 30), (512, 256, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_filters"),
     ((8, 256, 20, 30), (512, 256, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),
     ((1, 64, 18, 15), (64, 64, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_columns"),         # 20 tiles: too few
-    ((1, 2, 200, 200), (2, 2, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate"),                  # runs of 6 numbers
-    ((1, 16, 20, 20), (8, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate"),                         # soon done
-    ((1, 16, 5, 5), (64, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate"),
+    ((1, 2, 200, 200), (2, 2, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),                  # runs of 6 numbers
+    ((1, 16, 20, 20), (8, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),                         # soon done
+    ((1, 16, 5, 5), (64, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),
     ((8, 8, 80, 120), (64, 8, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_columns"),          # too few channels
     ((8, 64, 80, 120), (128, 64, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),
     ((8, 64, 80, 120), (64, 64, 3, 3), ((1, 1), (2, 2), (2, 2)), "correlate_columns"),
@@ -228,9 +230,9 @@ def test_winograd_matrices():
 def test_who_is_chosen(x, w, settings, name):
     """The cost rule, on the layers of the network and beside them."""
     x, w = np.zeros(x, np.float32), np.zeros(w, np.float32)
-    assert next(twin for when, twin in REPLACEMENTS[conv.correlate] if when(x, w, *settings)).__name__ == name
+    assert next(t.function for t in REPLACEMENTS[conv.correlate] if not t.refusal((x, w, *settings))).__name__ == name
     wide = x.astype(np.float64), w.astype(np.float64)
-    assert not any(when(*wide, *settings) for when, twin in REPLACEMENTS[conv.correlate])
+    assert all(twin.refusal((*wide, *settings)) for twin in REPLACEMENTS[conv.correlate])
 
 
 # ---- pixels ----
@@ -247,7 +249,7 @@ def test_batch_norm(threads, shape, form, order, monkeypatch):
     x, shortcut, gy = draw(1, shape, shape, shape)
     x = x * 3 + 7                                                        # a mean of two deviations
     if order == "channels last":
-        x, shortcut, gy = (cpu.channels_first(cpu.channels_last(a)) for a in (x, shortcut, gy))
+        x, shortcut, gy = (channels_first(channels_last(a)) for a in (x, shortcut, gy))
     w, b = draw(2, shape[1:2], shape[1:2])
     if form == "plain":
         forward, args = (pixels.normalize_blocks, batchnorm.normalize), (x, w, b, 1e-5)
@@ -481,6 +483,48 @@ def test_threads_at_the_start(limit):
     assert run.stdout == "1\n", run.stderr
 
 
+@pytest.mark.parametrize("preparation, words", [
+    ("sys.modules['threadpoolctl'] = None", "threadpoolctl is not installed"),
+    ("import threadpoolctl; threadpoolctl.ThreadpoolController.info = lambda self: []", "does not know NumPy's BLAS"),
+    ("import threadpoolctl; np.show_config = lambda mode: {'Build Dependencies': {'blas': {'name': 'accelerate'}}}",
+     r"does not know NumPy's BLAS (accelerate)")])
+def test_where_blas_cannot_be_held(preparation, words):
+    """One thread of its own; one warning, and explain, say why, and what to install."""
+    code = f"""
+import sys, warnings
+import numpy as np
+{preparation}
+from minifcn import fast
+import minifcn.functional as F
+from minifcn.core import dispatch
+from minifcn.fast.cpu import threads
+x, w = np.ones((2, 32, 40, 40), np.float32), np.ones((32, 32, 3, 3), np.float32)
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    values = [round(float(F.conv2d(x, w).data.max())) for _ in range(2)]
+print(threads._threads, values, len(seen), seen[0].category.__name__, seen[0].message)
+dispatch.explain(F.relu, np.ones(3))
+fast.set_threads(2)                                                      # who knows better may say so
+print(round(float(F.conv2d(x, w).data.max())))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    first, note, last = run.stdout.splitlines()
+    assert first.startswith("1 [288, 288] 1 RuntimeWarning ") and first.endswith(note) and last == "288", run.stderr
+    assert words in note and "one thread of its own: pip install" in note
+
+
+def test_cores(monkeypatch):
+    """Those that the process may use; where the system cannot tell, all there are."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    assert cpu.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 4, raising=False)
+    assert cpu.cores() == 4
+    monkeypatch.delattr(os, "process_cpu_count")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cpu.cores() == 1
+
+
 def test_operations_after_the_main_thread_has_ended():
     """Then no thread can be started: the caller does all shares."""
     code = """
@@ -502,7 +546,7 @@ threading.Thread(target=later).start()
 def test_the_definition_alone(monkeypatch):
     """Where there is little to do: the definition's bits, computed with one thread of BLAS."""
     def alone(function):
-        return next(twin for _, twin in REPLACEMENTS[function] if twin.__module__ == conv.__name__)
+        return next(t.function for t in REPLACEMENTS[function] if t.function.__name__ == f"{function.__name__}_alone")
 
     x, w, gy, settings = convolution(COLUMNS[-1])
     definitions = conv.correlate, conv.correlate_grad_x, conv.correlate_grad_w
@@ -518,13 +562,13 @@ def test_scratch_belongs_to_its_thread(three_threads):
     seen = {}
 
     def work(share):
-        buffer = cpu.scratch("test", (100,))
+        buffer = scratch("test", (100,))
         buffer[...] = share
         seen[share] = buffer
 
     cpu.in_parallel(work, [1, 2])
     assert (seen[1] == 1).all() and (seen[2] == 2).all()
-    assert np.shares_memory(cpu.scratch("test", (3, 5)), cpu.scratch("test", (10,), np.int8))
+    assert np.shares_memory(scratch("test", (3, 5)), scratch("test", (10,), np.int8))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -545,4 +589,4 @@ def test_after_a_fork():
 
 def test_a_small_map_is_not_worth_threads():
     small = np.ones((1, 2, 3, 4), np.float32)
-    assert not any(when(small, small) for when, _ in REPLACEMENTS[basic.rectify_grad])
+    assert all(twin.refusal((small, small)) for twin in REPLACEMENTS[basic.rectify_grad])

@@ -15,7 +15,7 @@ a fifth of a second. What killed another mutant of the same function runs first.
 constant, costs more: the child imports everything anew.)
 Outcomes are remembered (--fresh forgets them), so that a second run costs only what is new: a mutant, or a test for one
 that survived.
-Not mutated: error messages, docstrings, annotations, package __init__ files, and the table of examples in checks.py (its
+Not mutated: error messages, docstrings, annotations, package __init__ files, and the table of examples in check.py (its
 inputs are arbitrary).
 """
 
@@ -66,7 +66,7 @@ TESTS = {
     "functional/resize.py": "resize pool strangers torch_reference",
     "functional/loss.py": "loss strangers torch_reference",
     "functional/step.py": "step optim",
-    "functional/checks.py": "checks",
+    "check.py": "checks",
     "nn/module.py": "module layers strangers models weights",
     "nn/layers.py": "layers module strangers seed_facts init models",
     "nn/blocks.py": "blocks",
@@ -75,7 +75,7 @@ TESTS = {
     "training/metrics.py": "metrics",
 }
 MOST_FILES = None                               # --quick takes the first only
-SKIPPED_FUNCTIONS = {("functional/checks.py", "cases")}
+SKIPPED_FUNCTIONS = {("check.py", "cases")}
 
 
 class Mutant(NamedTuple):

@@ -5,7 +5,7 @@ images: its columns are made, used and forgotten inside the cache, in a buffer t
 shared by the threads. A column is a window of the channels-last map, KH runs of KW*C numbers, so that im2col copies long
 runs. Two cores: 1.2 to 3.2 times as fast as the definition, whose copies run on one; 0.7 to 0.9 times where it takes 1 ms.
 
-Read after cpu.py; read next filters.py. Source: Chellapilla et al. 2006.
+Read after layout.py; read next filters.py. Source: Chellapilla et al. 2006.
 """
 
 from math import prod
@@ -15,17 +15,9 @@ from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
-from minifcn.fast.cpu.threads import (
-    blocks,
-    channels_first,
-    channels_last,
-    dealt,
-    in_parallel,
-    is_fast,
-    scale_shift_relu,
-    scratch,
-    split,
-)
+from minifcn.fast.cpu.layout import channels_first, channels_last, conditions, float32_on_cpu, of_gw, of_gx, of_y
+from minifcn.fast.cpu.memory import scratch
+from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
 from minifcn.functional import conv
 
 COLUMNS = 2**19                                 # numbers in the columns of a block: 2 MB
@@ -34,32 +26,30 @@ ENOUGH = 2**17                                  # numbers in all columns below w
 RUN = 9                                         # numbers below which runs of KW*C are copied too slowly
 
 
-def is_worth_it(N, C, F, ohw, khw):
-    """Enough to do, runs of some length to copy, and no fewer positions than filters (filters.py has those)."""
-    return N * prod(ohw) >= F and N * prod(ohw) * C * prod(khw) >= ENOUGH and khw[1] * C >= RUN
+def enough_to_do(c):
+    return c.N * prod(c.ohw) * c.C * prod(c.khw) >= ENOUGH
 
 
-def sizes(x, w, *settings):
-    """(N, C, F, (OH, OW), (KH, KW)) of a forward."""
-    return len(x), w.shape[1], len(w), conv.output_size(x.shape[2:], w.shape[2:], *settings), w.shape[2:]
+def no_fewer_positions_than_filters(c):
+    """filters.py has the others."""
+    return c.N * prod(c.ohw) >= c.F
 
 
-def sizes_of_grad_x(gy, w, *_):
-    return len(gy), w.shape[1], len(w), gy.shape[2:], w.shape[2:]
+def runs_of_some_length(c):
+    """Of KW*C numbers, to copy."""
+    return c.khw[1] * c.C >= RUN
 
 
-def sizes_of_grad_w(gy, x, khw, *_):
-    return len(x), x.shape[1], gy.shape[1], gy.shape[2:], khw
+RULES = enough_to_do, no_fewer_positions_than_filters, runs_of_some_length
 
 
-@replaces(conv.correlate, when=lambda x, w, *settings: is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
+@replaces(conv.correlate, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_columns(x, w, stride, padding, dilation):
     """y = columns(x) w^T, a block at a time."""
     return channels_first(convolve(x, w, stride, padding, dilation))
 
 
-@replaces(fused.correlate_scale_relu, when=lambda x, w, scale, shift, shortcut, *settings:
-          is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
+@replaces(fused.correlate_scale_relu, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_scale_relu_columns(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each block is scaled, shifted and rectified while it is in the cache."""
     OW = conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)[1]
@@ -82,7 +72,7 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, n, i, f: None):
     return y
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, *_: is_fast(gy, w) and is_worth_it(*sizes_of_grad_x(gy, w)))
+@replaces(conv.correlate_grad_x, when=(float32_on_cpu, *conditions(of_gx, *RULES)))
 def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation):
     """Columns gy w, added to the padded image tap by tap; threads share the images, since the rows of windows overlap."""
     (F, C, KH, KW), (H, W), (PH, PW), gy = w.shape, hw, padding, channels_last(gy)
@@ -110,7 +100,7 @@ def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation):
     return channels_first(gx)
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, *_: is_fast(gy, x) and is_worth_it(*sizes_of_grad_w(gy, x, khw)))
+@replaces(conv.correlate_grad_w, when=(float32_on_cpu, *conditions(of_gw, *RULES)))
 def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation):
     """gw = gy^T columns(x), summed over the blocks: each thread keeps its own sum, and they are added in order."""
     gy, x = channels_last(gy), x.transpose(0, 2, 3, 1)
@@ -129,6 +119,22 @@ def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation):
 
     in_parallel(work, shares)
     return np.ascontiguousarray(sums.sum(axis=0).reshape(F, *khw, -1).transpose(0, 3, 1, 2))     # (F, C, KH, KW)
+
+
+def scale_shift_relu(scale, shift, shortcut, OW):
+    """A finish(y, n, i, f) for convolutions: y = max(y scale + shift + shortcut, 0) in place, for a block (n, i, OW, f)."""
+    added = None if shortcut is None else channels_last(shortcut)
+    scale, shift = (np.tile(v, (OW, 1)) for v in (scale, shift))         # (OW, F): a row in one long loop
+    zeros = np.zeros_like(scale)                                         # against a plain 0 the loop is not vectorised
+
+    def finish(y, n, i, f):
+        y *= scale[:, f]
+        y += shift[:, f]
+        if added is not None:
+            y += added[n, i, :, f]
+        np.maximum(y, zeros[:, f], out=y)
+
+    return finish
 
 
 def tasks(N, OH, OW, K):

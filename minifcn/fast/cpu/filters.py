@@ -21,24 +21,26 @@ import numpy as np
 
 from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
-from minifcn.fast.cpu.columns import ENOUGH, sizes, sizes_of_grad_w, sizes_of_grad_x
-from minifcn.fast.cpu.threads import in_parallel, is_fast, one_blas_thread, split
+from minifcn.fast.cpu.columns import enough_to_do
+from minifcn.fast.cpu.layout import conditions, float32_on_cpu, of_gw, of_gx, of_y
+from minifcn.fast.cpu.threads import in_parallel, one_blas_thread, split
 from minifcn.functional import conv
 
 
-def is_worth_it(N, C, F, ohw, khw):
-    """Fewer positions than filters, and enough to do for threads."""
-    return F > N * prod(ohw) and N * prod(ohw) * C * prod(khw) >= ENOUGH
+def fewer_positions_than_filters(c):
+    return c.N * prod(c.ohw) < c.F
 
 
-@replaces(conv.correlate, when=lambda x, w, *settings: is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
+RULES = enough_to_do, fewer_positions_than_filters
+
+
+@replaces(conv.correlate, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_filters(x, w, stride, padding, dilation):
     """y[:, f] = rows f of w times the columns."""
     return convolve(x, w, stride, padding, dilation)
 
 
-@replaces(fused.correlate_scale_relu, when=lambda x, w, scale, shift, shortcut, *settings:
-          is_fast(x, w) and is_worth_it(*sizes(x, w, *settings)))
+@replaces(fused.correlate_scale_relu, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_scale_relu_filters(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each thread scales, shifts and rectifies its filters."""
     def finish(y, f):                                                    # (N, f, OH, OW)
@@ -66,7 +68,7 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, f: None):
     return y
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, *_: is_fast(gy, w) and is_worth_it(*sizes_of_grad_x(gy, w)))
+@replaces(conv.correlate_grad_x, when=(float32_on_cpu, *conditions(of_gx, *RULES)))
 def correlate_grad_x_filters(gy, w, hw, stride, padding, dilation):
     """gx[:, c] from the columns of channels c alone."""
     (N, F), ohw, C, khw = gy.shape[:2], gy.shape[2:], w.shape[1], w.shape[2:]
@@ -80,7 +82,7 @@ def correlate_grad_x_filters(gy, w, hw, stride, padding, dilation):
     return gx
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, *_: is_fast(gy, x) and is_worth_it(*sizes_of_grad_w(gy, x, khw)))
+@replaces(conv.correlate_grad_w, when=(float32_on_cpu, *conditions(of_gw, *RULES)))
 def correlate_grad_w_filters(gy, x, khw, stride, padding, dilation):
     """gw[f] = gy[:, f] times the columns, summed over the images."""
     (N, F), ohw, C = gy.shape[:2], gy.shape[2:], x.shape[1]
@@ -105,8 +107,9 @@ def alone(function):
         with one_blas_thread():
             return function.__wrapped__(*args)
 
+    twin.__name__, twin.__module__ = f"{function.__name__}_alone", __name__
     return twin
 
 
 for function in (conv.correlate, conv.correlate_grad_x, conv.correlate_grad_w):
-    replaces(function, when=lambda a, b, *_: is_fast(a, b))(alone(function))
+    replaces(function, when=(float32_on_cpu,))(alone(function))

@@ -19,20 +19,37 @@ Read after pixels.py; read next kernels.cu. Source: Shi et al. 2016, arXiv 1609.
 import numpy as np
 
 from minifcn.core.dispatch import replaces
-from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, is_fast, scratch, split
+from minifcn.fast.cpu.layout import conditions, float32_on_cpu, of_gw, of_gx, of_y
+from minifcn.fast.cpu.memory import scratch
+from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
 from minifcn.functional import conv, loss
 
 BLOCK = 2**19                                   # logits a block: 2 MB (pixels.py says why)
 ENOUGH = 2**16                                  # logits below which threads cost more than they save
 
 
-def applies(khw, stride, dilation, *maps):
-    """Kernel 2S of stride S >= 8 (shorter runs copy too slowly), float32 on the CPU."""
-    return khw == (2 * stride[0], 2 * stride[1]) and min(stride) >= 8 and dilation == (1, 1) and is_fast(*maps)
+def kernel_twice_the_stride(c):
+    return c.khw == (2 * c.stride[0], 2 * c.stride[1])
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation:
-          applies(w.shape[2:], stride, dilation, gy, w) and reaches(hw, gy.shape[2:], stride, padding))
+def stride_from_8(c):
+    """Shorter runs copy too slowly."""
+    return min(c.stride) >= 8
+
+
+def no_dilation(c):
+    return c.dilation == (1, 1)
+
+
+def cells_cover_the_map(c):
+    """Not so with a long output_padding."""
+    return all(H + P <= (O + 1) * S for H, O, S, P in zip(c.hw, c.ohw, c.stride, c.padding))
+
+
+RULES = kernel_twice_the_stride, stride_from_8, no_dilation
+
+
+@replaces(conv.correlate_grad_x, when=(float32_on_cpu, *conditions(of_gx, *RULES, cells_cover_the_map)))
 def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation):
     """The transposed convolution forward: paint row p of all cells of one channel, for every p."""
     (N, _, OH, OW), C, (SH, SW), (PH, PW), (H, W) = gy.shape, w.shape[1], stride, padding, hw
@@ -50,8 +67,7 @@ def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation):
     return gx
 
 
-@replaces(conv.correlate, when=lambda x, w, stride, padding, dilation:
-          applies(w.shape[2:], stride, dilation, x, w))
+@replaces(conv.correlate, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_cells(x, w, stride, padding, dilation):
     """Its input gradient: each cell times the kernel gives four numbers, and each input adds up those of its four cells."""
     (N, C), F = x.shape[:2], w.shape[0]
@@ -73,8 +89,7 @@ def correlate_cells(x, w, stride, padding, dilation):
     return y
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, stride, padding, dilation:
-          applies(khw, stride, dilation, gy, x))
+@replaces(conv.correlate_grad_w, when=(float32_on_cpu, *conditions(of_gw, *RULES)))
 def correlate_grad_w_cells(gy, x, khw, stride, padding, dilation):
     """Its weight gradient: inputs times cells, summed over the images."""
     (N, F, OH, OW), C, (SH, SW) = gy.shape, x.shape[1], stride
@@ -92,11 +107,6 @@ def correlate_grad_w_cells(gy, x, khw, stride, padding, dilation):
 
     in_parallel(work, split(C))
     return gw.reshape(F, C, 2 * SH, 2 * SW)
-
-
-def reaches(hw, ohw, stride, padding):
-    """True if the cells cover the whole map: not so with a long output_padding."""
-    return all(H + P <= (O + 1) * S for H, O, S, P in zip(hw, ohw, stride, padding))
 
 
 def neighbours(x):
@@ -129,12 +139,16 @@ def rows_of_cells(x, ohw, stride, padding):
 
 # ---- softmax and negative log-likelihood ----
 
-def worth_it(x, *others):
-    """Logits (N, K, H, W) of some number, classes first in memory, float32 on the CPU."""
-    return is_fast(x, *others) and x.ndim == 4 and x.size >= ENOUGH and x.flags.c_contiguous
+def float32_logits(x):
+    """(N, K, H, W), classes first in memory, float32 on the CPU."""
+    return float32_on_cpu(x) and x.ndim == 4 and x.flags.c_contiguous
 
 
-@replaces(loss.softmax_nll, when=lambda x, target: worth_it(x))
+def enough_logits(x):
+    return x.size >= ENOUGH
+
+
+@replaces(loss.softmax_nll, when=(float32_logits, enough_logits))
 def softmax_nll_blocks(x, target):
     """As the definition, a few rows of an image at a time on all threads."""
     N, K, H, W = x.shape
@@ -155,7 +169,7 @@ def softmax_nll_blocks(x, target):
     return nll[:, 0], (top, rest)
 
 
-@replaces(loss.softmax_nll_grad, when=lambda g, x, target, saved: worth_it(x, g))
+@replaces(loss.softmax_nll_grad, when=(float32_logits, enough_logits))
 def softmax_nll_grad_blocks(g, x, target, saved):
     """As the definition; the one-hot label is subtracted at its place alone."""
     gx, (top, rest) = np.empty(x.shape, np.float32), saved

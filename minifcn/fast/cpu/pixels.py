@@ -2,8 +2,8 @@
 
 On a CPU these layers cost what their memory traffic costs. The definitions read and write every map once per statement; here
 all statements run on one block of rows while it is in the cache, so that a map is read and written once per pass. A row of
-W*C numbers (cpu.py) meets the per-channel vectors repeated W times: one long contiguous loop. Two cores: batch norm 1.4 to 3.3
-times as fast as the definition, max-pooling 39 times forward and 3.8 times backward.
+W*C numbers (layout.py) meets the per-channel vectors repeated W times: one long contiguous loop. Two cores: batch norm 1.4 to
+3.3 times as fast as the definition, max-pooling 39 times forward and 3.8 times backward.
 
 The cache is the one that all cores share (L3): a block is larger than a core's own (L2), on purpose. After every statement a
 thread needs Python's lock again, and a thread that has to wait for it sleeps and must be woken: 10 to 50 us, as long as a
@@ -18,16 +18,35 @@ import numpy as np
 
 from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
-from minifcn.fast.cpu.threads import blocks, channels_first, channels_last, dealt, in_parallel, is_fast, scratch, split
+from minifcn.fast.cpu.layout import channels_first, channels_last, float32_on_cpu
+from minifcn.fast.cpu.memory import scratch
+from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
 from minifcn.functional import basic, batchnorm, pool
 
 BLOCK = 2**19                                   # numbers a block: 2 MB
 ENOUGH = 2**15                                  # numbers in a map below which threads cost more than they save
 
 
-def worth_it(x, *others):
-    """An (N, C, H, W) float32 map of some size on the CPU."""
-    return is_fast(x, *(a for a in others if a is not None)) and x.ndim == 4 and x.size >= ENOUGH
+def enough_pixels(x):
+    """An (N, C, H, W) map of some size."""
+    return x.ndim == 4 and x.size >= ENOUGH
+
+
+def enough_pixels_of_gy(gy):
+    return enough_pixels(gy)
+
+
+def saved_by_normalize(saved):
+    """By the twin here."""
+    return len(saved) == 3
+
+
+def saved_by_normalize_add_relu(saved):
+    return len(saved) == 4
+
+
+def saved_by_maximum(saved):
+    return type(saved) is tuple
 
 
 def rows_of(x):
@@ -58,13 +77,13 @@ def empty_like(x):
 
 # ---- batch norm, + shortcut, + ReLU ----
 
-@replaces(batchnorm.normalize, when=lambda x, w, b, eps: worth_it(x, w, b))
+@replaces(batchnorm.normalize, when=(float32_on_cpu, enough_pixels))
 def normalize_blocks(x, w, b, eps):
     """Statistics in one pass, the result in another; keeps x, or its channels-last copy, where the definition keeps xhat."""
     return _normalize(x, w, b, eps, lambda y, block: None)
 
 
-@replaces(fused.normalize_add_relu, when=lambda x, w, b, shortcut, eps: worth_it(x, w, b, shortcut))
+@replaces(fused.normalize_add_relu, when=(float32_on_cpu, enough_pixels))
 def normalize_add_relu_blocks(x, w, b, shortcut, eps):
     """As `normalize_blocks`; shortcut and ReLU join the second pass."""
     added = None if shortcut is None else rows_of(shortcut)
@@ -128,7 +147,7 @@ def sum_of_pixels(rows, C):
     return np.matmul(np.ones((1, pixels.shape[1]), np.float32), pixels).sum(axis=(0, 1), dtype=np.float64)
 
 
-@replaces(batchnorm.normalize_grad, when=lambda gy, w, saved: worth_it(gy, w) and len(saved) == 3)
+@replaces(batchnorm.normalize_grad, when=(float32_on_cpu, saved_by_normalize))
 def normalize_grad_blocks(gy, w, saved):
     """One pass for gb and gw, one for gx."""
     rows = rows_of(gy)
@@ -136,7 +155,7 @@ def normalize_grad_blocks(gy, w, saved):
     return gx, *_normalize_grad(gy, rows, rows, out, w, saved)
 
 
-@replaces(fused.normalize_add_relu_grad, when=lambda gy, y, w, saved: worth_it(gy, y, w) and len(saved) == 4)
+@replaces(fused.normalize_add_relu_grad, when=(float32_on_cpu, saved_by_normalize_add_relu))
 def normalize_add_relu_grad_blocks(gy, y, w, saved):
     """The first pass also masks gy by y > 0; without a shortcut gx then takes the place of the masked gy."""
     *saved, shortcut = saved
@@ -184,7 +203,7 @@ def _normalize_grad(gy, g_rows, masked, out, w, saved, y_rows=None):
     return gw.astype(np.float32), gb.astype(np.float32)
 
 
-@replaces(batchnorm.scale_shift, when=lambda x, scale, shift: worth_it(x, scale, shift))
+@replaces(batchnorm.scale_shift, when=(float32_on_cpu, enough_pixels))
 def scale_shift_blocks(x, scale, shift):
     """One pass, on all threads: 1.2 to 2.6 times as fast as the definition."""
     rows, (y, out) = rows_of(x), empty_like(x)
@@ -201,7 +220,7 @@ def scale_shift_blocks(x, scale, shift):
 
 # ---- ReLU ----
 
-@replaces(basic.rectify_grad, when=worth_it)
+@replaces(basic.rectify_grad, when=(float32_on_cpu, enough_pixels_of_gy))
 def rectify_grad_blocks(gy, y):
     """gy where y > 0, else 0, without a branch. 4 times as fast as the definition on one core."""
     g, signs, (gx, out) = rows_of(gy), rows_of(y), empty_like(gy)
@@ -232,7 +251,7 @@ def choose(g, mask, out):
 
 # ---- max-pooling ----
 
-@replaces(pool.maximum_of_windows, when=lambda x, khw, stride, padding: worth_it(x))
+@replaces(pool.maximum_of_windows, when=(float32_on_cpu, enough_pixels))
 def maximum_of_windows_separable(x, khw, stride, padding):
     """Maxima over the rows of the windows, then over their columns: KH + KW comparisons instead of KH*KW.
 
@@ -256,7 +275,7 @@ def maximum_of_windows_separable(x, khw, stride, padding):
     return channels_first(y), (x, y)
 
 
-@replaces(pool.maximum_of_windows_grad, when=lambda gy, saved, *_: is_fast(gy) and type(saved) is tuple)
+@replaces(pool.maximum_of_windows_grad, when=(saved_by_maximum, float32_on_cpu))
 def maximum_of_windows_grad_phases(gy, saved, hw, khw, stride, padding):
     """gy goes to the first tap that equals y (a NaN goes nowhere), masked by bits.
 

@@ -1,38 +1,81 @@
-"""What the fast CPU twins share: threads that work side by side, buffers that are used again, and one layout in memory.
+"""Python threads side by side, each with one thread of BLAS.
 
-Three facts about NumPy shape everything in this folder. It releases Python's lock inside its loops and products, so two
-Python threads keep two cores busy. A fresh large array costs page faults, often more than the arithmetic on it, so each
-thread keeps its own buffers. And it copies, adds and multiplies at the speed of the caches only over long contiguous
-runs. Hence the layout: feature maps keep the shape (N, C, H, W) but lie in memory as (N, H, W, C), so that a pixel is a run of
-C numbers and a row of the image one of W*C.
+NumPy releases Python's lock inside its loops and products, so two Python threads keep two cores busy. BLAS must then use one
+thread for each of them, and threadpoolctl holds it to that. Where it cannot (it is missing, or does not know the BLAS in use),
+everything here runs on one thread: beside BLAS's own, more would take the cores from each other.
 
-Read after plotting.py (and core/dispatch.py, whose mechanism this folder uses); read next columns.py.
+Read after plotting.py (and core/dispatch.py, whose mechanism this folder uses); read next memory.py.
 """
 
 import contextlib
 import contextvars
-import ctypes
+import functools
 import operator
 import os
-import platform
 import signal
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-_blas = ThreadpoolController().select(user_api="blas")
-_threads = max((library["num_threads"] for library in _blas.info()), default=os.cpu_count() or 1)
+from minifcn.core import dispatch
+
+try:
+    from threadpoolctl import ThreadpoolController
+    _blas = ThreadpoolController().select(user_api="blas")
+except ImportError:
+    _blas = None
+
+
+def cores():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):                                 # Linux
+        return len(os.sched_getaffinity(0))
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1         # Python 3.13 and later, else all there are
+
+
+def why_one_thread():
+    """Why BLAS cannot be held to one thread, and what mends it: a sentence; None where it can."""
+    name = np.show_config(mode="dicts")["Build Dependencies"]["blas"].get("name", "unknown")
+    consequence = "so BLAS cannot be held to one thread, and minifcn computes on one thread of its own"
+    if _blas is None:
+        return f"threadpoolctl is not installed, {consequence}: pip install threadpoolctl"
+    known = [library["internal_api"] for library in _blas.info()]
+    needed = [api for api in ("accelerate", "openblas", "blis", "mkl") if api in name]       # else: chosen when it is loaded
+    if not known or needed and not set(known) & set(needed):
+        return (f"threadpoolctl does not know NumPy's BLAS ({name}), {consequence}: pip install --upgrade threadpoolctl numpy "
+                "(NumPy's wheels for Linux and Windows hold OpenBLAS), or the system's package of OpenBLAS")
+    return None
+
+
+_alone = why_one_thread()
+_threads = 1 if _alone else min(cores(), max(library["num_threads"] for library in _blas.info()))
 _pool = None                                    # the threads beside the calling one, which does the first share itself
-_local = threading.local()
 _turn = threading.RLock()                       # one caller at a time: BLAS has one number of threads
 _inside = False                                 # the thread whose turn it is computes
 
 
+def in_words():
+    """Who computes with how many threads: one sentence."""
+    if _alone:
+        return _alone
+    blas = "; ".join(f"{b['internal_api']} {b['version']}, {b.get('architecture', 'unknown')} kernels" for b in _blas.info())
+    return f"{_threads} threads of minifcn's own, each with one of BLAS: {blas}"
+
+
+dispatch.NOTES.append(in_words)
+
+
+@functools.cache
+def _warn():
+    if _alone:
+        warnings.warn(_alone, RuntimeWarning, stacklevel=2)
+
+
 def set_threads(count):
-    """How many threads the twins use from now on. At the start: as many as BLAS would, which heeds OMP_NUM_THREADS and the
-    cores that the process may use.
+    """How many threads the twins use from now on. At the start: as many as BLAS would, which heeds OMP_NUM_THREADS, at most
+    one for each core that the process may use; and one where BLAS cannot be held.
 
     Results are bitwise the same from run to run for one count, and differ in rounding between counts.
     """
@@ -57,7 +100,8 @@ def one_blas_thread():
             raise RuntimeError("an operation was called in the midst of another one of its thread, perhaps by a signal handler")
         try:
             _inside = True
-            with _blas.limit(limits=1):
+            _warn()
+            with contextlib.nullcontext() if _alone else _blas.limit(limits=1):
                 yield
         finally:
             _inside = False
@@ -152,65 +196,3 @@ def _pieces(count, most, sharers):
     number = min(count, -(-number // sharers) * sharers)
     ends = [count * k // number for k in range(number + 1)]
     return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]
-
-
-def scratch(name, shape, dtype=np.float32):
-    """An uninitialised array that this thread gets again, whatever its shape, when it asks for `name` the next time.
-
-    For shares alone: its content lasts until the same name is asked for again, perhaps by the next operation.
-    """
-    buffers = _local.__dict__
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if name not in buffers or buffers[name].nbytes < size:
-        buffers[name] = np.empty(size, np.uint8)
-    return buffers[name][:size].view(dtype).reshape(shape)
-
-
-def keep_memory():
-    """Tell glibc's malloc to keep freed memory, for the whole process: the next array then takes it without page faults.
-
-    By default an array above 32 MB is given back to the system when it is freed and costs a fault for each page of the
-    next one: 0.6 of 3.9 s of a training step. Peak memory stays the same. Elsewhere than on glibc this does nothing.
-    Source: mallopt(3).
-    """
-    if platform.libc_ver()[0] == "glibc":
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                      # of malloc.h
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-keep_memory()
-
-
-def scale_shift_relu(scale, shift, shortcut, OW):
-    """A finish(y, n, i, f) for convolutions: y = max(y scale + shift + shortcut, 0) in place, for a block (n, i, OW, f)."""
-    added = None if shortcut is None else channels_last(shortcut)
-    scale, shift = (np.tile(v, (OW, 1)) for v in (scale, shift))         # (OW, F): a row in one long loop
-    zeros = np.zeros_like(scale)                                         # against a plain 0 the loop is not vectorised
-
-    def finish(y, n, i, f):
-        y *= scale[:, f]
-        y += shift[:, f]
-        if added is not None:
-            y += added[n, i, :, f]
-        np.maximum(y, zeros[:, f], out=y)
-
-    return finish
-
-
-# ---- layout ----
-
-def channels_last(x):
-    """An (N, C, H, W) array as contiguous (N, H, W, C): a view if its memory lies so already, else a copy."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def channels_first(y):
-    """An (N, H, W, C) array under its public shape (N, C, H, W): a view."""
-    return y.transpose(0, 3, 1, 2)
-
-
-def is_fast(*arrays):
-    """True for non-empty float32 arrays in main memory: what all twins here ask for."""
-    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arrays)

@@ -8,7 +8,7 @@ values, interpolate. The correlation of 6 numbers with the kernel is that map tr
 
 Because * stands apart for each of the 36 values, the sums over channels are 36 matrix products of (tiles, C) with (C, F), and
 that is where the time goes. The transforms are products with 6x6 and 4x6 matrices along rows, then along columns, of
-runs of W*C and C numbers that lie in memory one after the other (cpu.py), so nothing is gathered or scattered. A
+runs of W*C and C numbers that lie in memory one after the other (layout.py), so nothing is gathered or scattered. A
 block of tiles goes through all steps while it is in the cache.
 
     gx  the same convolution of gy with the kernel turned by 180 degrees and its channel axes exchanged
@@ -31,17 +31,10 @@ from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
-from minifcn.fast.cpu.threads import (
-    blocks,
-    channels_first,
-    channels_last,
-    dealt,
-    in_parallel,
-    is_fast,
-    scale_shift_relu,
-    scratch,
-    split,
-)
+from minifcn.fast.cpu.columns import scale_shift_relu
+from minifcn.fast.cpu.layout import channels_first, channels_last, conditions, float32_on_cpu, of_gw, of_gx, of_y
+from minifcn.fast.cpu.memory import scratch
+from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
 from minifcn.functional import conv
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)      # and infinity
@@ -73,41 +66,56 @@ A = np.ascontiguousarray(AT.T)                  # (6, 4)
 TILES = 160                                     # tiles a block: long enough for BLAS, 36 values of 64 channels in 1.5 MB
 
 
-def is_worth_it(N, C, F, hw):
-    """Enough channels that the products outweigh the transforms of the maps, and enough tiles for that of the kernel."""
-    return min(C, F) >= 16 and N * -(-hw[0] // 4) * -(-hw[1] // 4) >= 32
+def kernel_3x3(c):
+    return c.khw == (3, 3)
 
 
-def applies(x, w, stride, padding, dilation):
-    """3x3, stride 1, padding 0 to 2 (so that gx is such a convolution too), float32 on the CPU, and worth it."""
-    return (w.shape[2:] == (3, 3) and stride == (1, 1) and dilation == (1, 1) and max(padding) <= 2 and is_fast(x, w)
-            and is_worth_it(len(x), *w.shape[1::-1], x.shape[2:]))
+def stride_1(c):
+    return c.stride == (1, 1)
 
 
-@replaces(conv.correlate, when=applies)
+def no_dilation(c):
+    return c.dilation == (1, 1)
+
+
+def padding_at_most_2(c):
+    """So that gx is such a convolution too."""
+    return max(c.padding) <= 2
+
+
+def enough_channels(c):
+    """So that the products outweigh the transforms of the maps."""
+    return min(c.C, c.F) >= 16
+
+
+def enough_tiles(c):
+    """So that the products outweigh the transform of the kernel. """
+    return c.N * -(-c.hw[0] // 4) * -(-c.hw[1] // 4) >= 32
+
+
+RULES = kernel_3x3, stride_1, no_dilation, padding_at_most_2, enough_channels, enough_tiles
+
+
+@replaces(conv.correlate, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_winograd(x, w, stride, padding, dilation):
     """y = A^T [ (G w G^T) * (B^T d B) ] A."""
     return channels_first(convolve(channels_last(x), w.swapaxes(0, 1), GG, padding))
 
 
-@replaces(fused.correlate_scale_relu,
-          when=lambda x, w, scale, shift, shortcut, *settings: applies(x, w, *settings))
+@replaces(fused.correlate_scale_relu, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_scale_relu_winograd(x, w, scale, shift, shortcut, stride, padding, dilation):
     """The same; each block is scaled, shifted and rectified while it is in the cache."""
     finish = scale_shift_relu(scale, shift, shortcut, OW=x.shape[3] + 2 * padding[1] - 2)
     return channels_first(convolve(channels_last(x), w.swapaxes(0, 1), GG, padding, finish))
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, stride, padding, dilation:
-          applies(gy, w, stride, padding, dilation))
+@replaces(conv.correlate_grad_x, when=(float32_on_cpu, *conditions(of_gx, *RULES)))
 def correlate_grad_x_winograd(gy, w, hw, stride, padding, dilation):
     """The forward with the kernel turned by 180 degrees: tap 8 - k (from 0) of (F, C) stands where tap k of (C, F) stood."""
     return channels_first(convolve(channels_last(gy), w, GG[:, ::-1], tuple(2 - P for P in padding)))
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, khw, stride, padding, dilation:
-          khw == (3, 3) and stride == (1, 1) and dilation == (1, 1) and max(padding) <= 2 and is_fast(gy, x)
-          and is_worth_it(len(x), x.shape[1], gy.shape[1], x.shape[2:]))
+@replaces(conv.correlate_grad_w, when=(float32_on_cpu, *conditions(of_gw, *RULES)))
 def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation):
     """gw = G^T [ sum over tiles (A gy A^T)^T (B^T d B) ] G."""
     x, gy = channels_last(x), channels_last(gy)

@@ -20,6 +20,15 @@ def on_gpu(*arrays):
         a is None or isinstance(a, backend.cupy.ndarray) and a.dtype == np.float32 and 0 < a.size < 2**31 for a in arrays)
 
 
+def float32_on_gpu(*arguments):
+    """A condition of twins: all arrays are float32 on the GPU."""
+    return on_gpu(*(a for a in arguments if hasattr(a, "dtype")))
+
+
+def plane_fits(hw):
+    return fits(*hw)
+
+
 def contiguous(a):
     """The array itself, or a C-contiguous copy of it: kernels know no strides."""
     return backend.cupy.ascontiguousarray(a)
@@ -30,7 +39,7 @@ def contiguous(a):
 # As in functional/conv.py, but with the positions of all images side by side, (C*KH*KW, n*OH*OW), so that one product
 # fills the GPU even where an image has only 150 positions. Its result comes out with the channels first.
 
-@replaces(conv.correlate, when=lambda x, w, *_: on_gpu(x, w))
+@replaces(conv.correlate, when=(float32_on_gpu,))
 def correlate_cuda(x, w, stride, padding, dilation):
     (N, C, H, W), (F, _, KH, KW) = x.shape, w.shape
     OH, OW = conv.output_size((H, W), (KH, KW), stride, padding, dilation)
@@ -42,7 +51,7 @@ def correlate_cuda(x, w, stride, padding, dilation):
     return y
 
 
-@replaces(conv.correlate_grad_x, when=lambda gy, w, hw, *_: on_gpu(gy, w) and fits(*hw))
+@replaces(conv.correlate_grad_x, when=(float32_on_gpu, plane_fits))
 def correlate_grad_x_cuda(gy, w, hw, stride, padding, dilation):
     (N, F, OH, OW), (_, C, KH, KW) = gy.shape, w.shape
     rows = contiguous(w).reshape(F, -1)                                  # (F, C*KH*KW)
@@ -54,7 +63,7 @@ def correlate_grad_x_cuda(gy, w, hw, stride, padding, dilation):
     return gx
 
 
-@replaces(conv.correlate_grad_w, when=lambda gy, x, *_: on_gpu(gy, x))
+@replaces(conv.correlate_grad_w, when=(float32_on_gpu,))
 def correlate_grad_w_cuda(gy, x, khw, stride, padding, dilation):
     (_, F, OH, OW), C, (KH, KW) = gy.shape, x.shape[1], khw
     x, gw = contiguous(x), backend.cupy.zeros((F, C * KH * KW), x.dtype)
@@ -81,34 +90,34 @@ def channels_first(y):
 
 # ---- batch normalisation: keep x, mean and 1/std, from which xhat is made again ----
 
-@replaces(batchnorm.normalize, when=lambda x, w, b, eps: on_gpu(x, w, b))
+@replaces(batchnorm.normalize, when=(float32_on_gpu,))
 def normalize_cuda(x, w, b, eps):
     return _normalize(x, w, b, None, eps, relu=False)
 
 
-@replaces(fused.normalize_add_relu, when=lambda x, w, b, shortcut, eps: on_gpu(x, w, b, shortcut))
+@replaces(fused.normalize_add_relu, when=(float32_on_gpu,))
 def normalize_add_relu_cuda(x, w, b, shortcut, eps):
     return _normalize(x, w, b, shortcut, eps, relu=True)
 
 
-@replaces(batchnorm.normalize_grad, when=lambda gy, w, saved: on_gpu(gy, w))
+@replaces(batchnorm.normalize_grad, when=(float32_on_gpu,))
 def normalize_grad_cuda(gy, w, saved):
     return _normalize_grad(gy, None, w, saved)[:3]
 
 
-@replaces(fused.normalize_add_relu_grad, when=lambda gy, y, w, saved: on_gpu(gy, y, w))
+@replaces(fused.normalize_add_relu_grad, when=(float32_on_gpu,))
 def normalize_add_relu_grad_cuda(gy, y, w, saved):
     return _normalize_grad(gy, y, w, saved)
 
 
 @replaces(fused.correlate_scale_relu,
-          when=lambda x, w, scale, shift, shortcut, *_: on_gpu(x, w, scale, shift, shortcut))
+          when=(float32_on_gpu,))
 def correlate_scale_relu_cuda(x, w, scale, shift, shortcut, stride, padding, dilation):
     y = correlate_cuda(x, w, stride, padding, dilation)
     return _scale_shift(y, None, scale, shift, None if shortcut is None else contiguous(shortcut), relu=True)
 
 
-@replaces(batchnorm.scale_shift, when=lambda x, scale, shift: on_gpu(x, scale, shift))
+@replaces(batchnorm.scale_shift, when=(float32_on_gpu,))
 def scale_shift_cuda(x, scale, shift):
     return _scale_shift(contiguous(x), None, scale, shift, None, relu=False)
 
@@ -161,7 +170,35 @@ def rows_of(HW):
 
 # ---- pooling and loss ----
 
-@replaces(pool.maximum_of_windows, when=lambda x, khw, *_: on_gpu(x) and khw[0] * khw[1] <= 256 and fits(*x.shape[2:]))
+def taps_fit_a_byte(khw):
+    return khw[0] * khw[1] <= 256
+
+
+def map_fits(x):
+    return fits(*x.shape[2:])
+
+
+def gradient_on_gpu(gy):
+    return on_gpu(gy)
+
+
+def taps_saved(saved):
+    return saved.dtype == np.uint8
+
+
+def logits_on_gpu(x):
+    return on_gpu(x)
+
+
+def int64_target(target):
+    return target.dtype == np.int64
+
+
+def weights_on_gpu(w, g, v):
+    return on_gpu(w, g, v) and in_place(w, v)
+
+
+@replaces(pool.maximum_of_windows, when=(float32_on_gpu, taps_fit_a_byte, map_fits))
 def maximum_of_windows_cuda(x, khw, stride, padding):
     cupy, (N, C, H, W) = backend.cupy, x.shape
     OH, OW = conv.output_size((H, W), khw, stride, padding, (1, 1))
@@ -171,7 +208,7 @@ def maximum_of_windows_cuda(x, khw, stride, padding):
 
 
 @replaces(pool.maximum_of_windows_grad,
-          when=lambda gy, saved, hw, *_: on_gpu(gy) and saved.dtype == np.uint8 and fits(*hw))
+          when=(gradient_on_gpu, taps_saved, plane_fits))
 def maximum_of_windows_grad_cuda(gy, saved, hw, khw, stride, padding):
     (N, C, OH, OW), gx = gy.shape, backend.cupy.empty((*gy.shape[:2], *hw), gy.dtype)
     launch("max_pool_grad", (N * C, blocks_of(hw[0] * hw[1])),
@@ -184,7 +221,7 @@ def fits(H, W):
     return blocks_of((H + 1) * (W + 1)) < 2**16
 
 
-@replaces(loss.softmax_nll, when=lambda x, target: on_gpu(x) and target.dtype == np.int64)
+@replaces(loss.softmax_nll, when=(logits_on_gpu, int64_target))
 def softmax_nll_cuda(x, target):
     cupy, x, target, (N, K, HW) = backend.cupy, contiguous(x), contiguous(target), planes(x)
     nll, top, rest = (cupy.empty(target.shape, x.dtype) for _ in range(3))
@@ -192,7 +229,7 @@ def softmax_nll_cuda(x, target):
     return nll, (top, rest)
 
 
-@replaces(loss.softmax_nll_grad, when=lambda g, x, target, saved: on_gpu(g, x) and target.dtype == np.int64)
+@replaces(loss.softmax_nll_grad, when=(logits_on_gpu, int64_target))
 def softmax_nll_grad_cuda(g, x, target, saved):
     x, (N, K, HW) = contiguous(x), planes(x)
     gx = backend.cupy.empty(x.shape, x.dtype)
@@ -203,7 +240,7 @@ def softmax_nll_grad_cuda(g, x, target, saved):
 
 # ---- gradient descent ----
 
-@replaces(step.descend, when=lambda w, g, v, *_: on_gpu(w, g, v) and in_place(w, v))
+@replaces(step.descend, when=(weights_on_gpu,))
 def descend_cuda(w, g, v, lr, momentum, weight_decay):
     launch("sgd", (blocks_of(w.size), 1), (w, contiguous(g), v, w.size, lr, momentum, weight_decay))
 
