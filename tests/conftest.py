@@ -6,7 +6,9 @@ import signal
 import numpy as np
 import pytest
 import strict_cupy
+from hosts import server  # noqa: F401
 from hypothesis import Phase, settings
+from layouts import root  # noqa: F401
 
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only

@@ -1,7 +1,7 @@
 """One row per fault: what can be wrong with strangers' files, hosts and data, or end a run, and what happens then.
 
 Every row makes its fault: files are damaged, servers hang up, disks are full, processes are killed. Where another test
-module has the scenario already, the row runs that. `python tests/test_faults.py` writes the table, tests/FAULTS.md.
+module has the scenario already, the row names it. `python tests/test_faults.py` writes the table, tests/FAULTS.md.
 """
 
 import inspect
@@ -19,28 +19,24 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 if __name__ == "__main__":                              # pytest has set these folders already
-    sys.path += [str(HERE.parent), *(str(HERE / room) for room in ("support", "tools", "training", "files", "data"))]
+    sys.path += [str(HERE.parent), *(str(HERE / room) for room in ("support", "tools"))]
 
+import hosts
 import kill_resume
 import layouts
 import numpy as np
 import pytest
-import test_checkpoint
-import test_cli
-import test_download
-import test_voc
-import test_weights
-from pickles import Global, pickled, tensor, write_pth
+from pickles import SAMPLES, Global, pickled, tensor, write_pth
 
 from minifcn import models, nn
 from minifcn.__main__ import main
+from minifcn.data.classes import VOC
 from minifcn.data.masks import write_labels
 from minifcn.files import download
 from minifcn.training import checkpoint as checkpoints
 
-ROWS = {}                                               # area: [(fault, what happens, scenario, its arguments), ...]
+ROWS = {}       # area: [(fault, what happens, scenario, its arguments), ...]; or "file: test" in place of the last two
 TABLE = Path(__file__).with_name("FAULTS.md")
-root, server = test_voc.root, test_download.server      # fixtures
 
 
 def printed(capsys, code, *command):
@@ -77,7 +73,7 @@ def pretrained_is_refused(reference, tmp_path, capsys, make, rule):
 
 def stored(name):
     """A file of tests/files."""
-    return lambda path: shutil.copy(test_weights.FILES / name, path)
+    return lambda path: shutil.copy(SAMPLES / name, path)
 
 
 def content(raw):
@@ -140,7 +136,7 @@ ROWS["Weights: `train --pretrained FILE`"] = [
         ("a pickle that is not PyTorch's (Paddle, joblib, any)", "refused, with the line that converts it",
          content(pickle.dumps({"w": 1})), r"bare pickle without torch's magic number.*np.savez"),
         ("a `.pth` cut short", "refused as damaged",
-         content((test_weights.FILES / "net.pth").read_bytes()[:-100]), "damaged zip archive"),
+         content((SAMPLES / "net.pth").read_bytes()[:-100]), "damaged zip archive"),
         ("a `.pth` with one bit flipped", "refused: the checksum in the archive is wrong", bit_flipped, "Bad CRC-32"),
         ("a tensor that reaches outside its storage", "refused, with both sizes", pth({"w": tensor(offset=1)}),
          "reaches number 6, but the storage has 6"),
@@ -184,16 +180,15 @@ ROWS["Weights: `train --pretrained FILE`"] = [
     ]
 ] + [
     ("half precision, bfloat16, integers, strides, shared storages", "read exactly",
-     test_weights.test_every_type_and_stride, {}),
-    ("tensors that torch negates lazily", "negated", test_weights.test_negated_lazily, {}),
-    ("PyTorch's format before 1.6", "read", test_weights.test_format_before_1_6, {}),
-    ("zip archives without sums, or deflated", "read", test_weights.test_zip_without_sums_or_deflated, {}),
-    ("`.npy` headers of versions 1 to 3 in any spelling", "read", test_weights.test_npy_headers_in_any_spelling,
-     {"raw": test_weights.npy(version=3)}),
+     "weights: test_every_type_and_stride"),
+    ("tensors that torch negates lazily", "negated", "weights: test_negated_lazily"),
+    ("PyTorch's format before 1.6", "read", "weights: test_format_before_1_6"),
+    ("zip archives without sums, or deflated", "read", "weights: test_zip_without_sums_or_deflated"),
+    ("`.npy` headers of versions 1 to 3 in any spelling", "read", "weights: test_npy_headers_in_any_spelling"),
     ("objects, texts, float8 beside the weights", "left out, and said; nothing is run or unpickled",
-     test_weights.test_objects_beside_the_weights, {"thing": test_weights.OBJECTS[0]}),
+     "weights: test_objects_beside_the_weights"),
     ("a training checkpoint with a state dict inside", "the state dict is read; a warning names what is ignored",
-     test_weights.test_nested_checkpoint, {}),
+     "weights: test_nested_checkpoint"),
 ]
 
 
@@ -201,7 +196,7 @@ ROWS["Weights: `train --pretrained FILE`"] = [
 
 def command_fails(server, tmp_path, monkeypatch, capsys, path, reason):
     """The message has what went wrong, the address, and where to put the file by hand; what is there is not believed."""
-    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, path))
+    monkeypatch.setitem(download.SOURCES, "resnet18", hosts.source(server, path))
     message = printed(capsys, 1, "download", "resnet18", "--to", tmp_path)
     assert re.search(reason, message) and server.url + path in message and f"put it at\n    {tmp_path}/file.bin" in message
     assert not (tmp_path / "file.bin").exists()
@@ -211,13 +206,13 @@ def train_fetches_what_it_needs(server, tmp_path, monkeypatch, capsys, reference
     """`train --pretrained resnet18`, twice: one download, to a place that the message states."""
     trunk()(tmp_path / "weights")
     server.content = (tmp_path / "weights").read_bytes()
-    source = test_download.source(server, "good", content=server.content)
+    source = hosts.source(server, "good", content=server.content)
     monkeypatch.setitem(download.SOURCES, "resnet18", source)
     monkeypatch.chdir(tmp_path)
     for out in ("a", "b"):
         text = printed(capsys, 0, *kill_resume.arguments(reference[0], out, "--pretrained", "resnet18"), "--epochs", "1")
         assert "pretrained: 100 of the trunk's 100 arrays from runs/data/file.bin" in text
-    assert test_download.faults(server) == ["good"]
+    assert hosts.faults(server) == ["good"]
     source = source._replace(size=len(server.content) + 1)
     monkeypatch.setitem(download.SOURCES, "resnet18", source)
     message = printed(capsys, 1, *kill_resume.arguments(reference[0], "c", "--pretrained", "resnet18"))
@@ -225,7 +220,7 @@ def train_fetches_what_it_needs(server, tmp_path, monkeypatch, capsys, reference
 
 
 def download_is_interrupted(server, tmp_path, monkeypatch, number, code):
-    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "stall", "good"))
+    monkeypatch.setitem(download.SOURCES, "resnet18", hosts.source(server, "stall", "good"))
     command, part = ["download", "resnet18", "--to", str(tmp_path)], tmp_path / "file.bin.part"
     process = kill_resume.start(command)
     while not (part.exists() and part.stat().st_size == 300_000):
@@ -233,13 +228,13 @@ def download_is_interrupted(server, tmp_path, monkeypatch, number, code):
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == code and sorted(os.listdir(tmp_path)) == [".lock", "file.bin.part"]
-    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "good"))
-    assert main(command) == 0 and (tmp_path / "file.bin").read_bytes() == test_download.BYTES
+    monkeypatch.setitem(download.SOURCES, "resnet18", hosts.source(server, "good"))
+    assert main(command) == 0 and (tmp_path / "file.bin").read_bytes() == hosts.BYTES
     assert server.requests[-1] == ("good", "bytes=300000-")
 
 
 def second_download(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "stall"))
+    monkeypatch.setitem(download.SOURCES, "resnet18", hosts.source(server, "stall"))
     process = kill_resume.start(["download", "resnet18", "--to", str(tmp_path)])
     while not server.requests:
         time.sleep(0.001)
@@ -249,56 +244,44 @@ def second_download(server, tmp_path, monkeypatch, capsys):
     finally:
         process.kill()
         process.join()
-    monkeypatch.setitem(download.SOURCES, "resnet18", test_download.source(server, "good"))
+    monkeypatch.setitem(download.SOURCES, "resnet18", hosts.source(server, "good"))
     assert main(["download", "resnet18", "--to", str(tmp_path)]) == 0   # the lock went with its holder
 
 
-def member(name, kind, message):
-    tar = test_download.tarfile
-    return {"name": test_download.ROOT + name, "kind": getattr(tar, kind), "linkname": "/etc", "message": message,
-            "everything": False}
-
-
-got, gave_up = test_download.test_gets_the_file_in_spite_of, test_download.test_gives_up_with_a_message
 ROWS["Downloads: `download voc2012 | resnet18`"] = [
-    ("the official host is down", "the mirror is asked", got, {"paths": ["404", "good"], "asked": ["404", "good"]}),
-    ("the connection is cut off", "continued where it broke (HTTP range)", test_download.test_continues_where_it_broke_off, {}),
-    ("the host stalls", "given up after a time without a byte, and continued", got,
-     {"paths": ["stall/good"], "asked": ["stall", "good"]}),
-    ("the host ignores ranges", "what is there is skipped", got, {"paths": ["cut/unranged"], "asked": ["cut", "unranged"]}),
-    ("the host sends another range", "left for the mirror, which continues", got,
-     {"paths": ["cut/shifted", "good"], "asked": ["cut", "shifted", "good"]}),
-    ("the host announces a wrong length", "left for the mirror", got, {"paths": ["long", "good"], "asked": ["long", "good"]}),
-    ("the host never ends", "cut at the file's size", got, {"paths": ["endless"], "asked": ["endless"]}),
-    ("wrong bytes after a break", "the checksum tells; fetched once more from the start", got,
-     {"paths": ["cut/wrong/good"], "asked": ["cut", "wrong", "good"]}),
+    ("the official host is down", "the mirror is asked", "download: test_gets_the_file_in_spite_of"),
+    ("the connection is cut off", "continued where it broke (HTTP range)", "download: test_continues_where_it_broke_off"),
+    ("the host stalls", "given up after a time without a byte, and continued", "download: test_gets_the_file_in_spite_of"),
+    ("the host ignores ranges", "what is there is skipped", "download: test_gets_the_file_in_spite_of"),
+    ("the host sends another range", "left for the mirror, which continues", "download: test_gets_the_file_in_spite_of"),
+    ("the host announces a wrong length", "left for the mirror", "download: test_gets_the_file_in_spite_of"),
+    ("the host never ends", "cut at the file's size", "download: test_gets_the_file_in_spite_of"),
+    ("wrong bytes after a break", "the checksum tells; fetched once more from the start",
+     "download: test_gets_the_file_in_spite_of"),
     ("wrong bytes again and again", "given up with address, checksums, and where to put the file by hand", command_fails,
      {"path": "wrong", "reason": "has the sha256 .* instead of"}),
     ("an error page with status 200", "given up in the same way", command_fails,
      {"path": "other", "reason": "announces 43 bytes instead of 700,001"}),
-    ("a host that drips", "given up after 20 requests", test_download.test_a_host_that_drips_is_left, {}),
-    ("no network", "a message with the address and where to put the file by hand", test_download.test_without_a_network, {}),
+    ("a host that drips", "given up after 20 requests", "download: test_a_host_that_drips_is_left"),
+    ("no network", "a message with the address and where to put the file by hand", "download: test_without_a_network"),
     ("a file put there by hand", "used if size and checksum are right; else \"delete it\", and it is kept",
-     test_download.test_a_file_put_there_by_hand, {}),
+     "download: test_a_file_put_there_by_hand"),
     ("Ctrl-C", "the next run continues", download_is_interrupted, {"number": signal.SIGINT, "code": 130}),
     ("SIGKILL", "the next run continues", download_is_interrupted, {"number": signal.SIGKILL, "code": -signal.SIGKILL}),
     ("two downloads into one folder", "the second is refused", second_download, {}),
-    ("too little free space", "said before the first byte", test_download.test_full_disk, {}),
+    ("too little free space", "said before the first byte", "download: test_full_disk"),
     ("the disk fills up while writing", "said at once; the next run continues",
-     test_download.test_disk_that_fills_up_while_writing, {}),
+     "download: test_disk_that_fills_up_while_writing"),
     ("`train --pretrained resnet18` without the file", "fetched once, to `runs/data/`, and checked at every use",
      train_fetches_what_it_needs, {}),
-    ("a tar member that leads out of the folder", "refused; nothing is extracted", test_download.test_refuses_members,
-     member("../../../escaped.txt", "REGTYPE", test_download.OUT)),
-    ("a link in the tar", "refused; nothing is extracted", test_download.test_refuses_members,
-     member("link", "SYMTYPE", test_download.PLAIN)),
-    ("a device in the tar", "refused; nothing is extracted", test_download.test_refuses_members,
-     member("device", "CHRTYPE", test_download.PLAIN)),
-    ("a tar cut short", "refused; nothing is extracted", test_download.test_refuses_a_tar_cut_short, {"size": 3000}),
+    ("a tar member that leads out of the folder", "refused; nothing is extracted", "download: test_refuses_members"),
+    ("a link in the tar", "refused; nothing is extracted", "download: test_refuses_members"),
+    ("a device in the tar", "refused; nothing is extracted", "download: test_refuses_members"),
+    ("a tar cut short", "refused; nothing is extracted", "download: test_refuses_a_tar_cut_short"),
     ("a tar that lacks listed images", "refused; nothing is extracted",
-     test_download.test_refuses_a_tar_that_lacks_listed_files, {"lacking": "JPEGImages/b.jpg"}),
+     "download: test_refuses_a_tar_that_lacks_listed_files"),
     ("killed while extracting", "the folder does not get its name; the next run extracts anew",
-     test_download.test_a_half_extracted_tree_never_looks_whole, {}),
+     "download: test_a_half_extracted_tree_never_looks_whole"),
 ]
 
 
@@ -321,7 +304,7 @@ def data_is_refused(root, capsys, change, rule, before=True):
 def mended(root, capsys):
     mask = root / "SegmentationClass" / "a.png"
     good = mask.read_bytes()
-    data_is_refused(root, capsys, altered("SegmentationClass/a.png", test_voc.broken_pixels), "broken image", before=False)
+    data_is_refused(root, capsys, altered("SegmentationClass/a.png", layouts.broken_pixels), "broken image", before=False)
     mask.write_bytes(good)
     printed(capsys, 0, "train", "--data", root, "--out", root / "run", *DATA_OPTIONS, "--resume")
 
@@ -353,7 +336,7 @@ def many_problems(root, capsys):
     """All of five, in one report."""
     for path in ("JPEGImages/a.jpg", "SegmentationClass/b.png"):
         (root / path).write_bytes(b"")
-    write_labels(root / "SegmentationClass" / "c.png", np.zeros((9, 9), int), test_voc.VOC)
+    write_labels(root / "SegmentationClass" / "c.png", np.zeros((9, 9), int), VOC)
     layouts.write_list(root, "a\nb\nc\nb\nd e\n\n")
     layouts.write_list(root, "", "val")
     report = printed(capsys, 1, "check", "--data", root)
@@ -366,8 +349,8 @@ EARLY, LATE = "`train` stops before its first step", "`train` stops at the batch
 ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
     (f"{what}: {fault}", f"{EARLY if early else LATE}; `check` lists it", data_is_refused,
      {"change": altered(path, change), "rule": rule, "before": early})
-    for what, path, faults in (("an image", "JPEGImages/a.jpg", test_voc.IMAGE_FAULTS),
-                               ("a mask", "SegmentationClass/a.png", test_voc.MASK_FAULTS))
+    for what, path, faults in (("an image", "JPEGImages/a.jpg", layouts.IMAGE_FAULTS),
+                               ("a mask", "SegmentationClass/a.png", layouts.MASK_FAULTS))
     for fault, (change, rule, early) in faults.items()
 ] + [
     (fault, outcome, data_is_refused, {"change": change, "rule": rule}) for fault, outcome, change, rule in [
@@ -384,18 +367,17 @@ ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
     ("many faults at once", "`check` lists them all", many_problems, {}),
     ("all images smaller than the crop", EARLY, too_small, {}),
     ("a decompression bomb given to `predict`", "refused", predict_is_refused, {}),
-    ("CRLF, blank lines, spaces", "read as if they were not there", test_voc.test_line_endings_and_blank_lines,
-     {"text": "\r\n a\r\nb\t\r\n\r\nc"}),
-    ("a byte order mark", "read as if it was not there", test_voc.test_line_endings_and_blank_lines, {"text": "\ufeffa\nb\nc"}),
-    ("a grey image", "read as RGB", test_voc.test_image_modes, {"mode": "L", "expected": (90, 90, 90)}),
-    ("a CMYK image", "read as RGB", test_voc.test_image_modes, {"mode": "CMYK", "expected": (200, 10, 30)}),
-    ("an RGBA image", "read as RGB, alpha dropped", test_voc.test_image_modes, {"mode": "RGBA", "expected": (200, 10, 30)}),
-    ("an image of one pixel", "read", test_voc.test_one_pixel_and_twenty_megapixels, {"hw": (1, 1)}),
-    ("an image of 20 megapixels", "read", test_voc.test_one_pixel_and_twenty_megapixels, {"hw": (4000, 5000)}),
+    ("CRLF, blank lines, spaces", "read as if they were not there", "voc: test_line_endings_and_blank_lines"),
+    ("a byte order mark", "read as if it was not there", "voc: test_line_endings_and_blank_lines"),
+    ("a grey image", "read as RGB", "voc: test_image_modes"),
+    ("a CMYK image", "read as RGB", "voc: test_image_modes"),
+    ("an RGBA image", "read as RGB, alpha dropped", "voc: test_image_modes"),
+    ("an image of one pixel", "read", "voc: test_one_pixel_and_twenty_megapixels"),
+    ("an image of 20 megapixels", "read", "voc: test_one_pixel_and_twenty_megapixels"),
     ("EXIF orientation, image with a mask", "turned, and counted, where the turned image has its mask's size",
-     test_voc.test_exif_orientation, {}),
-    ("EXIF orientation in `predict`", "applied", test_cli.test_predict_turns_photos_upright, {}),
-    ("bytes behind a whole image", "ignored", test_voc.test_bytes_behind_a_whole_image_are_harmless, {}),
+     "voc: test_exif_orientation"),
+    ("EXIF orientation in `predict`", "applied", "cli: test_predict_turns_photos_upright"),
+    ("bytes behind a whole image", "ignored", "voc: test_bytes_behind_a_whole_image_are_harmless"),
 ]
 
 
@@ -629,7 +611,7 @@ ROWS["Runs: `train`, `train --resume`"] = [
     ("Ctrl-C before the first step", "ends at once; start again", signalled_at_the_start, {}),
     ("the disk is full at a checkpoint", f"said, with the file; the last one is kept; {RESUMED}", disk_is_full, {}),
     ("the quota of the disk is used up", "said, with the file; the last one is kept",
-     test_checkpoint.test_full_disk_keeps_the_good_checkpoint, {}),
+     "checkpoint: test_full_disk_keeps_the_good_checkpoint"),
     ("the folder is read-only", "said before the first step; nothing is changed", folder_is_read_only, {}),
     ("the folder is a file", "said before the first step; the file is kept", folder_is_a_file, {}),
     ("the folder is moved away meanwhile", "said at the next checkpoint; where it is now, `--resume` goes on",
@@ -669,11 +651,18 @@ ALL = {f"{area.split(':')[0]}: {row[0]}": row for area, rows in ROWS.items() for
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::RuntimeWarning")
-@pytest.mark.parametrize("scenario, arguments", [row[2:] for row in ALL.values()], ids=ALL)
+@pytest.mark.parametrize("scenario, arguments", [pytest.param(*row[2:], id=name) for name, row in ALL.items() if len(row) == 4])
 def test_fault(scenario, arguments, request):
     wanted = [name for name, parameter in inspect.signature(scenario).parameters.items()
               if name not in arguments and parameter.default is parameter.empty]
     scenario(**arguments, **{name: request.getfixturevalue(name) for name in wanted})
+
+
+def test_rows_name_tests_that_are_there():
+    """A row of three ends with the file and the test that make its fault: "voc: test_image_modes"."""
+    for file, test in (row[2].split(": ") for row in ALL.values() if len(row) == 3):
+        path, = HERE.rglob(f"test_{file}.py")
+        assert re.search(rf"^def {test}\(", path.read_text(encoding="utf-8"), re.MULTILINE), f"{path} has no {test}"
 
 
 def table():

@@ -1,8 +1,5 @@
 """Downloads from a local server that does what servers do: it stalls, hangs up, lies and sends something else."""
 
-import contextlib
-import hashlib
-import http.server
 import io
 import os
 import resource
@@ -10,87 +7,14 @@ import shutil
 import signal
 import socket
 import tarfile
-import threading
 import time
 
-import numpy as np
 import pytest
+from hosts import BYTES, STALL, faults, source
 
 from minifcn.__main__ import main
 from minifcn.files import download as module
 from minifcn.files.download import DownloadError, Source, download, extract_voc, fetch, mismatch
-
-BYTES = np.random.default_rng(0).bytes(700_001)             # more than two blocks, and a remainder
-STALL = 0.3                                                 # seconds; the timeout that the tests give
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves server.content; /a/b/c is answered with fault a the first time, then b, and c from then on."""
-
-    def do_GET(self):
-        with contextlib.suppress(ConnectionError):          # who has been told a wrong length hangs up
-            self.answer()
-
-    def answer(self):
-        server = self.server
-        faults = self.path.strip("/").split("/")
-        count = server.count[self.path] = server.count.get(self.path, 0) + 1
-        fault = faults[min(count, len(faults)) - 1]
-        server.requests.append((fault, self.headers["Range"]))
-        content, start = server.content, 0
-        if fault.isdigit():
-            return self.send_error(int(fault))
-        if fault == "wrong":
-            content = bytes(len(content) - 1) + b"!"
-        if fault == "other":
-            content = b"<html>not found, but with status 200</html>"
-        if self.headers["Range"] and fault not in ("unranged", "unranged-cut"):
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start + (fault == 'shifted')}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        length = len(content) - start
-        if fault not in ("unsized", "endless"):
-            self.send_header("Content-Length", str({"short": length - 10, "long": length + 10}.get(fault, length)))
-        self.end_headers()
-        if fault in ("cut", "unranged-cut", "stall"):
-            part = length // 3 if fault == "unranged-cut" else 300_000
-            self.wfile.write(content[start:start + part])
-            self.wfile.flush()
-            if fault == "stall":
-                server.over.wait()
-        elif fault == "dead":
-            pass                                            # hangs up after the headers
-        else:
-            self.wfile.write(content[start:] + bytes(500_000 * (fault == "endless")))
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.content, server.count, server.requests, server.over = True, BYTES, {}, [], threading.Event()
-    server.url = f"http://127.0.0.1:{server.server_address[1]}/"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def source(server, *paths, content=BYTES, digits=64):
-    digest = hashlib.sha256(content).hexdigest()[:digits]
-    return Source("file.bin", len(content), "sha256", digest, tuple(server.url + path for path in paths))
-
-
-def faults(server):
-    return [fault for fault, _ in server.requests]
 
 
 @pytest.mark.parametrize("paths, asked", [

@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pickles import FLOAT, ORDERED_DICT, Global, Raw, call, operations, pickled, tensor, write_pth
+from pickles import FLOAT, ORDERED_DICT, SAMPLES, Global, Raw, call, operations, pickled, tensor, write_pth
 
 from minifcn.files.unpickle import MAX_OPERATIONS
 from minifcn.files.weights import WeightsError, load_state, save_safetensors
 
-FILES = Path(__file__).parent / "samples"
 quarters = np.arange(48) / 4                                            # exact in float16 and bfloat16
 
 
@@ -66,47 +65,47 @@ def refused(path, match):
 # -- files that PyTorch wrote ------------------------------------------------------------------------------------------
 
 def test_every_type_and_stride():
-    check_equal(load_state(FILES / "types.pth"), TYPES)
+    check_equal(load_state(SAMPLES / "types.pth"), TYPES)
 
 
 def test_every_type_from_safetensors():
-    state = load_state(FILES / "types.safetensors")
+    state = load_state(SAMPLES / "types.safetensors")
     check_equal({name: state[name] for name in TYPES}, TYPES)
 
 
 def test_arrays_share_no_memory():
-    state = load_state(FILES / "types.pth")                             # base, slice and transposed are one storage there
+    state = load_state(SAMPLES / "types.pth")                             # base, slice and transposed are one storage there
     state["base"][:] = -1
     assert np.array_equal(state["transposed"], BASE.T) and np.array_equal(state["slice"], TYPES["slice"])
 
 
 def test_big_endian():
-    check_equal(load_state(FILES / "big.pth"), {"weight": numbers(2, 3)})
+    check_equal(load_state(SAMPLES / "big.pth"), {"weight": numbers(2, 3)})
 
 
 NET = ["0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"]
 
 
 def test_state_dict_of_a_net():
-    state = load_state(FILES / "net.pth")
+    state = load_state(SAMPLES / "net.pth")
     assert list(state) == NET and state["0.weight"].shape == (4, 3, 3, 3) and state["1.num_batches_tracked"] == 1
 
 
 @pytest.mark.parametrize("protocol", [1, 4])
 def test_other_pickle_protocols(protocol):
-    check_equal(load_state(FILES / f"protocol{protocol}.pth"), load_state(FILES / "net.pth"))
+    check_equal(load_state(SAMPLES / f"protocol{protocol}.pth"), load_state(SAMPLES / "net.pth"))
 
 
 def test_nested_checkpoint():
     with pytest.warns(UserWarning, match="those in 'model'; ignored: 'optimizer', 'epoch', 'best', 'note'") as warned:
-        state = load_state(FILES / "nested.pth")
-    check_equal(state, load_state(FILES / "net.pth"))
+        state = load_state(SAMPLES / "nested.pth")
+    check_equal(state, load_state(SAMPLES / "net.pth"))
     assert warned[0].filename == __file__
 
 
 def test_malicious_pickle_is_refused_by_name_and_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(FILES / "malicious.pth", r"asks for 'posix.system'")
+    refused(SAMPLES / "malicious.pth", r"asks for 'posix.system'")
     assert os.listdir() == []
 
     class Trusting(pickle.Unpickler):                                   # Python's own: the threat is real
@@ -116,28 +115,28 @@ def test_malicious_pickle_is_refused_by_name_and_never_run(tmp_path, monkeypatch
         def persistent_load(self, reference):
             return None
 
-    with zipfile.ZipFile(FILES / "malicious.pth") as archive:
+    with zipfile.ZipFile(SAMPLES / "malicious.pth") as archive:
         Trusting(io.BytesIO(archive.read("malicious/data.pkl"))).load()
     assert os.listdir() == ["minifcn_was_here"]
 
 
 def test_format_before_1_6():
-    check_equal(load_state(FILES / "legacy.pth"), load_state(FILES / "net.pth"))
+    check_equal(load_state(SAMPLES / "legacy.pth"), load_state(SAMPLES / "net.pth"))
 
 
 def test_protocol_0_is_refused():
-    refused(FILES / "protocol0.pth", "uses (PUT|DICT|PERSID)")
+    refused(SAMPLES / "protocol0.pth", "uses (PUT|DICT|PERSID)")
 
 
 def test_files_cut_short_or_with_flipped_bits(tmp_path):
     """A file cut short is an error; with one bit flipped, an error or (where nothing looks) the very same arrays."""
     for name in ("net.pth", "types.safetensors", "legacy.pth"):
-        whole, path = (FILES / name).read_bytes(), tmp_path / name
+        whole, path = (SAMPLES / name).read_bytes(), tmp_path / name
         for n in range(0, len(whole), 11):
             path.write_bytes(whole[:n])
             with pytest.raises(WeightsError):
                 load_state(path)
-    whole, path, state = (FILES / "net.pth").read_bytes(), tmp_path / "net.pth", load_state(FILES / "net.pth")
+    whole, path, state = (SAMPLES / "net.pth").read_bytes(), tmp_path / "net.pth", load_state(SAMPLES / "net.pth")
     for n in range(0, len(whole), 7):
         path.write_bytes(whole[:n] + bytes([whole[n] ^ 1 << n % 8]) + whole[n + 1:])
         try:
@@ -435,10 +434,10 @@ def test_round_trip_through_safetensors(tmp_path):
 def test_torch_reads_what_we_write(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     library = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
-    save_safetensors(tmp_path / "net.safetensors", load_state(FILES / "net.pth"))
+    save_safetensors(tmp_path / "net.safetensors", load_state(SAMPLES / "net.pth"))
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4))
     net.load_state_dict(library.load_file(tmp_path / "net.safetensors"))
-    check_equal({name: value.numpy() for name, value in net.state_dict().items()}, load_state(FILES / "net.pth"))
+    check_equal({name: value.numpy() for name, value in net.state_dict().items()}, load_state(SAMPLES / "net.pth"))
 
 
 def test_a_checkpoint_for_pytorch(tmp_path):

@@ -3,6 +3,9 @@
 import struct
 import zipfile
 from collections import namedtuple
+from pathlib import Path
+
+SAMPLES = Path(__file__).parents[1] / "files" / "samples"              # weights as PyTorch and others write them
 
 Global = namedtuple("Global", "module name")                            # pushed by the operation GLOBAL
 Raw = namedtuple("Raw", "operations")                                   # bytes of a pickle, put in as they are
