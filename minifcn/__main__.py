@@ -1,5 +1,6 @@
-"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, export, download and check. It parses and
-prints; training/run.py, inference.py, check.py and files/download.py do the work, and are as easily called from Python.
+"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, export, download, convert and check. It
+parses and prints; training/run.py, inference.py, check.py, convert.py and files/download.py do the work, and are as easily
+called from Python.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from minifcn import check
+from minifcn.convert import convert
 from minifcn.core import backend
 from minifcn.data.survey import check_folder
 from minifcn.data.synthetic import write_synthetic
@@ -30,6 +32,7 @@ EXAMPLES = """\
 examples:
   minifcn train                                             synthetic data, about two minutes on two cores
   minifcn download voc2012 --to .                           2 GB, into VOCdevkit/VOC2012
+  minifcn convert EXPORT --out DATA                         labelme's, Datumaro's, ISAT's export, or images beside masks
   minifcn check --data VOCdevkit/VOC2012
   minifcn train --data VOCdevkit/VOC2012 --pretrained resnet18
   minifcn train --data VOCdevkit/VOC2012 --resume           go on after an interruption, bit for bit
@@ -134,7 +137,7 @@ def _evaluate(args):
     net, checkpoint = load_model(args.checkpoint)
     stored = stored_options(checkpoint, args.checkpoint)
     folder = Folder(args.data or stored.data, args.split, stored.scale if args.scale is None else args.scale)
-    if folder.classes != checkpoint.classes:
+    if folder.classes.names != checkpoint.classes.names:            # how the masks are read is the folder's affair
         raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
                               f"{', '.join(checkpoint.classes.names)}")
     if args.limit is not None:
@@ -190,7 +193,7 @@ def _export(args):
     return 0
 
 
-# ---- download and check ----
+# ---- download, convert and check ----
 
 def _download_arguments(parser):
     parser.add_argument("name", choices=list(SOURCES), help=", ".join(f"{name}: {source.file}, {source.size / 1e6:,.0f} MB"
@@ -206,9 +209,28 @@ def _download(args):
     return 0
 
 
+def _convert_arguments(parser):
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder that holds images and masks")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder in VOC's layout")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="folder of the images (default JPEGImages, images or img in SOURCE)")
+    parser.add_argument("--masks", type=Path, metavar="DIR",
+                        help="folder of the masks (default SegmentationClass, masks or cls in SOURCE)")
+    parser.add_argument("--val", type=float, default=0.2, metavar="FRACTION",
+                        help="share of the images for validation, where there are no lists train and val (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random split (default %(default)s)")
+
+
+def _convert(args):
+    print(*convert(args.source, args.out, args.images, args.masks, args.val, args.seed), sep="\n")
+    print(f"use it with: minifcn train --data {shlex.quote(str(args.out))}")
+    return 0
+
+
 def _check_arguments(parser):
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="network to describe instead")
     parser.add_argument("--data", metavar="DIR", help="VOC-layout folder to check instead")
+    parser.add_argument("--quick", action="store_true", help="with --data: read the lists and the classes only")
 
 
 def _check(args):
@@ -219,9 +241,12 @@ def _check(args):
             print(line, flush=True)
         return 0
     if args.data is None:
+        if args.quick:
+            raise ValueError("--quick says how a data set is checked: give --data as well")
         return check.installation()
-    problems = check_folder(args.data)
-    print(*problems, f"{args.data}: {len(problems) or 'no'} problems", sep="\n")
+    report = []
+    problems = check_folder(args.data, quick=args.quick, report=report)
+    print(*report, *problems, f"{args.data}: {len(problems) or 'no'} problems", sep="\n")
     return 1 if problems else 0
 
 
@@ -251,6 +276,10 @@ COMMANDS = {
         "Fetch a file from its official host, or from a mirror if that is down, compare its size and checksum, and extract it. "
         "What is there already is not fetched again; run the command again after an interruption and it continues. A file put "
         "into the folder by hand is checked and used."),
+    "convert": (
+        _convert, _convert_arguments, "other layouts into VOC's",
+        "Make a folder that train takes from a folder of images beside a folder of masks, from what Datumaro, CVAT, labelme or "
+        "ISAT export, or from SBD. Images are copied; masks are read as they were meant and written as palette PNG."),
     "check": (
         _check, _check_arguments, "check this installation, a network or a data set",
         "Show versions and back ends and check the gradient of every op. With a checkpoint: list its layers, their shapes, "

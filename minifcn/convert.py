@@ -42,6 +42,8 @@ def convert(source, out, images=None, masks=None, val=0.2, seed=0):
     source, out = Path(source), Path(out)
     if not 0 < val < 1:
         raise ValueError(f"convert: val must be a fraction between 0 and 1, got {val}")
+    if seed < 0:
+        raise ValueError(f"convert: seed must be at least 0, got {seed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists already; choose another folder")
     image_folder = Path(images) if images else _folder(source, IMAGE_FOLDERS, "--images")

@@ -8,11 +8,13 @@ import pytest
 from layouts import random_image, random_labels
 from PIL import Image
 
+from minifcn.__main__ import main
 from minifcn.convert import convert
 from minifcn.data.classes import VOC, Classes, DataError, read_classes, voc_palette, write_classes
 from minifcn.data.masks import read_labels, write_labels
 from minifcn.data.survey import check_folder, survey
 from minifcn.data.voc import Folder
+from minifcn.training.checkpoint import load
 
 CATS = Classes(("_background_", "cat", "dog"), voc_palette(3))
 
@@ -244,3 +246,21 @@ def test_what_has_no_partner_is_counted(source):
     said = convert(source, source.parent / "out")
     assert "1 images without a mask are left out, the first is 7.jpg" in said
     assert "1 masks without an image are left out, the first is 8.png" in said
+
+
+def test_convert_check_and_train_by_the_command_line(source, tmp_path, capsys):
+    """Three commands from images and masks to a network, whose checkpoint knows the classes."""
+    for k in range(3, 6):
+        image(source / "images" / f"{k}.jpg", k)
+        mask(source / "masks" / f"{k}.png", k)
+    data, run = str(tmp_path / "data"), str(tmp_path / "run")
+    assert main(["convert", str(source), "--out", data, "--val", "0.34"]) == 0
+    out = capsys.readouterr().out
+    assert "train: 4 images, val: 2, drawn at random with seed 0" in out and f"use it with: minifcn train --data {data}" in out
+    assert main(["check", "--data", data]) == 0 and main(["check", "--data", data, "--quick"]) == 0
+    assert "share of the pixels" in capsys.readouterr().out
+    assert main(["train", "--data", data, "--out", run, "--width", "2", "--crop", "16", "16", "--epochs", "1",
+                 "--batch-size", "2", "--device", "cpu"]) == 0
+    assert load(f"{run}/checkpoint.npz").classes.names == CATS.names
+    assert main(["check", "--quick"]) == 2 and main(["convert", str(source), "--out", data]) == 2
+    assert "give --data as well" in (err := capsys.readouterr().err) and "exists already" in err

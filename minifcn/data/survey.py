@@ -94,6 +94,7 @@ class Survey:
                 lines.append(f"never in {part.folder.split}: {_some(never)}")
         for part in self.parts:
             lines += self._notes(part)
+        lines += self._lost(self.parts[0])
         pairs = [a if a == b else f"{a} = {b}" for a, b in self.shared()]
         if pairs:
             lines.append(f"{len(pairs)} pictures of {splits[0]} are also in {splits[1]} (the same id, or the same bytes): its "
@@ -110,6 +111,9 @@ class Survey:
         if part.upright:
             yield (f"{split}: {len(part.upright)} of {n} images have an EXIF orientation that their masks do not follow; they "
                    f"stay as they are stored, while `predict` would turn them: {_some(part.upright)}")
+
+    def _lost(self, part):
+        folder, split = part.folder, part.folder.split               # in training only: no mask is shrunk for a score
         for k, ids in sorted(part.lost.items()):
             yield (f"{split}: at scale {folder.scale:g}, {folder.classes.names[k]} vanishes from {len(ids)} of the "
                    f"{part.holding[k]} masks that hold it: {_some(ids)}")

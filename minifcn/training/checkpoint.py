@@ -54,11 +54,10 @@ class Checkpoint(NamedTuple):
 
 def save(path, checkpoint):
     """Write a Checkpoint to `path`. Raises CheckpointError (disk full, read-only, ...): what was at `path` is still there."""
-    classes = checkpoint.classes
     meta = {
         "format": FORMAT,
         "architecture": checkpoint.architecture,
-        "classes": {"names": classes.names, "palette": classes.palette.tolist(), "void": classes.void},
+        "classes": checkpoint.classes.content(),
         "info": checkpoint.info,
     }
     arrays = {f"model/{name}": array for name, array in checkpoint.model.items()}
@@ -86,10 +85,7 @@ def load(path):
         meta = json.loads(arrays.pop("meta").tobytes())
         if meta["format"] != FORMAT:
             raise ValueError(f"its format is {meta['format']!r}, this version reads {FORMAT!r}")
-        names, palette, void = (meta["classes"][key] for key in ("names", "palette", "void"))
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("the names of its classes are not all texts")
-        classes = Classes(tuple(names), np.array(palette, dtype=np.uint8), void)    # palette (K, 3)
+        classes = Classes.of(meta["classes"])
         parts = {"model": {}, "optimizer": {}}
         for name, array in arrays.items():
             part, _, name = name.partition("/")

@@ -18,7 +18,7 @@ from minifcn import models, nn
 from minifcn.data.classes import VOC, Classes
 from minifcn.training.checkpoint import Checkpoint, CheckpointError, load, load_model, save
 
-CLASSES = Classes(("nothing", "thing"), np.array([[0, 0, 0], [9, 8, 7]], np.uint8), void=200)
+CLASSES = Classes(("nothing", "thing"), np.array([[0, 0, 0], [9, 8, 7]], np.uint8), void=200, map={"3": "thing", "*": None})
 
 
 def example(value=1.0, size=3):
@@ -53,7 +53,8 @@ def test_is_a_plain_npz_without_pickles(tmp_path):
     with np.load(tmp_path / "c.npz", allow_pickle=False) as archive:
         assert set(archive.files) == {"model/trunk.conv1.weight", "model/trunk.bn1.running_mean", "optimizer/0", "meta"}
         classes = json.loads(archive["meta"].tobytes())["classes"]
-    assert classes == {"names": ["nothing", "thing"], "palette": [[0, 0, 0], [9, 8, 7]], "void": 200}
+    assert classes == {"names": ["nothing", "thing"], "palette": [[0, 0, 0], [9, 8, 7]], "void": 200,
+                       "map": {"3": "thing", "*": None}}
 
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path, written):
