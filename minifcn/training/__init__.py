@@ -1,6 +1,7 @@
-"""From weights to better weights: optim, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter."""
+"""From weights to better weights: optim, step, options, metrics, scoring, checkpoint, pretrained, report, run, fit, chapter."""
 
 from minifcn.training.checkpoint import CheckpointError, load_model
+from minifcn.training.fit import fit
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.optim import SGD, constant, poly, step_decay
 from minifcn.training.options import Options
@@ -9,6 +10,6 @@ from minifcn.training.scoring import evaluate
 from minifcn.training.step import train_step
 
 __all__ = [
-    "SGD", "CheckpointError", "ConfusionMatrix", "Interrupted", "Options", "TrainingError", "constant", "evaluate",
+    "SGD", "CheckpointError", "ConfusionMatrix", "Interrupted", "Options", "TrainingError", "constant", "evaluate", "fit",
     "load_model", "poly", "resume", "step_decay", "train", "train_step",
 ]

@@ -45,7 +45,7 @@ class State:
 class Checkpoint(NamedTuple):
     """What a checkpoint holds. model, optimizer: name -> ndarray. info: JSON-able; what the run wants back."""
 
-    architecture: dict      # {"name": "fcn32s", "backbone": "resnet18", "width": 64}
+    architecture: dict      # {"name": "fcn32s", "backbone": "resnet18", "width": 64}, or {"own": name of a Module's class}
     classes: Classes
     model: dict             # Module.state_dict()
     optimizer: dict         # SGD.state_dict()
@@ -113,18 +113,24 @@ def _check_width(checkpoint):
         raise ValueError(f"{name} is {shape}, which is not that of a net of width {width}")
 
 
-def restore(checkpoint, path):
+def restore(checkpoint, path, own=None):
     """The net of a Checkpoint that was read from `path`, in eval mode on the CPU.
 
+    own: the Module that fit() was given, to put the arrays into; None for a network of minifcn's, which is built.
     Raises CheckpointError when the arrays do not fit the net that the checkpoint names.
     """
+    held, wanted = checkpoint.architecture.get("own", "an FCN"), "an FCN" if own is None else type(own).__name__
     try:
-        _check_width(checkpoint)
-        net = build(checkpoint.architecture, len(checkpoint.classes.names))
-        net.load_state_dict(checkpoint.model)
+        if held != wanted:
+            raise ValueError(f"holds {held}, not {wanted}; for one's own network: "
+                             "net.load_state_dict(minifcn.training.checkpoint.load(path).model)")
+        if own is None:
+            _check_width(checkpoint)
+            own = build(checkpoint.architecture, len(checkpoint.classes.names))
+        own.load_state_dict(checkpoint.model)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return net.eval()
+    return own.eval()
 
 
 def load_model(path):

@@ -24,6 +24,7 @@ from minifcn.data.loader import Loader
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
 from minifcn.files.atomic import locked
+from minifcn.functional import activation
 from minifcn.training import checkpoint as checkpoints
 from minifcn.training import report
 from minifcn.training.checkpoint import Checkpoint, CheckpointError, State
@@ -48,9 +49,10 @@ class Interrupted(Exception):
         self.signal = number
 
 
-def train(options, out, overwrite=False):
+def train(options, out, overwrite=False, own=None):
     """Train from the start and write everything into the folder `out`; returns what metrics.json holds.
 
+    own: what fit() was given, None for a network of minifcn's.
     out gets checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png. Raises ValueError when it holds a run
     already (unless overwrite) or another process is training into it; DataError; CheckpointError; TrainingError;
     Interrupted after SIGINT or SIGTERM.
@@ -59,12 +61,13 @@ def train(options, out, overwrite=False):
         if (Path(out) / "checkpoint.npz").exists() and not overwrite:
             raise ValueError(f"{out} holds a run already: go on with it (--resume), start over (--overwrite), "
                              "or choose another --out")
-        return _Run(options, out).finish()
+        return Run(options, out, own=own).finish()
 
 
-def resume(out, **given):
+def resume(out, own=None, **given):
     """Go on with the run in the folder `out` where its checkpoint stands; returns what metrics.json holds.
 
+    own: what fit() was given, None for a network of minifcn's.
     given: options to compare with the stored ones; those in Options.ELSEWHERE may differ and are taken over.
     Raises ValueError naming every other option that differs, and what train() raises.
     """
@@ -82,7 +85,7 @@ def resume(out, **given):
         ]
         if conflicts:
             raise ValueError(f"{path} was made with other options ({'; '.join(conflicts)}); leave them out to resume")
-        return _Run(options, out, saved).finish()
+        return Run(options, out, saved, own).finish()
 
 
 def stored_options(saved, path):
@@ -127,17 +130,30 @@ def training_folder(options):
     return folder if options.limit is None else folder.first(options.limit)
 
 
-class _Run:
-    """One run: device, data, net, optimiser and State, from Options or from a Checkpoint."""
+class Own(NamedTuple):
+    """What fit() trains in place of a network, data and loss of minifcn's: see fit()."""
 
-    def __init__(self, options, out, saved=None):
+    net: nn.Module
+    train: Folder
+    val: Folder
+    loss: object
+
+
+class Run:
+    """One run: device, data, net, optimiser and State, from Options or from a Checkpoint, with what `own` brings along."""
+
+    def __init__(self, options, out, saved=None, own=None):
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
 
         self.device = choose_device(options.device)
         set_precision(options.precision)
         self.upload = Uploader(self.device)
 
-        folder, self.val = training_folder(options), Folder(options.data, "val", options.scale)
+        self.loss = own.loss if own else None
+        if own:
+            folder, self.val = own.train.at_least(options.crop), own.val
+        else:
+            folder, self.val = training_folder(options), Folder(options.data, "val", options.scale)
         self.val.sizes()                                                            # finds faults before training starts
         self.loader = Loader(folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
                              options.void, drop_last=options.drop_last, workers=options.workers)
@@ -145,14 +161,18 @@ class _Run:
         self.classes, self.images = folder.classes, zlib.crc32("\n".join(folder.ids).encode())   # which, in which order
 
         self.architecture = {"name": options.model, "backbone": options.backbone, "width": options.width}
+        if own:
+            self.architecture = {"own": type(own.net).__name__}
         if saved is None:
             nn.init.seed(options.seed)
-            self.net, self.state = checkpoints.build(self.architecture, len(self.classes.names)), State()
+            self.net = own.net if own else checkpoints.build(self.architecture, len(self.classes.names))
+            self.state = State()
             self.pretrained = load_pretrained(self.net, options.pretrained, self.classes) if options.pretrained else set()
         elif saved.classes != self.classes or saved.info["images"] != self.images:
             raise ValueError(f"{options.data}: not the classes and training images that {self.path} was trained on")
         else:
-            self.net, self.state = checkpoints.restore(saved, self.path), State(**saved.info["state"])
+            self.net = checkpoints.restore(saved, self.path, own and own.net)
+            self.state = State(**saved.info["state"])
             self.pretrained = set(saved.info["pretrained"])
         self.net.to(self.device)
 
@@ -173,7 +193,7 @@ class _Run:
                 self.save()                         # finds a full disk or a read-only folder before hours of training
             while state.epoch < options.epochs:
                 self._train_epoch(signals, bar)
-                state.scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None)
+                state.scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None, self.loss)
                 self._leave_if(signals)
                 if not math.isfinite(state.scores["loss"]):
                     raise TrainingError(f"the validation loss is {state.scores['loss']} after step {state.step}; "
@@ -219,7 +239,8 @@ class _Run:
         """One step; returns its factor on the learning rates."""
         state, options = self.state, self.options
         factor = SCHEDULES[options.schedule](state.step, self.steps)
-        sums = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction, factor, self.upload)
+        activation.seed((options.seed, state.step))                                 # dropout's masks: the same after a resume
+        sums = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction, factor, self.upload, self.loss)
         state.step, state.batch = state.step + 1, state.batch + 1
         state.images, state.row_images = state.images + len(batch.ids), state.row_images + len(batch.ids)
         self.pending.append(_Pending(state.step, batch.ids, *sums))

@@ -11,22 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 import minifcn.functional as F
 from minifcn.core.backend import to_device
+from minifcn.core.tensor import Tensor
 from minifcn.inference import image_logits
 from minifcn.training.metrics import ConfusionMatrix
 
 
-def evaluate(net, folder, device="cpu", stopped=lambda: False):
+def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None):
     """Scores over every pixel of every mask of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
 
     folder: the net sees its images at folder.scale; the logits are enlarged to the masks, which stay as they are.
     stopped: asked before each image; when it returns True the evaluation is given up and None returned.
+    loss: None for the cross-entropy, or a function of (logits, labels) whose mean over an image counts for its valid pixels.
     Returns a dict: pixel_accuracy, mean_accuracy, mean_iou, frequency_weighted_iou (fractions), loss (mean over pixels),
     images (count), iou_per_class (name -> fraction, None where the class does not occur), always_background
     (pixel_accuracy and mean_iou of predicting class 0 everywhere).
     """
     from tqdm import tqdm
 
-    classes, loss = folder.classes, 0.0
+    classes, total = folder.classes, 0.0
     matrix = ConfusionMatrix(len(classes.names), classes.void)
     net.eval()
     for image, labels in tqdm(_read_ahead(folder), "evaluate", len(folder), leave=False, disable=None):
@@ -34,7 +36,10 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False):
             return None
         labels = to_device(labels[None], device)                                    # (1, H, W)
         logits = image_logits(net, image, device=device, scale=folder.scale)        # (1, K, H, W)
-        loss += F.cross_entropy(logits, labels, ignore_index=classes.void, reduction="sum").item()
+        if loss is None:
+            total += F.cross_entropy(logits, labels, ignore_index=classes.void, reduction="sum").item()
+        else:
+            total += loss(Tensor(logits), labels).mean().item() * int((labels != classes.void).sum())
         matrix.update(labels, logits.argmax(axis=1))
     nothing = matrix.always(0)
     return {
@@ -42,7 +47,7 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False):
         "mean_accuracy": matrix.mean_accuracy,
         "mean_iou": matrix.mean_iou,
         "frequency_weighted_iou": matrix.frequency_weighted_iou,
-        "loss": loss / max(int(matrix.counts.sum()), 1),
+        "loss": total / max(int(matrix.counts.sum()), 1),
         "images": len(folder),
         "iou_per_class": {n: None if math.isnan(v) else float(v) for n, v in zip(classes.names, matrix.iou_per_class)},
         "always_background": {"pixel_accuracy": nothing.pixel_accuracy, "mean_iou": nothing.mean_iou},

@@ -20,22 +20,29 @@ REDUCTIONS = {
 }
 
 
-def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY):
+def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY, loss=None):
     """One step of gradient descent.
 
     net: a Module from images (N, 3, H, W) to logits (N, K, H, W), in train mode. Its method `loss`, if it has one, is called
     in place of nn.loss_sums on its logits. batch: data.loader.Batch, uint8 on the host. void: label to ignore.
     reduction: one of REDUCTIONS. factor: multiplies the learning rates. upload: an Uploader to the net's device.
+    loss: None, or a function of (logits, labels) to minimise instead; of more than one number, the mean is taken.
     Returns (sum of the pixel losses, number of right pixels, number of valid pixels), arrays () on the device.
     """
     images, labels = upload(batch.images, batch.labels)                             # (N, 3, H, W), (N, H, W)
     x = normalize(images)                                                           # (N, 3, H, W)
-    if hasattr(net, "loss"):
+    if loss is not None:
+        logits = net(Tensor(x))                                                     # (N, K, H, W)
+        _, hits, valid = nn.loss_sums(logits.detach(), labels, ignore_index=void)
+        mean = loss(logits, labels).mean()
+        total = mean * valid.astype(mean.dtype)                                     # what the log divides by valid again
+    elif hasattr(net, "loss"):
         total, hits, valid = net.loss(x, labels, ignore_index=void)
     else:
         total, hits, valid = nn.loss_sums(net(Tensor(x)), labels, ignore_index=void)
-    loss = total / REDUCTIONS[reduction](*labels.shape, valid.astype(total.dtype))
+    if loss is None:
+        mean = total / REDUCTIONS[reduction](*labels.shape, valid.astype(total.dtype))
     optimizer.zero_grad()
-    loss.backward()
+    mean.backward()
     optimizer.step(factor)
     return total.data, hits, valid
