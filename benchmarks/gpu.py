@@ -38,7 +38,7 @@ from minifcn import nn
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
 from minifcn.core.tensor import Tensor
-from minifcn.fast.gpu import cuda, launch
+from minifcn.fast.gpu import launch
 from minifcn.models import fcn32s
 from minifcn.training import SGD
 
@@ -105,8 +105,8 @@ def device(options):
                 result["gemm_tflops"][f"{name} {what} {precision}"] = 2 * M * N * K / ms / 1e9
     backend.set_precision("fp32")
     x = cupy.zeros(4, np.float32)
-    calls = {"kernel": lambda: launch.launch("sgd", (1, 1), (x, x, None, 4, 0.0, 0.0, 0.0)), "x + x": lambda: x + x,
-             "empty": lambda: cupy.empty(1000, np.float32)}
+    calls = {"kernel": lambda: launch.launch("sgd", (1,), (x, x, None, 4, None, 0.0, 0.0, 0.0, None, 1.0)),
+             "x + x": lambda: x + x, "empty": lambda: cupy.empty(1000, np.float32)}
     for name, call in calls.items():
         call()
         start = time.perf_counter()
@@ -291,28 +291,36 @@ def kernels(options):
 def profiled(step):
     """(ms of the step, {kernel: (ms, calls, GB, GFLOP)}): CUDA events around every launch and product of one step."""
     events, entries = [], defaultdict(lambda: [0.0, 0, 0.0, 0.0])
-    real_launch, real_gemm = cuda.launch, cuda.gemm
+    real_kernel, real_gemm = launch._kernel, launch.gemm_function
 
     def mark():
         event = backend.cupy.cuda.Event()
         event.record(backend.cupy.cuda.get_current_stream())
         return event
 
-    def launch_between(name, grid, args):
-        start = mark()
-        real_launch(name, grid, args)
-        arrays = [a for a in args if isinstance(a, backend.cupy.ndarray)]
-        events.append((name, start, mark(), sum(a.nbytes for a in arrays) / 1e9, 0.0))
+    def kernel(cupy, name, shared):
+        run = real_kernel(cupy, name, shared)
 
-    def gemm_between(a, b, transpose_a=False, transpose_b=False):
-        start = mark()
-        c = real_gemm(a, b, transpose_a, transpose_b)
-        K = a.shape[0 if transpose_a else 1]
-        events.append((f"gemm, {'long sum' if launch.slices_of(*c.shape, K) > 1 else 'one piece'}", start, mark(), 0.0,
-                       2 * c.size * K / 1e9))
-        return c
+        def between(grid, block, args, shared_mem):
+            start = mark()
+            run(grid, block, args, shared_mem=shared_mem)
+            arrays = [a for a in args if isinstance(a, cupy.ndarray)]
+            events.append((name, start, mark(), sum(a.nbytes for a in arrays) / 1e9, 0.0))
 
-    cuda.launch, cuda.gemm = launch_between, gemm_between
+        return between
+
+    def gemm_function(cupy):
+        run = real_gemm(cupy)
+
+        def between(transpose_b, transpose_a, N, M, K, *rest):
+            start = mark()
+            run(transpose_b, transpose_a, N, M, K, *rest)
+            slices = rest[-3]
+            events.append((f"gemm, {'long sum' if slices > 1 else 'one piece'}", start, mark(), 0.0, 2e-9 * M * N * K * slices))
+
+        return between
+
+    launch._kernel, launch.gemm_function = kernel, gemm_function
     try:
         synchronize()
         first = mark()
@@ -320,7 +328,7 @@ def profiled(step):
         last = mark()
         synchronize()
     finally:
-        cuda.launch, cuda.gemm = real_launch, real_gemm
+        launch._kernel, launch.gemm_function = real_kernel, real_gemm
     elapsed = backend.cupy.cuda.get_elapsed_time
     for name, start, end, gigabytes, gigaflops in events:
         entry = entries[name]

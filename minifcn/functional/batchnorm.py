@@ -149,6 +149,7 @@ def per_channel(v, x):
     return v.reshape(-1, *[1] * (x.ndim - 2))
 
 
+@replaceable
 def move_running(running_mean, running_var, mean, var, M, momentum):
     """running = (1 - momentum) running + momentum batch, in place; M: pixels of a channel."""
     if running_mean is not None:

@@ -13,7 +13,7 @@ definition forward, 4.8 times backward; the loss 2.1 and 2.9 times.
 
 The names below are those of the convolution that is transposed: what is x in this formula is called gy, its channels F.
 
-Read after pixels.py; read next kernels.cu. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
+Read after pixels.py; read next gpu/kernels/common.cuh. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
 """
 
 import numpy as np

@@ -1,1 +1,1 @@
-"""The twins for CuPy. Reading order: kernels.cu, launch, cuda."""
+"""The twins for CuPy. Reading order: kernels/, launch, layout, head, convolution, norm, pool, descent, graph."""

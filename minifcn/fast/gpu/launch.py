@@ -1,9 +1,9 @@
 """How the GPU path reaches the device: every kernel goes through `launch`, every matrix product through `gemm`.
 
 Both check what CUDA would not. A kernel takes raw bytes: an int64 where an int is declared, a transposed view or a host
-array would be misread without a word, so `launch` compares each argument with the C signature in kernels.cu. A product
+array would be misread without a word, so `launch` compares each argument with the C signature in kernels/. A product
 takes raw pointers and leading dimensions, so they are worked out in one place.
-Read after kernels.cu; read next cuda.py. Sources: docs.cupy.dev, "User-Defined Kernels"; the cuBLAS manual,
+Read after kernels/; read next layout.py. Sources: docs.cupy.dev, "User-Defined Kernels"; the cuBLAS manual,
 cublasGemmStridedBatchedEx.
 """
 
@@ -16,49 +16,80 @@ import numpy as np
 
 from minifcn.core import backend
 
-SOURCE = Path(__file__).with_name("kernels.cu")
-T = 256                                         # threads of every block, as in kernels.cu
+KERNELS = Path(__file__).with_name("kernels")
+T = 256                                         # threads of most blocks, as in kernels/common.cuh
 BLOCKS = 1024                                   # that fill a large GPU: eight for each of 132 multiprocessors
-DTYPES = {"float": np.float32, "unsigned char": np.uint8, "long long": np.int64}
+DTYPES = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64}
+TENSOR_CORES = 80                               # compute capability times ten: mma.sync of tf32, cp.async (Ampere)
+NEED_TENSOR_CORES = {"implicit_gemm", "pack", "patch", "weight_gradient"}      # files of kernels/ that no older card can run
+HOPPER = 90                                     # wgmma, on this one alone: file warpgroup
+
+
+@functools.cache
+def source(file):
+    """The text of kernels/<file>.cu with every #include "..." in place: one text, as the compiler's cache wants it."""
+    included = set()
+
+    def text(path):
+        if path in included:
+            return ""
+        included.add(path)
+        return re.sub(r'#include "([^"]+)"\n', lambda m: text(m[1]), (KERNELS / path).read_text())
+
+    return text(f"{file}.cu")
 
 
 @functools.cache
 def signatures():
-    """name -> ((C type, parameter), ...) of each kernel in kernels.cu, such as ("const float*", "x")."""
-    kernels = re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', SOURCE.read_text())
-    return {name: tuple(tuple(p.strip().rsplit(maxsplit=1)) for p in " ".join(parameters.split()).split(","))
-            for name, parameters in kernels}
+    """kernel -> (file, ((C type, parameter), ...)), such as ("pool", (("const float*", "x"), ...)), of all in kernels/."""
+    found = {}
+    for path in sorted(KERNELS.glob("*.cu")):
+        pattern = r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(([^)]*)\)'
+        for name, parameters in re.findall(pattern, path.read_text()):
+            pairs = (tuple(p.strip().rsplit(maxsplit=1)) for p in " ".join(parameters.split()).split(","))
+            found[name] = path.stem, tuple(pairs)
+    return found
 
 
 @functools.cache
-def _kernel(cupy, name):
-    return _module(cupy).get_function(name)
+def capability(cupy):
+    """Compute capability of the current device times ten: 75 for a T4, 80 for an A100, 90 for an H100."""
+    return int(cupy.cuda.Device().compute_capability)
 
 
 @functools.cache
-def _module(cupy):
-    return cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++17",))          # compiled on first use, then on disk
+def _kernel(cupy, name, shared):
+    kernel = _module(cupy, signatures()[name][0]).get_function(name)
+    if shared > 48 * 1024:                      # what CUDA gives without being asked
+        kernel.max_dynamic_shared_size_bytes = shared
+    return kernel
 
 
-def launch(name, grid, args):
-    """Queue a kernel of kernels.cu on the current stream; does not wait for it.
+@functools.cache
+def _module(cupy, file):
+    options = ("-std=c++17", "-arch=sm_90a") if file == "warpgroup" else ("-std=c++17",)
+    return cupy.RawModule(code=source(file), options=options)            # compiled on first use, then on disk
 
-    grid: blocks in x (up to 2^31 - 1) and y (up to 65535), each of T threads. args: for each C parameter a C-contiguous
-    CuPy array of its type (or None for a null pointer), or a number.
-    Raises TypeError naming kernel and parameter for any other argument.
+
+def launch(name, grid, args, threads=T, shared=0):
+    """Queue a kernel of kernels/ on the current stream; does not wait for it.
+
+    grid: blocks in x (up to 2^31 - 1), y and z (up to 65535). args: for each C parameter a C-contiguous CuPy array of its
+    type (or None for a null pointer), or a number. threads: of a block. shared: bytes of shared memory asked for by the
+    launch. Raises TypeError naming kernel and parameter for any other argument.
     """
-    parameters = signatures()[name]
+    parameters = signatures()[name][1]
     if len(args) != len(parameters):
         raise TypeError(f"{name}: takes {len(parameters)} arguments, got {len(args)}")
-    raw = tuple(_raw(f"{name}: {c_type} {p}", c_type, a) for (c_type, p), a in zip(parameters, args))
-    _kernel(backend.cupy, name)(grid, (T,), raw)
+    raw = tuple(_raw(name, c_type, p, a) for (c_type, p), a in zip(parameters, args))
+    _kernel(backend.cupy, name, shared)(grid, (threads,), raw, shared_mem=shared)
 
 
-def _raw(what, c_type, value):
+def _raw(kernel, c_type, parameter, value):
     if c_type == "int":
         value = operator.index(value)
         if not -2**31 <= value < 2**31:
-            raise TypeError(f"{what}: {value} does not fit into 32 bits")
+            raise TypeError(f"{kernel}: {c_type} {parameter}: {value} does not fit into 32 bits")
         return np.int32(value)                  # a Python int would be passed as 64 bits
     if c_type == "float":
         return np.float32(value)                # a Python float would be passed as a double
@@ -67,7 +98,7 @@ def _raw(what, c_type, value):
     dtype = DTYPES[c_type.removeprefix("const ").removesuffix("*")]
     if not isinstance(value, backend.cupy.ndarray) or value.dtype != dtype or not value.flags.c_contiguous:
         kind = f"{type(value).__module__}.{type(value).__name__} of {getattr(value, 'dtype', 'no dtype')}"
-        raise TypeError(f"{what} needs a C-contiguous CuPy array of {np.dtype(dtype)}, got {kind}")
+        raise TypeError(f"{kernel}: {c_type} {parameter} needs a C-contiguous CuPy array of {np.dtype(dtype)}, got {kind}")
     return value
 
 
@@ -89,15 +120,15 @@ def blocks_of(n):
 #                                                [ b2 ]
 
 FLOAT32, DEFAULT_ALGORITHM = 0, -1              # CUDA_R_32F, CUBLAS_GEMM_DEFAULT
-COMPUTE = {"fp32": 68, "tf32": 77}              # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32: 24 or 11 bits of factors
+EXACT, TF32 = 68, 77                            # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32: 24 or 11 bits of factors
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)      # alpha and beta, read by cuBLAS on the host
 TILE, SHORTEST = 128, 512                       # edge of the output tile of a block; least length of a slice
 
 
-def gemm(a, b, transpose_a=False, transpose_b=False):
-    """a b for C-contiguous float32 CuPy matrices, either of them transposed first; in backend.precision().
+def gemm(a, b, transpose_a=False, transpose_b=False, out=None):
+    """a b for C-contiguous float32 CuPy matrices, either of them transposed first; in tf32 unless the precision is fp32.
 
-    Returns (M, N). Raises ValueError where the inner sizes differ. Cost: 2 M N K flops.
+    Returns (M, N), written into `out` if given. Raises ValueError where the inner sizes differ. Cost: 2 M N K flops.
     """
     (M, K), (inner, N) = a.shape[::-1 if transpose_a else 1], b.shape[::-1 if transpose_b else 1]
     if K != inner:
@@ -107,13 +138,20 @@ def gemm(a, b, transpose_a=False, transpose_b=False):
             raise TypeError(f"gemm: needs C-contiguous float32, got {matrix.dtype} of strides {matrix.strides}")
     cupy, slices = backend.cupy, slices_of(M, N, K)
     length = K // slices
-    c = cupy.empty((slices, M, N), np.float32)
-    cupy.cuda.cublas.gemmStridedBatchedEx(
-        cupy.cuda.device.get_cublas_handle(), int(transpose_b), int(transpose_a), N, M, length, ONE.ctypes.data,
-        b.data.ptr, FLOAT32, b.shape[1], length * (1 if transpose_b else N),
-        a.data.ptr, FLOAT32, a.shape[1], length * (M if transpose_a else 1), ZERO.ctypes.data,
-        c.data.ptr, FLOAT32, N, M * N, slices, COMPUTE[backend.precision()], DEFAULT_ALGORITHM)
-    return c[0] if slices == 1 else c.sum(axis=0)
+    c = cupy.empty((slices, M, N), np.float32) if out is None or slices > 1 else out
+    product = gemm_function(cupy)
+    product(int(transpose_b), int(transpose_a), N, M, length, ONE.ctypes.data,
+            b.data.ptr, FLOAT32, b.shape[1], length * (1 if transpose_b else N),
+            a.data.ptr, FLOAT32, a.shape[1], length * (M if transpose_a else 1), ZERO.ctypes.data,
+            c.data.ptr, FLOAT32, N, M * N, slices, EXACT if backend.precision() == "fp32" else TF32, DEFAULT_ALGORITHM)
+    if slices > 1:
+        return c.sum(axis=0) if out is None else c.sum(axis=0, out=out)
+    return c[0] if out is None else out
+
+
+def gemm_function(cupy):
+    """cublasGemmStridedBatchedEx with CuPy's handle; graph.py puts another one in its place while it records."""
+    return functools.partial(cupy.cuda.cublas.gemmStridedBatchedEx, cupy.cuda.device.get_cublas_handle())
 
 
 @functools.cache

@@ -16,10 +16,14 @@ from fake_cublas import FakeCublas
 from minifcn.core import backend
 from minifcn.fast.gpu import launch
 
+# A card like an H100, but with two multiprocessors, so that small cases are dealt to several blocks that take turns.
+PRETENDED = SimpleNamespace(compute_capability="90", attributes={"MaxSharedMemoryPerBlockOptin": 227 * 1024,
+                                                                 "MultiProcessorCount": 2}, synchronize=lambda: None)
+
 
 @pytest.fixture(scope="module")
 def gpu_on_cpu():
-    """The pretended `cupy`, in the place of the real one, with `.blas` the FakeCublas and `.kernels` the RawModule."""
+    """The pretended `cupy`, in the place of the real one, with `.blas` the FakeCublas and `.modules`, text -> RawModule."""
     with pretended() as cupy:
         yield cupy
 
@@ -40,8 +44,12 @@ def gpu(request):
 def pretended():
     if COMPILER is None:
         pytest.skip("no g++: the CUDA kernels cannot be compiled for the CPU")
-    blas = FakeCublas()
-    kernels = RawModule(launch.SOURCE.read_text(), host=lambda a: a._host if isinstance(a, strict_cupy.ndarray) else a)
+    blas, modules = FakeCublas(), {}
+
+    def module(code, options=()):
+        if code not in modules:
+            modules[code] = RawModule(code, options, host=lambda a: a._host if isinstance(a, strict_cupy.ndarray) else a)
+        return modules[code]
 
     def pointer(array):
         blas.extents[array._host.ctypes.data] = array._host.nbytes
@@ -52,13 +60,16 @@ def pretended():
         streams.in_use[array.ctypes.data] = streams.clock
         return strict_cupy.ndarray(array)
 
-    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0))
+    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0),
+                           Device=lambda: PRETENDED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_cupy.ndarray, "data", property(pointer), raising=False)
         patch.setattr(strict_cupy, "empty", empty)
-        patch.setattr(strict_cupy, "RawModule", lambda code, options: kernels, raising=False)
+        patch.setattr(strict_cupy, "RawModule", module, raising=False)
         patch.setattr(strict_cupy, "cuda", cuda)
         patch.setattr(strict_cupy, "blas", blas, raising=False)
-        patch.setattr(strict_cupy, "kernels", kernels, raising=False)
+        patch.setattr(strict_cupy, "modules", modules, raising=False)
         patch.setattr(backend, "cupy", strict_cupy)
+        for cached in (launch._kernel, launch._module, launch.capability):
+            cached.cache_clear()
         yield strict_cupy

@@ -19,7 +19,8 @@ import numpy as np
 
 SHIM = Path(__file__).with_name("cuda_shim.h")
 SCALARS = {"int": (np.int32, ctypes.c_int), "float": (np.float32, ctypes.c_float)}
-POINTERS = {"float": np.float32, "unsigned char": np.uint8, "long long": np.int64}
+POINTERS = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64}
+NEED_NOT_ASK = 48 * 1024                        # bytes of shared memory that a launch gets without being asked for more first
 GUARD = 1024                                    # bytes before and after an array
 COMPILER = shutil.which("g++")
 
@@ -27,7 +28,7 @@ COMPILER = shutil.which("g++")
 def guarded(shape, dtype):
     """An uninitialised array of 0xff bytes (NaN, -1, 255) between two guards of the same."""
     dtype, size = np.dtype(dtype), int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.full(GUARD + size + GUARD, 0xFF, np.uint8)
+    memory = np.full(GUARD + size + GUARD, -1, np.int8)                  # int8: no array of a kernel, so `intact` knows it
     return np.ndarray(shape, dtype, memory, GUARD)
 
 
@@ -36,9 +37,9 @@ def intact(array):
     memory = array
     while isinstance(memory.base, np.ndarray):
         memory = memory.base
-    if memory.dtype != np.uint8 or memory.size < 2 * GUARD:
+    if memory.dtype != np.int8 or memory.size < 2 * GUARD:
         return True
-    return bool((memory[:GUARD] == 0xFF).all() and (memory[-GUARD:] == 0xFF).all())
+    return bool((memory[:GUARD] == -1).all() and (memory[-GUARD:] == -1).all())
 
 
 class RawModule:
@@ -46,10 +47,10 @@ class RawModule:
 
     def __init__(self, code, options=(), host=lambda array: array):
         self.host = host
-        self._parameters = {
-            name: [" ".join(p.split()) for p in parameters.split(",")]
-            for name, parameters in re.findall(r"__global__\s+void\s+(\w+)\(([^)]*)\)", re.sub(r"//[^\n]*", "", code))
-        }
+        pattern = r"__global__\s+void\s+(?:__launch_bounds__\((\d+)[^)]*\)\s+)?(\w+)\(([^)]*)\)"
+        found = re.findall(pattern, re.sub(r"//[^\n]*", "", code))
+        self._threads = {name: int(threads or 256) for threads, name, _ in found}
+        self._parameters = {name: [" ".join(p.split()) for p in parameters.split(",")] for _, name, parameters in found}
         self._library = ctypes.CDLL(str(_compiled(code, self._parameters)))
 
     def seed(self, seed):
@@ -57,21 +58,32 @@ class RawModule:
         self._library.shim_seed(ctypes.c_uint(seed))
 
     def get_function(self, name):
-        parameters, function = self._parameters[name], getattr(self._library, f"launch_{name}")
+        return Kernel(name, self._parameters[name], self._threads[name], getattr(self._library, f"launch_{name}"), self.host)
 
-        def kernel(grid, block, args):
-            if len(args) != len(parameters):
-                raise TypeError(f"{name}: {len(parameters)} parameters, {len(args)} arguments")
-            if min(grid) < 1 or grid[1] > 65535 or block != (256,):
-                raise ValueError(f"{name}: invalid launch configuration {grid}, {block}")
-            arrays = [self.host(a) for a in args]
-            if not function(*map(ctypes.c_uint, (*grid, *block)), *map(_c_argument, parameters, arrays)):
-                raise RuntimeError(f"{name}: divergent barrier: some threads wait at __syncthreads, the others have ended")
-            for p, a in zip(parameters, arrays):
-                if isinstance(a, np.ndarray) and not intact(a):
-                    raise MemoryError(f"{name}: wrote outside of {p}")
 
-        return kernel
+class Kernel:
+    """One kernel; `max_dynamic_shared_size_bytes` as in CuPy has to be raised before a launch asks for more than 48 KB."""
+
+    def __init__(self, name, parameters, threads, function, host):
+        self.name, self.parameters, self.threads, self.function, self.host = name, parameters, threads, function, host
+        self.max_dynamic_shared_size_bytes = NEED_NOT_ASK
+
+    def __call__(self, grid, block, args, shared_mem=0):
+        name, parameters = self.name, self.parameters
+        if len(args) != len(parameters):
+            raise TypeError(f"{name}: {len(parameters)} parameters, {len(args)} arguments")
+        if min(grid) < 1 or max(grid[1:], default=1) > 65535 or block != (self.threads,):
+            raise ValueError(f"{name}: invalid launch configuration {grid}, {block}")
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise ValueError(f"{name}: {shared_mem} bytes of shared memory, only {self.max_dynamic_shared_size_bytes} allowed")
+        arrays, grid = [self.host(a) for a in args], (*grid, 1, 1)[:3]
+        numbers = [*map(ctypes.c_uint, (*grid, *block)), ctypes.c_size_t(shared_mem)]
+        if not self.function(*numbers, *map(_c_argument, parameters, arrays)):
+            raise RuntimeError(f"{name}: a barrier that some threads never reach, a wait that nobody ends, an address that is "
+                               "not aligned, or a write behind the shared memory")
+        for p, a in zip(parameters, arrays):
+            if isinstance(a, np.ndarray) and not intact(a):
+                raise MemoryError(f"{name}: wrote outside of {p}")
 
 
 def _c_argument(parameter, value):
@@ -93,14 +105,14 @@ def _compiled(code, kernels):
     lines = [f"#include <{SHIM.name}>", code]
     for name, parameters in kernels.items():
         names = ", ".join(re.split(r"[ *]+", p)[-1] for p in parameters)
-        lines.append(f'extern "C" int launch_{name}(unsigned grid_x, unsigned grid_y, unsigned block_x, '
-                     f'{", ".join(parameters)}) {{ return shim::launch({{grid_x, grid_y, 1}}, {{block_x, 1, 1}}, '
-                     f"[=] {{ {name}({names}); }}); }}")
+        lines.append(f'extern "C" int launch_{name}(unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, '
+                     f'size_t shared, {", ".join(parameters)}) {{ return shim::launch({{grid_x, grid_y, grid_z}}, '
+                     f"{{block_x, 1, 1}}, shared, [=] {{ {name}({names}); }}); }}")
     text = "\n".join(lines) + "\n"
     folder = Path(tempfile.gettempdir()) / f"minifcn-cuda-{os.getuid()}-{_tag(SHIM.read_text())}"
     folder.mkdir(exist_ok=True)
     library, header = folder / f"{_tag(text)}.so", folder / f"{SHIM.name}.gch"
-    if not header.exists():                     # precompiled: a mutant then takes 0.3 s
+    if not header.exists():                     # precompiled: a mutant then takes a second
         _run_compiler(header, "-x", "c++-header", SHIM)
     if not library.exists():
         source = folder / f"{_tag(text)}.cpp"
@@ -111,7 +123,7 @@ def _compiled(code, kernels):
 
 def _run_compiler(target, *arguments):
     made = target.with_suffix(f".{os.getpid()}")
-    subprocess.run([COMPILER, "-std=c++17", "-O1", "-fPIC", "-w", *arguments, "-o", made], check=True)
+    subprocess.run([COMPILER, "-std=c++17", "-O2", "-fPIC", "-w", *arguments, "-o", made], check=True)
     os.replace(made, target)                    # at once: another process may be doing the same
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minifcn.core import backend, dispatch
-from minifcn.fast.gpu import cuda, launch
+from minifcn.fast.gpu import convolution, descent, launch, layout
 from minifcn.functional import conv
 
 
@@ -16,27 +16,28 @@ def precision():
 
 def test_launch_checks_every_argument(gpu_on_cpu):
     x, y, v = (gpu_on_cpu.zeros((2, 3), np.float32) for _ in range(3))
-    good = [x, None, v, v, None, y, 3, 1, 0]
-    launch.launch("scale_shift", (6, 1), good)
-    for position, bad, words in ((0, x.get(), "const float\\* x needs .* got numpy"), (5, x.T, "float\\* y needs"),
-                                 (0, x.astype(np.float64), "got .*float64"), (6, 3.0, "float"), (6, 2**31, "32 bits"),
-                                 (6, x, "integer|waits")):
+    good = [x, None, None, v, v, None, y, 3, 6, 0]
+    launch.launch("scale_shift_1", (6, 1), good)
+    for position, bad, words in ((0, x.get(), "const float\\* x needs .* got numpy"), (6, x.T, "float\\* y needs"),
+                                 (0, x.astype(np.float64), "got .*float64"), (7, 3.0, "float"), (7, 2**31, "32 bits"),
+                                 (7, x, "integer|waits")):
         arguments = list(good)
         arguments[position] = bad
         with pytest.raises(TypeError, match=words):
-            launch.launch("scale_shift", (6, 1), arguments)
-    with pytest.raises(TypeError, match="takes 9 arguments, got 8"):
-        launch.launch("scale_shift", (6, 1), good[:-1])
+            launch.launch("scale_shift_1", (6, 1), arguments)
+    with pytest.raises(TypeError, match="takes 10 arguments, got 9"):
+        launch.launch("scale_shift_1", (6, 1), good[:-1])
 
 
 def test_float64_and_host_arrays_are_left_to_the_definitions(gpu_on_cpu):
     x = np.zeros((1, 1, 2, 2))
-    assert not cuda.on_gpu(x.astype(np.float32)) and not cuda.on_gpu(gpu_on_cpu.asarray(x))
-    assert not cuda.on_gpu(gpu_on_cpu.zeros((0, 3), np.float32))
-    assert cuda.on_gpu(gpu_on_cpu.asarray(x.astype(np.float32)), None)
+    assert not layout.on_gpu(x.astype(np.float32)) and not layout.on_gpu(gpu_on_cpu.asarray(x))
+    assert not layout.on_gpu(gpu_on_cpu.zeros((0, 3), np.float32))
+    assert layout.on_gpu(gpu_on_cpu.asarray(x.astype(np.float32)), None)
     w, gaps = gpu_on_cpu.zeros(4, np.float32), gpu_on_cpu.zeros(8, np.float32)[::2]
-    assert cuda.in_place(w, None) and cuda.in_place(w, w) and not cuda.in_place(w, gaps) and not cuda.in_place(gaps, w)
-    assert cuda.fits(4094, 4094) and not cuda.fits(4095, 4095)           # 65,535 blocks of 256 threads
+    applies = descent.weights_on_gpu
+    assert applies(w, w, None) and applies(w, gaps, w) and not applies(w, w, gaps) and not applies(gaps, w, w)
+    assert layout.fits(4095, 4096) and not layout.fits(4096, 4096)       # 65,535 blocks of 256 threads
 
 
 def test_a_long_sum_is_cut_into_slices():
@@ -53,8 +54,8 @@ def test_gemm_rounds_its_factors_in_tf32(gpu_on_cpu):
     assert launch.gemm(a, b).item() == 1 + 2.0**-12
     backend.set_precision("tf32")
     assert launch.gemm(a, b).item() == 1
-    with pytest.raises(ValueError, match="precision must be one of 'fp32', 'tf32', not 'fp16'"):
-        backend.set_precision("fp16")
+    with pytest.raises(ValueError, match="precision must be one of 'fp32', 'tf32', 'fp16', not 'fp8'"):
+        backend.set_precision("fp8")
 
 
 def test_gemm_asks_for_slices(gpu_on_cpu):
@@ -83,7 +84,7 @@ def test_convolution_in_several_blocks_of_images(gpu_on_cpu, monkeypatch):
         gx = conv.correlate_grad_x(gy, w, (4, 5), *geometry)
         gw = conv.correlate_grad_w(gy, x, (3, 3), *geometry)
     before = len(gpu_on_cpu.blas.calls)
-    np.testing.assert_allclose(cuda.correlate_cuda(dx, dw, *geometry).get(), y, atol=1e-5)
+    np.testing.assert_allclose(convolution.correlate_columns_gpu(dx, dw, *geometry).get(), y, atol=1e-5)
     assert len(gpu_on_cpu.blas.calls) == before + 3
-    np.testing.assert_allclose(cuda.correlate_grad_x_cuda(dgy, dw, (4, 5), *geometry).get(), gx, atol=1e-5)
-    np.testing.assert_allclose(cuda.correlate_grad_w_cuda(dgy, dx, (3, 3), *geometry).get(), gw, atol=1e-5)
+    np.testing.assert_allclose(convolution.correlate_grad_x_columns_gpu(dgy, dw, (4, 5), *geometry).get(), gx, atol=1e-5)
+    np.testing.assert_allclose(convolution.correlate_grad_w_columns_gpu(dgy, dx, (3, 3), *geometry).get(), gw, atol=1e-5)

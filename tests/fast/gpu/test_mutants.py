@@ -1,7 +1,7 @@
-"""Would the tests notice? Bugs that are easily made in CUDA are planted in kernels.cu, one at a time, and each must be caught.
+"""Would the tests notice? Bugs that are easily made in CUDA are planted in kernels/, one at a time, and each must be caught.
 
-A mutant is a text edit. The named test is run on it, with the given arguments, under several orders of threads; it has to
-fail for at least one. (The same calls pass on the kernels as they are, or test_kernels.py would be red.)
+A mutant is a text edit of one file. The named test is run on it, with the given arguments, under several orders of threads;
+it has to fail for at least one. (The same calls pass on the kernels as they are, or test_*_kernels.py would be red.)
 """
 
 import faulthandler
@@ -9,77 +9,429 @@ import os
 
 import numpy as np
 import pytest
-import test_kernels as tests
+import test_convolution_kernels as convolutions
+import test_descent_kernels as descents
+import test_head_kernels as heads
+import test_norm_kernels as norms
+import test_pool_kernels as pools
 from cuda_on_cpu import RawModule, guarded, intact
 from fake_cublas import FakeCublas
+from hypothesis import settings
 
-from minifcn.fast.gpu import cuda, launch
+from minifcn.core import backend
+from minifcn.fast.gpu import launch, norm
 
-STEM, HEAD = tests.LAYERS[0], tests.LAYERS[3]
+STEM, HEAD = convolutions.LAYERS[0], convolutions.LAYERS[3]
 DILATED = (2, 2, 2, (9, 8), (3, 2), (1, 2), (2, 1), (2, 3))
-BATCH_NORM = (tests.SEVERAL_SLABS, True)
+BATCH_NORM = (norms.SEVERAL_SLABS, True)
+BY_FOUR = ((3, 12, 17, 13), True)
 POOL = ((2, 3, 9, 13), (3, 2), (2, 1), (1, 1))
+LOSS = (heads.CASES[0],)
+exact = convolutions.exact_on_whole_numbers
 
-MUTANTS = {
+
+def twin(name, case=0):
+    """Arguments of `exact`."""
+    return name, convolutions.TILES[name][case]
+
+
+MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
+    # -- norm
     "no barrier in the tree of moments": (
-        "__syncthreads();\n    if (t < half) part[t] = merged", "if (t < half) part[t] = merged",
-        tests.test_normalize_add_relu, BATCH_NORM),
+        "norm",
+        "__syncthreads();\n    if (at.lane < half)\n#pragma unroll\n      for (int e = 0; e < V; e++)\n        merging",
+        "if (at.lane < half)\n#pragma unroll\n      for (int e = 0; e < V; e++)\n        merging",
+        norms.test_normalize_add_relu,
+        BATCH_NORM,
+    ),
+    "no barrier where slabs meet": (
+        "norm",
+        "__syncthreads();\n    if (t < half) merging[t] = merged",
+        "if (t < half) merging[t] = merged",
+        norms.test_normalize_add_relu,
+        ((300, 4, 5, 9), True),
+    ),
     "no barrier in the tree of the gradient's sums": (
-        "__syncthreads();\n    if (t < half) part_b[t] +=", "if (t < half) part_b[t] +=",
-        tests.test_normalize_add_relu, BATCH_NORM),
+        "norm",
+        "__syncthreads();\n    if (t < half) part_b[t] +=",
+        "if (t < half) part_b[t] +=",
+        norms.test_normalize_add_relu,
+        BATCH_NORM,
+    ),
     "a barrier that half of the threads reach": (
-        "__syncthreads();\n    if (t < half) part[t] = merged(part[t], part[t + half]);",
-        "if (t < half) { __syncthreads(); part[t] = merged(part[t], part[t + half]); }",
-        tests.test_normalize_add_relu, BATCH_NORM),
-    "empty threads are merged": ("if (n == 0.f) return a;", "", tests.test_normalize_add_relu, ((2, 2, 3, 5), True)),
-    "every slab visits all pixels": ("step = gridDim.y * T;", "step = T;", tests.test_normalize_add_relu, BATCH_NORM),
-    "no step to the next image": ("if (r >= HW) r -= HW, n++;", "", tests.test_normalize_add_relu, BATCH_NORM),
-    "moments around 0": ("if (p.inside()) k = x[p.at()];", "", tests.test_the_variance_does_not_cancel, ()),
+        "norm",
+        "__syncthreads();\n    if (t < half) merging[t] = merged(merging[t], merging[t + half]);",
+        "if (t < half) { __syncthreads(); merging[t] = merged(merging[t], merging[t + half]); }",
+        norms.test_normalize_add_relu,
+        BATCH_NORM,
+    ),
+    "empty threads are merged": ("norm", "if (n == 0.f) return a;", "", norms.test_normalize_add_relu, ((2, 2, 3, 5), True)),
+    "every slab visits all pixels": (
+        "norm",
+        "m < M; m += gridDim.y * at.lanes) {\n      Channels<V> pixel",
+        "m < M; m += at.lanes) {\n      Channels<V> pixel",
+        norms.test_normalize_add_relu,
+        BATCH_NORM,
+    ),
+    "groups of channels beyond the last": (
+        "norm",
+        "if (at.lane == 0 && c < C)\n#pragma unroll\n    for (int e = 0; e < V; e++) {\n      float* out = partial + "
+        "((size_t)blockIdx.y * C + c + e) * 3",
+        "if (at.lane == 0)\n#pragma unroll\n    for (int e = 0; e < V; e++) {\n      float* out = partial + "
+        "((size_t)blockIdx.y * C + c + e) * 3",
+        norms.test_normalize_add_relu,
+        ((3, 33, 5, 4), True),
+    ),
+    "moments around 0": ("norm", "pixel.v[e] - zero.v[e], d", "pixel.v[e], d", norms.test_the_variance_does_not_cancel, ()),
     "relu before the shortcut": (
-        "if (shortcut) v += shortcut[plane + r];\n    y[plane + r] = relu && v < 0.f ? 0.f : v;",
-        "v = relu && v < 0.f ? 0.f : v;\n    y[plane + r] = shortcut ? v + shortcut[plane + r] : v;",
-        tests.test_normalize_add_relu, BATCH_NORM),
-    "planes share the first channel's scale": (
-        "float m = mean ? mean[c] : 0.f, a = scale[c]", "float m = mean ? mean[c] : 0.f, a = scale[0]",
-        tests.test_normalize_add_relu, BATCH_NORM),
+        "norm",
+        "if (shortcut) value += added.v[e];\n      pixel.v[e] = relu && value < 0.f ? 0.f : value;",
+        "value = relu && value < 0.f ? 0.f : value;\n      pixel.v[e] = shortcut ? value + added.v[e] : value;",
+        norms.test_normalize_add_relu,
+        BATCH_NORM,
+    ),
+    "four channels share the first one's scale": (
+        "norm",
+        "scale[c + e] * inv_std[c + e] :",
+        "scale[c] * inv_std[c] :",
+        norms.test_normalize_add_relu,
+        BY_FOUR,
+    ),
     "gradient without relu's mask": (
-        "gx[plane + r] = scale * (g -", "gx[plane + r] = scale * (gy[plane + r] -", tests.test_normalize_add_relu, BATCH_NORM),
-    "no padding on the left": ("h < H && w >= 0 && w < W", "h < H && w < W", tests.test_correlate, (STEM,)),
-    "no padding below": ("h >= 0 && h < H && w", "h >= 0 && w", tests.test_correlate, (STEM,)),
-    "threads beyond the last position": ("if (p >= positions) return;", "", tests.test_correlate, (STEM,)),
-    "stride and dilation exchanged": ("u = row % KH, h = top + u * DH", "u = row % KH, h = top + u * SH",
-                                      tests.test_correlate, (STEM,)),
-    "a window too early": ("(r - span + S - 1) / S", "(r - span) / S", tests.test_correlate_grad_x, (HEAD,)),
-    "windows beyond the last": ("return min(r / S, O - 1);", "return r / S;", tests.test_correlate_grad_x, (STEM,)),
-    "dilation ignored": ("if ((r - i * SH) % DH) continue;", "", tests.test_correlate_grad_x, (DILATED,)),
-    "threads beyond the last pixel": ("if (q >= H * W) return;\n  int plane", "int plane",
-                                      tests.test_correlate_grad_x, (STEM,)),
-    "the last of equals wins": ("if (v > top_value) best", "if (v >= top_value) best", tests.test_max_pool, (POOL,)),
-    "taps counted by columns": ("(r - i * SH) * KW + s - j * SW", "(r - i * SH) * KH + s - j * SW",
-                                tests.test_max_pool, (POOL,)),
-    "a NaN is lost": ("if (v > top_value || v != v)", "if (v > top_value)", tests.test_max_pool_keeps_a_nan, ()),
-    "exponentials that overflow": ("sum += expf(column[(size_t)c * HW] - largest)", "sum += expf(column[(size_t)c * HW])",
-                                   tests.test_softmax_nll, (2, 21, 9, 7)),
-    "one class too few": ("for (int c = 0; c < K; c++) sum", "for (int c = 1; c < K; c++) sum",
-                          tests.test_softmax_nll, (2, 5, 9, 7)),
-    "momentum on the old gradient": ("if (v) step = v[i] = momentum * v[i] + step;",
-                                     "if (v) v[i] = momentum * v[i] + step, step = v[i] * momentum;",
-                                     tests.test_descend, (300, True, 0.0)),
-    "weights beyond the last": ("if (i >= n) return;", "", tests.test_descend, (300, True, 0.0)),
-    "an ignored pixel's NaN leaks": ("scale == 0.f ? 0.f : scale", "scale", tests.test_an_ignored_nan_has_no_gradient, ()),
+        "norm",
+        "if (y && !(passed.v[e] > 0.f)) g.v[e] = 0.f;",
+        "",
+        norms.test_normalize_add_relu,
+        BATCH_NORM,
+    ),
+    "variance of the sample not corrected": ("norm", "var[c] * unbiased", "var[c]", norms.test_running_statistics_move, ()),
+    # -- columns
+    "no padding on the left": ("columns", "h < H && s >= 0 && s < W", "h < H && s < W", convolutions.test_correlate, (STEM,)),
+    "no padding below": ("columns", "h >= 0 && h < H && s", "h >= 0 && s", convolutions.test_correlate, (STEM,)),
+    "threads beyond the last position": ("columns", "if (at >= size) return;", "", convolutions.test_correlate, (STEM,)),
+    "stride and dilation exchanged": (
+        "columns",
+        "h = i * SH + u * DH",
+        "h = i * SH + u * SH",
+        convolutions.test_correlate,
+        (STEM,),
+    ),
+    "a window too early": ("columns", "(r - span + S - 1) / S", "(r - span) / S", convolutions.test_correlate_grad_x, (HEAD,)),
+    "windows beyond the last": (
+        "columns",
+        "return min(r / S, O - 1);",
+        "return r / S;",
+        convolutions.test_correlate_grad_x,
+        (STEM,),
+    ),
+    "dilation ignored": ("columns", "if ((r - i * SH) % DH) continue;", "", convolutions.test_correlate_grad_x, (DILATED,)),
+    "threads beyond the last pixel": (
+        "columns",
+        "if (q >= W * C) return;\n  int c = q % C, n",
+        "int c = q % C, n",
+        convolutions.test_correlate_grad_x,
+        (STEM,),
+    ),
+    # -- implicit GEMM
+    "a piece is used before it is there": (
+        "implicit_gemm",
+        "copies_wait<STAGES - 2>();",
+        "copies_wait<STAGES - 1>();",
+        exact,
+        twin("correlate_implicit_gemm"),
+    ),
+    "a stage is filled while it is read": (
+        "implicit_gemm",
+        "    __syncthreads();     ",
+        "    ",
+        exact,
+        twin("correlate_implicit_gemm"),
+    ),
+    "a stage too early": (
+        "implicit_gemm",
+        "if (piece + STAGES - 1 < pieces) fetch(piece + STAGES - 1);",
+        "if (piece + STAGES < pieces) fetch(piece + STAGES);",
+        exact,
+        twin("correlate_implicit_gemm"),
+    ),
+    "chunks all in their own place": (
+        "implicit_gemm",
+        "row * 128 + ((chunk ^ (row & 7)) << 4)",
+        "row * 128 + (chunk << 4)",
+        exact,
+        twin("correlate_implicit_gemm"),
+    ),
+    "weights beyond the last": (
+        "implicit_gemm",
+        "piece * 128 + chunk * 16 < row_bytes",
+        "true",
+        exact,
+        twin("correlate_implicit_gemm", 1),
+    ),
+    "pixels beyond the last": (
+        "implicit_gemm",
+        "bool kept = p < positions;",
+        "bool kept = true;",
+        exact,
+        twin("correlate_implicit_gemm"),
+    ),
+    "phases of one tap more": (
+        "implicit_gemm",
+        "kept && h < OH && k < OW;",
+        "kept && h < OH;",
+        exact,
+        twin("correlate_grad_x_phases"),
+    ),
+    "parities exchanged": (
+        "implicit_gemm",
+        "h = (q - n * rows) * 2 + (phase >> 1)",
+        "h = (q - n * rows) * 2 + (phase & 1)",
+        exact,
+        twin("correlate_grad_x_phases"),
+    ),
+    "phases with the taps exchanged": (
+        "pack",
+        "row = a ? 2 - 2 * u : 1",
+        "row = a ? 2 * u : 1",
+        exact,
+        twin("correlate_grad_x_phases"),
+    ),
+    "a kernel that is not turned": (
+        "pack",
+        "KH + KH - 1 - u) * KW + KW - 1 - v",
+        "KH + u) * KW + v",
+        exact,
+        twin("correlate_grad_x_patch"),
+    ),
+    # -- patch
+    "a tap before its weights": (
+        "patch",
+        "copies_wait<STAGES - 2>();",
+        "copies_wait<STAGES - 1>();",
+        exact,
+        twin("correlate_patch"),
+    ),
+    "no barrier between taps": ("patch", "      __syncthreads();\n", "", exact, twin("correlate_patch")),
+    "one patch for two blocks of channels": (
+        "patch",
+        "memory + (block & 1) * PATCH + pixel",
+        "memory + pixel",
+        exact,
+        twin("correlate_patch", 2),
+    ),
+    "the key of the row": ("patch", "S * 128, s & 7,", "S * 128, lane & 7,", exact, twin("correlate_patch")),
+    "a patch without its border": ("patch", "h = i0 - 1 + r", "h = i0 + r", exact, twin("correlate_patch")),
+    "no zeros around": (
+        "patch",
+        "(unsigned)h < (unsigned)H && (unsigned)k < (unsigned)W;",
+        "true;",
+        exact,
+        twin("correlate_patch", 2),
+    ),
+    # -- fragments
+    "rounded towards 0": (
+        "patch",
+        "return round_tf32(__int_as_float(bits));",
+        "return bits;",
+        convolutions.test_tensor_core_twins_round_their_factors_to_nearest,
+        (backend.set_precision, "correlate_patch"),
+    ),
+    # -- weight gradient
+    "gradient: a stage too late": (
+        "weight_gradient",
+        "copies_wait<STAGES - 2>();",
+        "copies_wait<STAGES - 1>();",
+        exact,
+        twin("correlate_grad_w_patch", 1),
+    ),
+    "gradient: no barrier": ("weight_gradient", "    __syncthreads();\n", "", exact, twin("correlate_grad_w_patch", 1)),
+    "gradient: rows exchanged": (
+        "weight_gradient",
+        "+ 2 * (m % 2) + h;",
+        "+ 2 * h + m % 2;",
+        exact,
+        twin("correlate_grad_w_patch"),
+    ),
+    "gradient: pixels beyond the map": (
+        "weight_gradient",
+        "i < OH && j < OW",
+        "true",
+        exact,
+        twin("correlate_grad_w_patch", 2),
+    ),
+    "gradient: parts in one place": (
+        "weight_gradient",
+        "parts + (size_t)blockIdx.x * F * 9 * C",
+        "parts",
+        exact,
+        twin("correlate_grad_w_patch"),
+    ),
+    "one part is left out": ("pack", "p < count; p++", "p < count - 1; p++", exact, twin("correlate_grad_w_patch")),
+    # -- warpgroup
+    "weights freed too early": ("warpgroup", "warpgroup_wait<1>();  ", "", exact, twin("correlate_warpgroup", 1)),
+    "pixels announced before they are stored": (
+        "warpgroup",
+        "barrier_make(pixels_there(s), 32 * FETCHERS)",
+        "barrier_make(pixels_there(s), 1)",
+        exact,
+        twin("correlate_warpgroup"),
+    ),
+    "weights never freed": (
+        "warpgroup",
+        "if (lane == 0 && block + tap > 0) barrier_arrive(weights_free((kw + WEIGHTS - 1) % WEIGHTS));",
+        "",
+        exact,
+        twin("correlate_warpgroup"),
+    ),
+    "the wrong phase": (
+        "warpgroup",
+        "barrier_wait(weights_there(kw % WEIGHTS), kw / WEIGHTS & 1);",
+        "barrier_wait(weights_there(kw % WEIGHTS), (kw / WEIGHTS & 1) ^ 1);",
+        exact,
+        twin("correlate_warpgroup"),
+    ),
+    "bytes not announced": (
+        "warpgroup",
+        "barrier_arrive_expecting(weights_there(k % WEIGHTS), KERNEL);",
+        "barrier_arrive(weights_there(k % WEIGHTS));",
+        exact,
+        twin("correlate_warpgroup"),
+    ),
+    "the steps of an operand exchanged": (
+        "warpgroup",
+        "POSITIONS * 16, ACROSS * 16)",
+        "ACROSS * 16, POSITIONS * 16)",
+        exact,
+        twin("correlate_warpgroup"),
+    ),
+    "no row between two images": ("warpgroup", "stacked = H + 1", "stacked = H", exact, twin("correlate_warpgroup")),
+    "sums of the tile before": ("warpgroup", "block + tap + c);", "1);", exact, twin("correlate_warpgroup")),
+    "places read before they are written": (
+        "warpgroup",
+        "      part_sync<1, 32 * FETCHERS>();\n      for (int block",
+        "      for (int block",
+        exact,
+        twin("correlate_warpgroup", 1),
+    ),
+    "filters in the order of rows": (
+        "warpgroup",
+        "row / 16 * 16 + row % 8 * 2 + row / 8 % 2",
+        "row",
+        exact,
+        twin("correlate_warpgroup"),
+    ),
+    # -- pool and loss
+    "the last of equals wins": (
+        "pool",
+        "if (pixel.v[e] > best.v[e]) winner",
+        "if (pixel.v[e] >= best.v[e]) winner",
+        pools.test_max_pool,
+        (POOL,),
+    ),
+    "taps counted by columns": (
+        "pool",
+        "(r - i * SH) * KW + s - j * SW",
+        "(r - i * SH) * KH + s - j * SW",
+        pools.test_max_pool,
+        (POOL,),
+    ),
+    "a NaN is lost": ("pool", " || pixel.v[e] != pixel.v[e]", "", pools.test_max_pool_keeps_a_nan, ()),
+    "exponentials that overflow": (
+        "loss",
+        "sum += expf(logits[c] - largest)",
+        "sum += expf(logits[c])",
+        pools.test_softmax_nll,
+        (2, 21, 9, 7),
+    ),
+    "one class too few": (
+        "loss",
+        "for (int c = 0; c < K; c++) sum",
+        "for (int c = 1; c < K; c++) sum",
+        pools.test_softmax_nll,
+        (2, 5, 9, 7),
+    ),
+    "an ignored pixel's NaN leaks": (
+        "loss",
+        "scale == 0.f ? 0.f : scale",
+        "scale",
+        pools.test_an_ignored_nan_has_no_gradient,
+        (),
+    ),
+    # -- cells
+    "a cell's neighbours exchanged": (
+        "cells",
+        "b = place / C % 2, a = place / C / 2;",
+        "a = place / C % 2, b = place / C / 2;",
+        heads.test_score_loss,
+        LOSS,
+    ),
+    "no barrier in the sum of a cell": ("cells", "    __syncthreads();\n", "", heads.test_score_loss, LOSS),
+    "pixels outside count": (
+        "cells",
+        "if (h >= 0 && h < H && s >= 0 && s < W) label",
+        "if (h >= 0 && s >= 0) label",
+        heads.test_score_loss,
+        LOSS,
+    ),
+    "ignored pixels keep their logits": ("cells", "logits[(size_t)k * S] = 0.f;", ";", heads.test_score_loss, LOSS),
+    "the last of equal classes": (
+        "cells",
+        "one > top) top = one, first = k",
+        "one > top) top = one",
+        heads.test_score_loss,
+        LOSS,
+    ),
+    # -- descent
+    "momentum on the old gradient": (
+        "descent",
+        "if (v) step = v[i] = momentum * v[i] + step;",
+        "if (v) v[i] = momentum * v[i] + step, step = v[i] * momentum;",
+        descents.test_descend,
+        (300, True, 0.0),
+    ),
+    "numbers beyond the last": (
+        "descent",
+        "if (i >= n || overflowed && *overflowed) return;",
+        "if (overflowed && *overflowed) return;",
+        descents.test_descend,
+        (300, True, 0.0),
+    ),
+    "green and blue exchanged": (
+        "descent",
+        "pixel[HW] / 255.f - mean_g",
+        "pixel[HW] / 255.f - mean_b",
+        descents.test_pictures_are_normalised_to_the_same_bits,
+        (),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+# Each has to be compiled: one in five on an ordinary day, all of them with HYPOTHESIS_PROFILE=ci.
+CHOSEN = list(MUTANTS) if settings.default.max_examples > 25 else list(MUTANTS)[::5]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
 def test_mutant_is_caught(gpu_on_cpu, monkeypatch, name):
-    old, new, test, arguments = MUTANTS[name]
-    source = launch.SOURCE.read_text()
-    assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in kernels.cu"
-    mutant = RawModule(source.replace(old, new), host=gpu_on_cpu.kernels.host)
-    monkeypatch.setattr(launch, "_kernel", lambda cupy, kernel: mutant.get_function(kernel))
-    monkeypatch.setattr(gpu_on_cpu, "kernels", mutant)
-    monkeypatch.setattr(cuda, "BLOCKS", 8)      # as in test_kernels.py
-    assert any(fails(test, gpu_on_cpu, arguments, seed) for seed in range(6))
+    file, old, new, test, arguments = MUTANTS[name]
+    source, kernel = launch.source(file), launch._kernel
+    assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {file}.cu"
+    mutant = RawModule(source.replace(old, new), host=lambda a: getattr(a, "_host", a))
+    monkeypatch.setitem(gpu_on_cpu.modules, "mutant", mutant)
+
+    def mutated(cupy, name, shared):
+        if launch.signatures()[name][0] != file:
+            return kernel(cupy, name, shared)
+        function = mutant.get_function(name)
+        function.max_dynamic_shared_size_bytes = max(shared, 48 * 1024)
+        return function
+
+    monkeypatch.setattr(launch, "_kernel", mutated)
+    monkeypatch.setattr(norm, "BLOCKS", 8)  # as in test_norm_kernels.py
+    backend.set_precision("fp16" if file == "warpgroup" else "tf32" if test is exact else "fp32")
+    try:
+        assert any(fails(test, gpu_on_cpu, arguments, seed) for seed in range(6))
+    finally:
+        backend.set_precision("fp32")
 
 
 def fails(test, gpu_on_cpu, arguments, seed):
@@ -87,11 +439,14 @@ def fails(test, gpu_on_cpu, arguments, seed):
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] != 0
-    faulthandler.disable()                      # a crash is an answer, not news
+    faulthandler.disable()  # a crash is an answer, not news
     try:
         if hasattr(test, "hypothesis"):
             test.hypothesis.inner_test(gpu_on_cpu, *arguments, seed)
+        elif test is exact:
+            test(gpu_on_cpu, *arguments, seed)
         else:
+            convolutions.reorder(gpu_on_cpu, seed)
             test(gpu_on_cpu, *arguments)
     except (AssertionError, MemoryError, RuntimeError):
         os._exit(1)
@@ -99,6 +454,7 @@ def fails(test, gpu_on_cpu, arguments, seed):
 
 
 # ---- the instruments themselves ----
+
 
 def test_canaries_see_a_write_on_either_side():
     x = guarded((3, 5), np.float32)
@@ -111,21 +467,48 @@ def test_canaries_see_a_write_on_either_side():
 
 def test_fake_cublas_refuses_what_cublas_would_misread():
     blas = FakeCublas()
-    a, b, c = (np.ones(n, np.float32) for n in (6, 12, 8))               # by columns: 2 x 3, 3 x 4, 2 x 4
+    a, b, c = (np.ones(n, np.float32) for n in (6, 12, 8))  # by columns: 2 x 3, 3 x 4, 2 x 4
     for array in (a, b, c):
         blas.extents[array.ctypes.data] = array.nbytes
     one = np.ones(1, np.float32)
 
     def product(lda=2, ldb=3, ldc=2, k=3, compute=68, beta=0 * one):
-        blas.gemmStridedBatchedEx(0, 0, 0, 2, 4, k, one.ctypes.data, a.ctypes.data, 0, lda, 0, b.ctypes.data, 0, ldb, 0,
-                                  beta.ctypes.data, c.ctypes.data, 0, ldc, 0, 1, compute, -1)
+        blas.gemmStridedBatchedEx(
+            0,
+            0,
+            0,
+            2,
+            4,
+            k,
+            one.ctypes.data,
+            a.ctypes.data,
+            0,
+            lda,
+            0,
+            b.ctypes.data,
+            0,
+            ldb,
+            0,
+            beta.ctypes.data,
+            c.ctypes.data,
+            0,
+            ldc,
+            0,
+            1,
+            compute,
+            -1,
+        )
 
     product()
     assert (c == 3).all()
     product(beta=one)
     assert (c == 6).all()
-    for bad, error in (({"lda": 1}, "A has 2 rows but leading dimension 1"), ({"ldc": 1}, "C has 2 rows"), ({"k": 0}, "empty"),
-                       ({"compute": 64}, "unsupported types")):
+    for bad, error in (
+        ({"lda": 1}, "A has 2 rows but leading dimension 1"),
+        ({"ldc": 1}, "C has 2 rows"),
+        ({"k": 0}, "empty"),
+        ({"compute": 64}, "unsupported types"),
+    ):
         with pytest.raises(ValueError, match=error):
             product(**bad)
     for bad in ({"lda": 3}, {"ldb": 4}, {"ldc": 3}, {"k": 4, "ldb": 4}):

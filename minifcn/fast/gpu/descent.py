@@ -1,0 +1,38 @@
+"""The two ends of a training step on the GPU: pictures in, weights moved. The drawings stand in kernels/descent.cu.
+
+Read after pool.py; read next graph.py.
+"""
+
+import numpy as np
+
+from minifcn.core import backend
+from minifcn.core.dispatch import replaces
+from minifcn.fast.gpu.launch import blocks_of, launch
+from minifcn.fast.gpu.layout import contiguous, first, on_gpu
+from minifcn.functional import step
+
+
+def pictures_on_gpu(images, dtype):
+    """uint8 (N, 3, H, W) on the GPU, wanted as float32."""
+    return (backend.cupy is not None and isinstance(images, backend.cupy.ndarray) and images.dtype == np.uint8
+            and dtype == np.float32 and images.ndim == 4 and images.shape[1] == 3 and 0 < images.size < 2**31)
+
+
+@replaces(step.normalize, when=(pictures_on_gpu,))
+def normalize_gpu(images, dtype=np.float32):
+    N, _, H, W = images.shape
+    x = backend.cupy.empty((N, H, W, 3), np.float32)
+    launch("normalize_images", (blocks_of(N * H * W),), (contiguous(images), x, N, H * W, *step.MEAN, *step.STD))
+    return first(x)
+
+
+def weights_on_gpu(w, g, v):
+    """float32 on the GPU, and weights and velocity that a kernel can write as they are."""
+    return on_gpu(w, g, v) and all(a is None or a.flags.c_contiguous for a in (w, v))
+
+
+@replaces(step.descend, when=(weights_on_gpu,))
+def descend_gpu(w, g, v, lr, momentum, weight_decay):
+    on_device = isinstance(lr, backend.cupy.ndarray)                     # in a recorded step: read when it is played
+    launch("sgd", (blocks_of(w.size),), (w, contiguous(g), v, w.size, lr.reshape(1) if on_device else None,
+                                         0.0 if on_device else lr, momentum, weight_decay, None, 1.0))

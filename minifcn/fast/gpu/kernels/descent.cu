@@ -1,0 +1,40 @@
+// The two ends of a training step.
+//
+//     uint8 images, channel planes -> normalised float32, channels last        gradient descent on a flat run of numbers
+//     r r r r  g g g g  b b b b    -> rgb rgb rgb rgb                          w, g, v are read once, w and v written once
+//
+// Read after cells.cu; it is the last of the kernels that every card runs.
+
+#include "common.cuh"
+
+// step.normalize, in its order of operations: the same bits. A thread takes a pixel.
+
+extern "C" __global__ void normalize_images(const unsigned char* images, float* x, int N, int HW, float mean_r, float mean_g, float mean_b,
+                                            float std_r, float std_g, float std_b) {
+  int q = blockIdx.x * T + threadIdx.x;
+  if (q >= N * HW) return;
+  const unsigned char* pixel = images + (size_t)(q / HW) * 3 * HW + q % HW;
+  float* out = x + (size_t)q * 3;
+  out[0] = (pixel[0] / 255.f - mean_r) / std_r;
+  out[1] = (pixel[HW] / 255.f - mean_g) / std_g;
+  out[2] = (pixel[2 * HW] / 255.f - mean_b) / std_b;
+}
+
+// step.descend. lr lies on the device where a recorded step is to be played with another one (null: lr_number). v is null without
+// momentum. Where *overflowed is not 0, nothing moves (null: no such flag); gradients are multiplied by `unscale` first.
+
+extern "C" __global__ void sgd(float* w, const float* g, float* v, int n, const float* lr, float lr_number, float momentum,
+                               float weight_decay, const int* overflowed, float unscale) {
+  int i = blockIdx.x * T + threadIdx.x;
+  if (i >= n || overflowed && *overflowed) return;
+  float step = g[i] * unscale + weight_decay * w[i];
+  if (v) step = v[i] = momentum * v[i] + step;
+  w[i] -= (lr ? *lr : lr_number) * step;
+}
+
+// *overflowed = 1 where any of n numbers is infinite or no number; left alone else. All who write, write the same.
+
+extern "C" __global__ void find_overflow(const float* g, int n, int* overflowed) {
+  for (int i = blockIdx.x * T + threadIdx.x; i < n; i += gridDim.x * T)
+    if (!(fabsf(g[i]) <= 3.4028234e38f)) *overflowed = 1;
+}

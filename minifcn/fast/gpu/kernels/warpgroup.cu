@@ -1,0 +1,150 @@
+// The 3 x 3 convolution (stride 1, padding 1) on Hopper's asynchronous tensor core, operands in fp16 (sm_90a).
+//
+// Four warps together ask for a product of 64 filters times 256 pixels, straight from shared memory, and go on while it is made:
+//
+//     warps 0 .. 4G-1     ask for products and store the results       (G groups of four warps, 64 filters each)
+//     warp 4G             orders weights, one bulk copy a tap          ring of WEIGHTS stages
+//     the rest            fetch pixels, round them to fp16             ring of 2 stages
+//
+// A tile is 32 rows of 8 pixels. As in patch.cu, its input comes with its border, 64 channels at a time, and serves all nine taps;
+// a tap is another start. That works because the operand is not swizzled:
+//
+//     pixels[chunk of 8 channels][position] of 16 bytes, position = row * 10 + column
+//     8 neighbours of a row are one core of the operand, the next row is the next core: row_step = 10 * 16 bytes,
+//     the next 8 channels lie k_step = POSITIONS * 16 bytes further, and any position can be the start
+//
+// Images are stacked along their rows, H + 1 rows each: the row between two is the zero padding of both, and a tile may reach
+// over it (what it makes there is not stored). Blocks stay and take tile after tile.
+// Weights come as (F / 64G, C / 64, 9, 8, 64G, 8), from pack_warpgroup below. Needs C % 64 == 0, F % (64 G) == 0.
+// Read after weight_gradient.cu; it is the last one. Source: PTX ISA 8.0, "Asynchronous Warpgroup Level Matrix Instructions".
+
+#include "common.cuh"
+#include "hopper.cuh"
+
+template <int G, int FETCHERS, int WEIGHTS>
+__device__ __forceinline__ void warpgroup(const float* x, const unsigned short* packed, float* y, int N, int H, int W, int C, int F) {
+  constexpr int TH = 32, ROWS = TH + 2, ACROSS = 10, POSITIONS = ROWS * ACROSS | 1;        // odd: chunks start in different banks
+  constexpr int FILTERS = 64 * G, PIXELS = 8 * POSITIONS * 16, KERNEL = 8 * FILTERS * 16;  // bytes of a stage
+  DYNAMIC_SHARED(char, bytes);
+  const Shared weights = shared_address(bytes), pixels = weights + WEIGHTS * KERNEL, barriers = pixels + 2 * PIXELS;
+  int* where = (int*)(bytes + WEIGHTS * KERNEL + 2 * PIXELS + 16 * (2 + WEIGHTS));         // of each position, in x; -1: outside
+  auto pixels_there = [=](int s) { return barriers + 8 * s; };
+  auto pixels_free = [=](int s) { return barriers + 8 * (2 + s); };
+  auto weights_there = [=](int s) { return barriers + 8 * (4 + s); };
+  auto weights_free = [=](int s) { return barriers + 8 * (4 + WEIGHTS + s); };
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+  if (thread == 0) {
+    for (int s = 0; s < 2; s++) barrier_make(pixels_there(s), 32 * FETCHERS), barrier_make(pixels_free(s), 4 * G);
+    for (int s = 0; s < WEIGHTS; s++) barrier_make(weights_there(s), 1), barrier_make(weights_free(s), 4 * G);
+    barriers_made();
+  }
+  __syncthreads();
+  const int stacked = H + 1, strips = (W + 7) / 8, sorts = F / FILTERS, blocks = C / 64;
+  const int tiles = sorts * strips * ((N * stacked + TH - 2) / TH);
+
+  if (warp == 4 * G) {                                                     // ---- weights: one thread
+    if (lane == 0)
+      for (int tile = blockIdx.x, k = 0; tile < tiles; tile += gridDim.x) {
+        const char* from = (const char*)packed + (size_t)(tile % sorts) * blocks * 9 * KERNEL;
+        for (int tap = 0; tap < blocks * 9; tap++, k++) {
+          barrier_wait(weights_free(k % WEIGHTS), (k / WEIGHTS & 1) ^ 1);
+          barrier_arrive_expecting(weights_there(k % WEIGHTS), KERNEL);
+          bulk_copy(weights + k % WEIGHTS * KERNEL, from + (size_t)tap * KERNEL, KERNEL, weights_there(k % WEIGHTS));
+        }
+      }
+  } else if (warp > 4 * G) {                                               // ---- pixels
+    constexpr int PASS = 4 * FETCHERS, AT_ONCE = 8;                        // positions of a pass; passes under way
+    const int id = thread - 32 * (4 * G + 1), chunk = id % 8;
+    for (int tile = blockIdx.x, k = 0; tile < tiles; tile += gridDim.x) {
+      const int j0 = tile / sorts % strips * 8, r0 = tile / sorts / strips * TH;
+      part_sync<1, 32 * FETCHERS>();
+      for (int p = id; p < POSITIONS; p += 32 * FETCHERS) {
+        int r = r0 + p / ACROSS - 1, n = r < 0 ? 0 : r / stacked, h = r - n * stacked, s = j0 + p % ACROSS - 1;
+        where[p] = p < ROWS * ACROSS && n < N && h >= 0 && h < H && s >= 0 && s < W ? ((n * H + h) * W + s) * C : -1;
+      }
+      part_sync<1, 32 * FETCHERS>();
+      for (int block = 0; block < blocks; block++, k++) {
+        const Shared to = pixels + k % 2 * PIXELS + chunk * POSITIONS * 16;
+        const float* from = x + block * 64 + chunk * 8;
+        barrier_wait(pixels_free(k % 2), (k / 2 & 1) ^ 1);
+        for (int p = id / 8; p < POSITIONS; p += PASS * AT_ONCE) {
+          float4 held[AT_ONCE][2];
+#pragma unroll
+          for (int q = 0; q < AT_ONCE; q++) {
+            const int at = p + q * PASS < POSITIONS ? where[p + q * PASS] : -1;
+#pragma unroll
+            for (int e = 0; e < 2; e++) held[q][e] = at < 0 ? make_float4(0.f, 0.f, 0.f, 0.f) : ((const float4*)(from + at))[e];
+          }
+#pragma unroll
+          for (int q = 0; q < AT_ONCE; q++) {
+            float4 a = held[q][0], b = held[q][1];
+            unsigned eight[4] = {two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)};
+            if (p + q * PASS < POSITIONS) store16(to + (p + q * PASS) * 16, eight);
+          }
+        }
+        stores_to_tensor_core();
+        barrier_arrive(pixels_there(k % 2));
+      }
+    }
+  } else {                                                                 // ---- products: 64 filters for each four warps
+    const int group = warp >> 2;
+    float d[128];
+    for (int tile = blockIdx.x, kx = 0, kw = 0; tile < tiles; tile += gridDim.x) {
+      for (int block = 0; block < blocks; block++, kx++) {
+        const Operand patch = operand(pixels + kx % 2 * PIXELS, POSITIONS * 16, ACROSS * 16);
+        barrier_wait(pixels_there(kx % 2), kx / 2 & 1);
+#pragma unroll
+        for (int tap = 0; tap < 9; tap++, kw++) {
+          const Operand kernel = operand(weights + kw % WEIGHTS * KERNEL + group * 64 * 16, FILTERS * 16, 128);
+          barrier_wait(weights_there(kw % WEIGHTS), kw / WEIGHTS & 1);
+          warpgroup_begin();
+#pragma unroll
+          for (int c = 0; c < 8; c += 2)                                   // 16 channels each
+            warpgroup_mma(d, moved(kernel, c * FILTERS), moved(patch, tap / 3 * ACROSS + tap % 3 + c * POSITIONS), block + tap + c);
+          warpgroup_commit();
+          warpgroup_wait<1>();                                             // the tap before is done: free what it read
+          if (lane == 0 && block + tap > 0) barrier_arrive(weights_free((kw + WEIGHTS - 1) % WEIGHTS));
+          if (lane == 0 && block > 0 && tap == 0) barrier_arrive(pixels_free((kx + 1) % 2));
+        }
+      }
+      warpgroup_wait<0>();
+      if (lane == 0) barrier_arrive(weights_free((kw + WEIGHTS - 1) % WEIGHTS)), barrier_arrive(pixels_free((kx + 1) % 2));
+      const int j = tile / sorts % strips * 8 + lane % 4 * 2, r0 = tile / sorts / strips * TH;
+      const int f = tile % sorts * FILTERS + group * 64 + warp % 4 * 16 + lane / 4 * 2;
+      int n = r0 / stacked, i = r0 % stacked;
+#pragma unroll
+      for (int r = 0; r < TH; r++) {
+        float* out = y + (((size_t)n * H + i) * W + j) * F + f;
+        if (n < N && i < H) {
+          if (j < W) *(float2*)out = make_float2(d[4 * r], d[4 * r + 2]);
+          if (j + 1 < W) *(float2*)(out + F) = make_float2(d[4 * r + 1], d[4 * r + 3]);
+        }
+        if (++i == stacked) i = 0, n++;
+      }
+    }
+  }
+}
+
+// 64 filters: two blocks on a multiprocessor store in each other's shade. More: two groups share a patch.
+
+extern "C" __global__ void __launch_bounds__(192, 2)
+warpgroup_64(const float* x, const unsigned short* packed, float* y, int N, int H, int W, int C, int F) {
+  warpgroup<1, 1, 3>(x, packed, y, N, H, W, C, F);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+warpgroup_128(const float* x, const unsigned short* packed, float* y, int N, int H, int W, int C, int F) {
+  warpgroup<2, 3, 4>(x, packed, y, N, H, W, C, F);
+}
+
+// w (F, C, 3, 3) -> (F / M, C / 64, 9, 8, M, 8) in fp16, turned as in pack.cu (then F and C are exchanged). Of 16 filters row h*8 + g
+// is filter 2g + h: a thread, which holds rows g and g + 8, then stores two neighbours at once.
+
+extern "C" __global__ void pack_warpgroup(const float* w, unsigned short* packed, int F, int C, int M, int turned) {
+  int k = blockIdx.x * T + threadIdx.x;
+  if (k >= F * C * 9) return;
+  const int inner = turned ? F : C;
+  int e = k % 8, row = k / 8 % M, chunk = k / 8 / M % 8, tap = k / 64 / M % 9, block = k / 64 / M / 9 % (inner / 64);
+  int c = block * 64 + chunk * 8 + e, f = k / 64 / M / 9 / (inner / 64) * M + row / 16 * 16 + row % 8 * 2 + row / 8 % 2;
+  packed[k] = round_half(turned ? w[((size_t)c * C + f) * 9 + 8 - tap] : w[((size_t)f * C + c) * 9 + tap]);
+}

@@ -1,0 +1,47 @@
+"""The two ends of a step on the GPU, against step.normalize and step.descend; and no twin without a test."""
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_cases import U, as_float32, check, few, on_device, reference, seeds
+
+from minifcn.core import dispatch
+from minifcn.fast.gpu import descent
+from minifcn.functional import step
+
+
+@few
+@given(st.integers(1, 700), st.booleans(), st.sampled_from([0.0, 1e-4]), seeds)
+def test_descend(gpu, n, with_velocity, weight_decay, seed):
+    rng = np.random.default_rng(seed)
+    w, g, v = as_float32(*rng.standard_normal((3, n)))
+    v = v if with_velocity else None
+    dw, dg, dv = on_device(gpu, w, g, v)
+    dg = gpu.asarray(np.repeat(g.astype(np.float32), 2))[::2]            # a gradient may have gaps
+    descent.descend_gpu(dw, dg, dv, 0.1, 0.9, weight_decay)
+    reference(step.descend, w, g, v, 0.1, 0.9, weight_decay)
+    check(dw, w, 16 * U * np.abs(w).max() + 16 * U, "w")
+    if with_velocity:
+        check(dv, v, 16 * U * np.abs(v).max() + 16 * U, "v")
+
+
+def test_the_learning_rate_may_lie_on_the_device(gpu):
+    w, g = gpu.ones(5, np.float32), gpu.ones(5, np.float32)
+    descent.descend_gpu(w, g, None, gpu.asarray(np.float32(0.25)), 0.0, 0.0)
+    assert (w.get() == 0.75).all()
+
+
+def test_pictures_are_normalised_to_the_same_bits(gpu):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 13, 17), dtype=np.uint8)
+    got = descent.normalize_gpu(gpu.asarray(images))
+    np.testing.assert_array_equal(got.get(), reference(step.normalize, images))
+    assert got.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def test_every_replacement_has_a_test():
+    texts = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*_kernels.py"))
+    functions = [t.function for twins in dispatch.REPLACEMENTS.values() for t in twins]
+    twins = [f.__name__ for f in functions if ".gpu." in f.__module__]
+    assert len(twins) > 15 and [t for t in twins if t not in texts] == []

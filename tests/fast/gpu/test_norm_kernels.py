@@ -1,0 +1,127 @@
+"""Batch norm, shortcut and ReLU on the GPU, against batchnorm.normalize and fused.normalize_add_relu."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kernel_cases import U, as_float32, check, few, on_device, reference, reorder, seeds
+
+from minifcn.fast import fused
+from minifcn.fast.gpu import norm
+from minifcn.functional import batchnorm
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_gpu(gpu):
+    """Eight blocks fill it, so that a thread sums several pixels of a small array, as it does of a large one on a large GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm, "BLOCKS", 8)
+        yield
+
+
+shapes = st.one_of(
+    st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(2, 20), st.integers(1, 20)),
+    st.tuples(st.integers(2, 30), st.integers(1, 3)))
+SEVERAL_SLABS = (3, 5, 37, 41)                  # 4,551 pixels a channel for two blocks: 9 a thread, or 8
+
+
+@few
+@given(shapes, st.booleans(), seeds)
+@example(SEVERAL_SLABS, True, 0)
+@example((1, 3, 61, 50), False, 1)
+@example((300, 2), False, 2)
+def test_normalize_add_relu(gpu, shape, with_shortcut, seed):
+    rng = np.random.default_rng(seed)
+    reorder(gpu, seed)
+    C = shape[1]
+    spread = rng.uniform(0.1, 3, shape[:2] + (1,) * (len(shape) - 2))
+    x, w, b, shortcut, gy = as_float32(rng.standard_normal(shape) * spread + 10 * rng.standard_normal(), rng.uniform(0.5, 2, C),
+                                       rng.standard_normal(C), rng.standard_normal(shape), rng.standard_normal(shape))
+    shortcut = shortcut if with_shortcut else None
+    y, mean, var, saved = reference(fused.normalize_add_relu, x, w, b, shortcut, 1e-5)
+    dx, dw, db, dshortcut, dgy = on_device(gpu, x, w, b, shortcut, gy)
+    got_y, got_mean, got_var, got_saved = norm.normalize_add_relu_gpu(dx, dw, db, dshortcut, 1e-5)
+    large, sharp = np.abs(x).max(), 1 / np.sqrt(var.min() + 1e-5)        # x - mean cancels: its error grows with both
+    check(got_mean, mean, 16 * U * large, "mean")
+    check(got_var, var, 64 * U * (var + large * np.sqrt(var) + U * large**2), "var")
+    check(got_y, y, 100 * U * (1 + large * sharp) * (1 + np.abs(y).max()), "y")
+
+    on = got_y.get() > 0                        # the pixels that the kernel let pass: rounding may move one across 0
+    gx, gw, gb, gshortcut = reference(fused.normalize_add_relu_grad, gy, on.astype(float), w, saved)
+    gots = norm.normalize_add_relu_grad_gpu(dgy, got_y, dw, got_saved)
+    total = np.abs(gy).sum()
+    check(gots[2], gb, 32 * U * total, "gb")
+    check(gots[1], gw, 200 * U * (1 + large * sharp) * total, "gw")
+    check(gots[0], gx, 200 * U * (1 + large * sharp) * (1 + np.abs(gx).max()) * (1 + sharp), "gx")
+    if with_shortcut:
+        check(gots[3], gshortcut, 0, "gshortcut")
+    else:
+        assert gots[3] is None
+
+
+@few
+@given(shapes, seeds)
+@example(SEVERAL_SLABS, 0)
+def test_normalize(gpu, shape, seed):
+    rng = np.random.default_rng(seed)
+    reorder(gpu, seed)
+    x, gy = as_float32(rng.standard_normal(shape), rng.standard_normal(shape))
+    w, b = as_float32(rng.uniform(0.5, 2, shape[1]), rng.standard_normal(shape[1]))
+    y, _, var, saved = reference(batchnorm.normalize, x, w, b, 1e-5)
+    dx, dgy, dw, db = on_device(gpu, x, gy, w, b)
+    got_y, _, _, got_saved = norm.normalize_gpu(dx, dw, db, 1e-5)
+    sharp = 1 / np.sqrt(var.min() + 1e-5)
+    check(got_y, y, 200 * U * (1 + sharp), "y")
+    for name, got, wanted in zip(("gx", "gw", "gb"), norm.normalize_grad_gpu(dgy, dw, got_saved),
+                                 reference(batchnorm.normalize_grad, gy, w, saved), strict=True):
+        check(got, wanted, 200 * U * (1 + sharp) ** 2 * (1 + np.abs(wanted).max()) * (1 + np.abs(gy).sum(0).max()), name)
+
+
+def test_the_variance_does_not_cancel(gpu):
+    """Mean 1,000 and deviation 0.1: the sum of squares minus the squared sum would lose all but the first digit."""
+    x, = as_float32(1000 + 0.1 * np.random.default_rng(0).standard_normal((3, 2, 31, 29)))
+    ones = gpu.ones(2, np.float32)
+    _, _, var, _ = norm.normalize_gpu(*on_device(gpu, x), ones, ones, 1e-5)
+    np.testing.assert_allclose(var.get(), x.var(axis=(0, 2, 3)), rtol=64 * U)         # a few roundings of the centred values
+
+
+@few
+@given(shapes, seeds)
+@example(SEVERAL_SLABS, 0)
+def test_scale_shift(gpu, shape, seed):
+    rng = np.random.default_rng(seed)
+    reorder(gpu, seed)
+    x, scale, shift = as_float32(*(rng.standard_normal(s) for s in (shape, shape[1], shape[1])))
+    check(norm.scale_shift_gpu(*on_device(gpu, x, scale, shift)), reference(batchnorm.scale_shift, x, scale, shift),
+          2 * U * (np.abs(x).max() * np.abs(scale).max() + np.abs(shift).max()))
+
+
+@pytest.mark.parametrize("C", [1, 31, 33, 255, 257, 300])
+def test_any_number_of_channels(gpu, C):
+    """Groups of four and of one, ragged blocks of groups, and one pixel a map."""
+    rng = np.random.default_rng(C)
+    for shape in ((3, C, 1, 1), (2, C, 5, 3)):
+        test_normalize_add_relu.hypothesis.inner_test(gpu, shape, True, int(rng.integers(100)))
+
+
+@pytest.mark.parametrize("spread", [0.1, 30.0])
+def test_a_mean_of_ten_thousand(gpu, spread):
+    """... and an outlier where a sum would begin: neither sums of squares nor a first pixel as the centre would do."""
+    rng = np.random.default_rng(0)
+    x = 1e4 + spread * rng.standard_normal((3, 8, 31, 29))
+    x[0, :, 0, 0] = 0
+    x, = as_float32(x)
+    ones = gpu.ones(8, np.float32)
+    _, mean, var, _ = norm.normalize_gpu(*on_device(gpu, x), ones, ones, 1e-5)
+    np.testing.assert_allclose(mean.get(), x.mean(axis=(0, 2, 3)), rtol=64 * U)
+    np.testing.assert_allclose(var.get(), x.var(axis=(0, 2, 3)), rtol=1e-5)
+
+
+def test_running_statistics_move(gpu):
+    rng = np.random.default_rng(0)
+    arrays = as_float32(*(rng.uniform(0.5, 2, 300) for _ in range(4)))
+    placed = on_device(gpu, *arrays)
+    norm.move_running_gpu(*placed, 7, 0.1)
+    reference(batchnorm.move_running, *arrays, 7, 0.1)
+    check(placed[0], arrays[0], 8 * U * 2)
+    check(placed[1], arrays[1], 8 * U * 2)
