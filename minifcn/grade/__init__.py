@@ -1,4 +1,59 @@
-"""Is this function right? Properties for the reader's own convolution, batch norm or loss, and for ours.
+"""Is this function right? Levels of properties for the reader's own convolution, batch norm or loss, and for ours.
 
-Nothing here is imported by the library itself; `oracle` alone holds every formula once more, as loops.
+    verdict = grade(conv2d, "conv2d")           a dict; show(verdict) prints it
+    tests = tests("conv2d", conv2d)             in a test module: one pytest test for each level
+
+`minifcn grade mine.py:conv2d` does the same in a process of its own, which survives what hangs or crashes. Hypothesis draws the
+cases: pip install 'minifcn[grade]'. Nothing here is imported by the library itself.
+
+Read oracle (the right answers as loops), draw, subject and subjects/ (what can be graded), call, levels (the properties), search,
+paste, judge, diagnosis and catalogue/ (wrong versions to compare with), load, adapt, isolate, report, exercises, command.
 """
+
+from minifcn.grade.judge import judge
+from minifcn.grade.levels import levels_of
+from minifcn.grade.report import show
+from minifcn.grade.subjects import SUBJECTS
+
+__all__ = ["grade", "tests", "show"]
+
+
+def grade(function, name, deep=False):
+    """The verdict on a function as a dict (judge.judge), in this process.
+
+    name: what it is meant to be, one of SUBJECTS. deep: 25 times the cases. Raises ValueError for another name.
+    """
+    return judge(subject_of(name), function, deep=deep)
+
+
+def tests(name, function):
+    """A test function for pytest, with one case for each level; advisory levels are skipped where they fail."""
+    import pytest
+
+    subject = subject_of(name)
+
+    @pytest.mark.parametrize("level", [level.name for level in levels_of(subject)])
+    def test(level):
+        verdict = judge(subject, function, only=level)
+        if verdict["advice"]:
+            pytest.skip(verdict["advice"][0]["note"])
+        assert verdict["state"] == "right", as_text(verdict)
+
+    return test
+
+
+def as_text(verdict):
+    """What show() prints."""
+    import io
+
+    from minifcn.grade.report import Printer
+
+    text = io.StringIO()
+    show(verdict, Printer(text))
+    return text.getvalue()
+
+
+def subject_of(name):
+    if name not in SUBJECTS:
+        raise ValueError(f"{name!r} cannot be graded; what can: {', '.join(SUBJECTS)}")
+    return SUBJECTS[name]

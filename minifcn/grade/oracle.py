@@ -3,7 +3,7 @@
 Shares no code with minifcn and no idea with it either: no padding (a tap outside the image is skipped), no views, no
 matrices. Slow on purpose. Everything but the maximum also takes complex numbers, so that a test can read a derivative
 off the imaginary part of f(x + 1e-30j v): the complex step, which has no cancellation and so no step size to choose
-(Squire & Trapp 1998). test_oracle.py compares it with numbers worked out by hand.
+(Squire & Trapp 1998). tests/grade/test_oracle.py compares it with numbers worked out by hand.
 """
 
 from itertools import product
@@ -40,6 +40,57 @@ def conv_transpose2d(x, w, b, stride, padding, output_padding, dilation):
         if 0 <= h < OH and 0 <= k < OW:
             y[:, :, h, k] += x[:, :, i, j].astype(y.dtype) @ w[:, :, u, v]
     return y
+
+
+def taps(hw, khw, ohw, stride, padding, dilation):
+    """Every (i, j, u, v, h, k) where the window at (i, j) reads the pixel (h, k) of the image through its tap (u, v)."""
+    for i, j, u, v in product(range(ohw[0]), range(ohw[1]), range(khw[0]), range(khw[1])):
+        h = i * stride[0] + u * dilation[0] - padding[0]
+        k = j * stride[1] + v * dilation[1] - padding[1]
+        if 0 <= h < hw[0] and 0 <= k < hw[1]:
+            yield i, j, u, v, h, k
+
+
+def conv2d_grad_x(gy, w, hw, stride, padding, dilation):
+    """gx[n,c,h,k] = sum of w[f,c,u,v] gy[n,f,i,j] over the windows that read pixel (h, k)."""
+    gx = np.zeros((len(gy), w.shape[1], *hw), np.result_type(gy, w, np.float64))
+    for i, j, u, v, h, k in taps(hw, w.shape[2:], gy.shape[2:], stride, padding, dilation):
+        gx[:, :, h, k] += gy[:, :, i, j].astype(gx.dtype) @ w[:, :, u, v]
+    return gx
+
+
+def conv2d_grad_w(gy, x, khw, stride, padding, dilation):
+    """gw[f,c,u,v] = sum of gy[n,f,i,j] x[n,c,h,k] over the pixels that tap (u, v) reads."""
+    gw = np.zeros((gy.shape[1], x.shape[1], *khw), np.result_type(gy, x, np.float64))
+    for i, j, u, v, h, k in taps(x.shape[2:], khw, gy.shape[2:], stride, padding, dilation):
+        gw[:, :, u, v] += gy[:, :, i, j].astype(gw.dtype).T @ x[:, :, h, k]
+    return gw
+
+
+def im2col(x, khw, ohw, stride, padding, dilation):
+    """cols[n, (c,u,v), (i,j)] = the pixel (h, k) of channel c that the window at (i, j) reads through its tap (u, v)."""
+    cols = np.zeros((*x.shape[:2], *khw, *ohw), np.result_type(x, np.float64))
+    for i, j, u, v, h, k in taps(x.shape[2:], khw, ohw, stride, padding, dilation):
+        cols[:, :, u, v, i, j] = x[:, :, h, k]
+    return cols.reshape(len(x), x.shape[1] * khw[0] * khw[1], ohw[0] * ohw[1])
+
+
+def col2im(cols, hw, khw, ohw, stride, padding, dilation):
+    """x[n,c,h,k] = the sum of all columns that read the pixel (h, k)."""
+    C = cols.shape[1] // (khw[0] * khw[1])
+    parts = cols.reshape(len(cols), C, *khw, *ohw)
+    x = np.zeros((len(cols), C, *hw), np.result_type(cols, np.float64))
+    for i, j, u, v, h, k in taps(hw, khw, ohw, stride, padding, dilation):
+        x[:, :, h, k] += parts[:, :, u, v, i, j]
+    return x
+
+
+def conv_matrix(w, hw, ohw, stride, padding, dilation):
+    """W[(f,i,j), (c,h,k)] = w[f,c,u,v] where the window at (i, j) reads the pixel (h, k) through (u, v), else 0."""
+    (F, C), W = w.shape[:2], np.zeros((w.shape[0], *ohw, w.shape[1], *hw), np.result_type(w, np.float64))
+    for i, j, u, v, h, k in taps(hw, w.shape[2:], ohw, stride, padding, dilation):
+        W[:, i, j, :, h, k] = w[:, :, u, v]
+    return W.reshape(F * ohw[0] * ohw[1], C * hw[0] * hw[1])
 
 
 def matmul(a, b):
@@ -163,3 +214,45 @@ def cross_entropy(x, labels, weight, ignore_index):
             weights[index] = weight[t]
             loss[index] = -logp[(index[0], t, *index[1:])] * weight[t]
     return loss, weights
+
+
+def bilinear_kernel(channels, kernel):
+    """A tent around the middle of the kernel for each channel with itself, 0 between two channels."""
+    w, reach = np.zeros((channels, channels, kernel, kernel)), (kernel + 1) // 2
+    for c, u, v in product(range(channels), range(kernel), range(kernel)):
+        w[c, c, u, v] = (1 - abs(u - _middle(kernel)) / reach) * (1 - abs(v - _middle(kernel)) / reach)
+    return w
+
+
+def _middle(kernel):
+    return (kernel - 1) / 2
+
+
+def sgd(w, g, v, lr, momentum, weight_decay):
+    """(w, v) after one step, number by number; v may be None."""
+    after, speed = np.zeros(w.shape), None if v is None else np.zeros(w.shape)
+    for index in np.ndindex(w.shape):
+        slope = g[index] + weight_decay * w[index]
+        if v is not None:
+            slope = speed[index] = momentum * v[index] + slope
+        after[index] = w[index] - lr * slope
+    return after, speed
+
+
+def confusion_matrix(labels, prediction, classes, ignore_index):
+    """counts[t, p]: the pixels of class t that were called p."""
+    counts = np.zeros((classes, classes), np.int64)
+    for t, p in zip(labels.reshape(-1), prediction.reshape(-1)):
+        if t != ignore_index:
+            counts[t, p] += 1
+    return counts
+
+
+def mean_iou(counts):
+    """The mean over the classes that occur, in truth or prediction, of hits / (truth + prediction - hits)."""
+    scores = []
+    for c in range(len(counts)):
+        union = counts[c, :].sum() + counts[:, c].sum() - counts[c, c]
+        if union:
+            scores.append(counts[c, c] / union)
+    return sum(scores) / len(scores) if scores else 0.0

@@ -52,6 +52,34 @@ def test_conv_transpose2d_channels():
     assert oracle.conv_transpose2d(x, w, np.zeros(3), (1, 1), (0, 0), (0, 0), (1, 1)).ravel().tolist() == [41, 52, 63]
 
 
+def test_the_gradients_of_conv2d():
+    """x 1 x 3, w 1 x 2, so y[0] = w0 x0 + w1 x1 and y[1] = w0 x1 + w1 x2."""
+    x, w, gy, one = image([2, 3, 5]), image([10, 1]), image([1, 7]), ((1, 1), (0, 0), (1, 1))
+    assert oracle.conv2d_grad_x(gy, w, (1, 3), *one)[0, 0].tolist() == [[10, 1 + 70, 7]]
+    assert oracle.conv2d_grad_w(gy, x, (1, 2), *one)[0, 0].tolist() == [[2 + 21, 3 + 35]]
+    assert oracle.conv2d_grad_x(image([1], [4]), w, (2, 3), (2, 2), (1, 1), (1, 2))[0, 0].tolist() == [[0, 0, 0], [0, 4, 0]]
+    channels = oracle.conv2d_grad_w(np.array([1.0, 2]).reshape(1, 2, 1, 1), np.array([3.0, 5]).reshape(1, 2, 1, 1), (1, 1), *one)
+    assert channels[..., 0, 0].tolist() == [[3, 5], [6, 10]]
+
+
+def test_columns_and_matrix():
+    one = ((1, 1), (0, 0), (1, 1))
+    x = image([0, 1, 2], [3, 4, 5], [6, 7, 8])
+    cols = oracle.im2col(x, (2, 2), (2, 2), *one)
+    assert cols.tolist() == [[[0, 1, 3, 4], [1, 2, 4, 5], [3, 4, 6, 7], [4, 5, 7, 8]]]
+    assert oracle.col2im(cols, (3, 3), (2, 2), (2, 2), *one)[0, 0].tolist() == [[0, 2, 2], [6, 16, 10], [6, 14, 8]]
+    assert oracle.conv_matrix(image([1, 2]), (1, 3), (1, 2), *one).tolist() == [[1, 2, 0], [0, 1, 2]]
+    assert oracle.conv_matrix(image([1, 2]), (1, 2), (1, 2), (1, 2), (0, 1), (1, 1)).tolist() == [[2, 0], [0, 1]]
+
+
+def test_steps_and_scores():
+    w, v = oracle.sgd(np.array([1.0, 2]), np.array([10.0, 0]), np.array([4.0, 0]), 0.1, 0.5, 2.0)
+    assert v.tolist() == [14, 4] and w.tolist() == pytest.approx([-0.4, 1.6])
+    assert oracle.bilinear_kernel(1, 4)[0, 0, 0].tolist() == [0.0625, 0.1875, 0.1875, 0.0625]
+    counts = oracle.confusion_matrix(np.array([0, 0, 1, 255]), np.array([0, 1, 1, 0]), 3, 255)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]] and oracle.mean_iou(counts) == 0.5
+
+
 def test_matmul():
     assert oracle.matmul(np.array([[1, 2], [3, 4]]), np.array([[5, 6], [7, 8]])).tolist() == [[19, 22], [43, 50]]
 

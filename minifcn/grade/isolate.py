@@ -1,0 +1,149 @@
+"""Grade in a process of its own: a function that hangs in C, kills its process or writes to the terminal hurts nobody.
+
+The child (`python -m minifcn.grade.isolate`) reads a job from stdin and writes one JSON line when the reader's file is loaded
+and one with the verdict. Before every call it notes the arguments in a file, so that a call that never returns is known.
+Read after adapt.py; read next report.py.
+"""
+
+import json
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from minifcn.grade.adapt import ADAPTERS
+from minifcn.grade.call import Wrong
+from minifcn.grade.judge import DEEP_SECONDS, SECONDS, judge, shown_counterexample
+from minifcn.grade.load import load
+from minifcn.grade.search import MissingHypothesis
+from minifcn.grade.subjects import SUBJECTS
+
+LOADING = 60.0                                  # seconds for the reader's file, which may import torch
+SPARE = 1.5                                     # seconds after which a child that should be done is killed
+
+
+class BlackBox:
+    """Remembers the arguments of the latest call in a file, however the process ends."""
+
+    def __init__(self, path):
+        self.file, self.level = open(path, "r+b", buffering=0), ""
+
+    def __call__(self, arguments):
+        note = pickle.dumps((self.level, arguments))
+        self.file.seek(0)
+        self.file.write(len(note).to_bytes(8, "little") + note)
+
+    @staticmethod
+    def read(path):
+        """(level, arguments), or None before the first call."""
+        data = Path(path).read_bytes()
+        return pickle.loads(data[8:8 + int.from_bytes(data[:8], "little")]) if data else None
+
+
+def isolated(target, deep=False, arrays="numpy"):
+    """judge() for a Target in a child process; "state" may also be "could not run", with "error"."""
+    if target.error:
+        return _unable(target, target.error)
+    with tempfile.TemporaryDirectory() as folder:
+        box = Path(folder, "call")
+        box.touch()
+        job = {"file": target.file, "name": target.name, "subject": target.subject, "deep": deep, "arrays": arrays,
+               "box": str(box)}
+        child = subprocess.Popen([sys.executable, "-m", "minifcn.grade.isolate"], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
+                                 env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+                                                   "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+        try:
+            child.stdin.write(json.dumps(job))
+            child.stdin.close()
+            lines = queue.Queue()
+            threading.Thread(target=_pump, args=(child.stdout, lines), daemon=True).start()
+            limit = DEEP_SECONDS if deep else SECONDS
+            loaded = _next(lines, LOADING)
+            if loaded is None:
+                return _unable(target, f"loading {target.file} takes more than {LOADING:g} s or ends Python")
+            if "error" in loaded:
+                return _unable(target, loaded["error"])
+            verdict = _next(lines, limit + SPARE)
+            if verdict is not None:
+                return verdict
+            child.kill() if child.poll() is None and lines.empty() else None
+            return _lost(target, box, child.wait())
+        finally:
+            child.kill()
+            child.wait()
+
+
+def _pump(stream, lines):
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _next(lines, seconds):
+    try:
+        line = lines.get(timeout=seconds)
+    except queue.Empty:
+        return None
+    return None if line is None else json.loads(line)
+
+
+def _unable(target, error):
+    return {"function": target.subject, "state": "could not run", "error": error, "levels": [], "counterexample": None,
+            "advice": [], "diagnosis": None, "notes": [], "seconds": 0.0}
+
+
+def _lost(target, box, code):
+    """The verdict on a function whose process had to be killed or ended by itself."""
+    latest = BlackBox.read(box)
+    if latest is None:
+        return _unable(target, f"the process ended before the first call (exit code {code})")
+    level, arguments = latest
+    if code == -getattr(signal, "SIGKILL", 9):
+        note = "does not return, and does not let itself be interrupted"
+    else:
+        note = f"ends the process ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+    subject = SUBJECTS[target.subject]
+    shown = shown_counterexample(subject, Wrong(note, arguments), level, Path(target.file).stem)
+    return _unable(target, "") | {"state": "wrong", "counterexample": shown,
+                                  "levels": [{"level": level, "why": "", "state": "failed", "advisory": False}]}
+
+
+def child():
+    """The child's whole life."""
+    job, answers = json.loads(sys.stdin.read()), os.fdopen(os.dup(1), "w", encoding="utf-8")
+
+    def answer(value):
+        print(json.dumps(value), file=answers, flush=True)
+
+    with tempfile.TemporaryFile() as noise:
+        os.dup2(noise.fileno(), 1)
+        os.dup2(noise.fileno(), 2)
+        try:
+            function = ADAPTERS[job["arrays"]](load(job["file"], job["name"]))
+        except (Exception, SystemExit) as error:
+            answer({"error": f"{Path(job['file']).name}: {type(error).__name__}: {error}"})
+            return
+        answer({"loaded": True})
+        before = os.fstat(1).st_size
+        try:
+            verdict = judge(SUBJECTS[job["subject"]], function, Path(job["file"]).stem, job["deep"], BlackBox(job["box"]))
+        except MissingHypothesis as error:
+            verdict = _unable(_Job(job["subject"]), str(error))
+        if os.fstat(1).st_size > before and not verdict["notes"]:
+            verdict["notes"].append("writes to the terminal past Python's print")
+        answer(verdict)
+
+
+class _Job:
+    def __init__(self, subject):
+        self.subject = subject
+
+
+if __name__ == "__main__":
+    child()

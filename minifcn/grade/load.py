@@ -1,0 +1,71 @@
+"""Find the functions that can be graded in a file or a folder of the reader's, and load them.
+
+Looking reads the source and runs nothing; loading runs the file, with its folder on the import path.
+Read after diagnosis.py; read next isolate.py.
+"""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from minifcn.grade.subjects import SUBJECTS
+
+
+class Target(NamedTuple):
+    file: str
+    name: str                                   # in the file
+    subject: str                                # what it is graded as
+    error: str | None = None                    # why it cannot be graded
+
+
+def find(path):
+    """The Targets of a file or of all files of a folder, in the order of the subjects. Raises ValueError for none."""
+    path = Path(path)
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    found = {}
+    for file in files:
+        try:
+            names = set(_defined(ast.parse(file.read_text(encoding="utf-8")).body))
+        except (SyntaxError, UnicodeDecodeError) as error:
+            where = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+            found[f"({file.name})"] = Target(str(file), "", file.name, f"{type(error).__name__}: {error.args[0]}{where}")
+            continue
+        for name in SUBJECTS.keys() & names:
+            if name in found:
+                raise ValueError(f"{name} is defined twice: in {found[name].file} and in {file}")
+            found[name] = Target(str(file), name, name)
+    if not found:
+        raise ValueError(f"{path}: defines none of the functions that can be graded (minifcn grade --list)")
+    order = list(SUBJECTS)
+    return sorted(found.values(), key=lambda t: (order.index(t.subject) if t.subject in SUBJECTS else -1))
+
+
+def _defined(body):
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (t.id for t in node.targets if isinstance(t, ast.Name))
+        elif isinstance(node, ast.ImportFrom):
+            yield from (a.asname or a.name for a in node.names)
+
+
+def load(file, name):
+    """The object `name` of a file. Raises ValueError if it is not there, and whatever the file raises."""
+    path = Path(file).resolve()
+    if not path.exists():
+        raise ValueError(f"{file}: no such file")
+    module = sys.modules.get(path.stem)
+    if module is None or getattr(module, "__file__", None) != str(path):
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise ValueError(f"{file} defines no {name}")
+    return getattr(module, name)
