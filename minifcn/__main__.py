@@ -1,6 +1,6 @@
-"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, export, download, convert and check. It
-parses and prints; training/run.py, inference.py, check.py, convert.py and files/download.py do the work, and are as easily
-called from Python.
+"""The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, export, download, convert, check, grade
+and exercises. It parses and prints; training/run.py, inference.py, check.py, convert.py, grade/command.py and files/download.py
+do the work, and are as easily called from Python.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
 from minifcn.export import OPSET, to_onnx, write_onnx
 from minifcn.files.download import SOURCES, DownloadError, download
+from minifcn.grade.command import COMMANDS as GRADING
 from minifcn.inference import METHODS, predict_files
 from minifcn.training import chapter
 from minifcn.training.checkpoint import CheckpointError, load_model
@@ -284,6 +285,7 @@ COMMANDS = {
         _check, _check_arguments, "check this installation, a network or a data set",
         "Show versions and back ends and check the gradient of every op. With a checkpoint: list its layers, their shapes, "
         "parameters and arithmetic, and what a training step takes. With --data: report everything wrong with a data set."),
+    **GRADING,
 }
 
 

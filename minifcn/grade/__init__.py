@@ -6,11 +6,12 @@
 `minifcn grade mine.py:conv2d` does the same in a process of its own, which survives what hangs or crashes. Hypothesis draws the
 cases: pip install 'minifcn[grade]'. Nothing here is imported by the library itself.
 
-Read oracle (the right answers as loops), draw, subject and subjects/ (what can be graded), call, levels (the properties), search,
-paste, judge, diagnosis and catalogue/ (wrong versions to compare with), load, adapt, isolate, report, exercises, command.
+Read oracle (the right answers as loops), draw, subject and subjects/ (what can be graded), call, levels (the properties),
+search, paste, judge, diagnosis and catalogue/ (wrong versions to compare with), load, adapt, isolate, report, exercises,
+command.
 """
 
-from minifcn.grade.judge import judge
+from minifcn.grade import judge
 from minifcn.grade.levels import levels_of
 from minifcn.grade.report import show
 from minifcn.grade.subjects import SUBJECTS
@@ -23,7 +24,7 @@ def grade(function, name, deep=False):
 
     name: what it is meant to be, one of SUBJECTS. deep: 25 times the cases. Raises ValueError for another name.
     """
-    return judge(subject_of(name), function, deep=deep)
+    return judge.judge(subject_of(name), function, deep=deep)
 
 
 def tests(name, function):
@@ -34,7 +35,7 @@ def tests(name, function):
 
     @pytest.mark.parametrize("level", [level.name for level in levels_of(subject)])
     def test(level):
-        verdict = judge(subject, function, only=level)
+        verdict = judge.judge(subject, function, only=level)
         if verdict["advice"]:
             pytest.skip(verdict["advice"][0]["note"])
         assert verdict["state"] == "right", as_text(verdict)

@@ -10,9 +10,12 @@ def on_torch(function):
     """A function of torch Tensors as one of ndarrays; Tensors share memory with them, so changes in place arrive."""
     import torch
 
+    def into(v):
+        if isinstance(v, np.ndarray):            # torch knows no negative strides
+            return torch.from_numpy(v.copy() if any(s < 0 for s in v.strides) else v)
+        return v
+
     def call(*args, **kwargs):
-        into = lambda v: torch.from_numpy(np.ascontiguousarray(v) if any(s < 0 for s in v.strides) else v) if isinstance(  # noqa: E731
-            v, np.ndarray) else v
         result = function(*map(into, args), **{k: into(v) for k, v in kwargs.items()})
         back = lambda v: v.detach().numpy() if isinstance(v, torch.Tensor) else v  # noqa: E731
         return tuple(map(back, result)) if isinstance(result, tuple) else back(result)

@@ -5,8 +5,6 @@ errors, changed arguments, shared memory. One disagreement and nothing is said.
 Read after judge.py; read next catalogue/.
 """
 
-import time
-
 import numpy as np
 
 from minifcn.grade.call import Caller, Hang, NotBegun, Wrong
@@ -59,8 +57,8 @@ def same(a, b):
     return True
 
 
-def diagnose(subject, call, wrong=None, deadline=np.inf, seeds=range(INPUTS)):
-    """The sentence of the one catalogue entry that agrees everywhere, or None. wrong: the counterexample, for one input more."""
+def diagnose(subject, call, wrong=None, clock=lambda: 0.0, deadline=np.inf, seeds=range(INPUTS)):
+    """The sentence of the one catalogue entry that agrees everywhere, or None. wrong: the counterexample, one input more."""
     candidates = {entry.sentence: Caller(subject, entry.function) for entry in entries_of(subject.name)}
     first = []
     if wrong is not None and wrong.arguments.keys() <= _parameters(subject):
@@ -68,7 +66,7 @@ def diagnose(subject, call, wrong=None, deadline=np.inf, seeds=range(INPUTS)):
     differs = False
     try:
         for arguments in (*first, *inputs_of(subject, seeds)):
-            if not candidates or time.perf_counter() > deadline:
+            if not candidates or clock() > deadline:
                 return None
             mine = behaviour(subject, call, arguments)
             candidates = {s: c for s, c in candidates.items() if same(mine, behaviour(subject, c, arguments))}

@@ -14,17 +14,19 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import warnings
 from pathlib import Path
 
 from minifcn.grade.adapt import ADAPTERS
 from minifcn.grade.call import Wrong
-from minifcn.grade.judge import DEEP_SECONDS, SECONDS, judge, shown_counterexample
+from minifcn.grade.judge import judge, shown_counterexample
 from minifcn.grade.load import load
 from minifcn.grade.search import MissingHypothesis
 from minifcn.grade.subjects import SUBJECTS
 
 LOADING = 60.0                                  # seconds for the reader's file, which may import torch
-SPARE = 1.5                                     # seconds after which a child that should be done is killed
+SILENCE = 7.0                                   # seconds without a new call, after which a child is killed
 
 
 class BlackBox:
@@ -63,16 +65,16 @@ def isolated(target, deep=False, arrays="numpy"):
             child.stdin.close()
             lines = queue.Queue()
             threading.Thread(target=_pump, args=(child.stdout, lines), daemon=True).start()
-            limit = DEEP_SECONDS if deep else SECONDS
             loaded = _next(lines, LOADING)
             if loaded is None:
                 return _unable(target, f"loading {target.file} takes more than {LOADING:g} s or ends Python")
             if "error" in loaded:
                 return _unable(target, loaded["error"])
-            verdict = _next(lines, limit + SPARE)
+            verdict = _while_it_calls(lines, box)
             if verdict is not None:
                 return verdict
-            child.kill() if child.poll() is None and lines.empty() else None
+            if child.poll() is None:
+                child.kill()
             return _lost(target, box, child.wait())
         finally:
             child.kill()
@@ -86,11 +88,25 @@ def _pump(stream, lines):
 
 
 def _next(lines, seconds):
+    """The next answer; None if the child ended or says nothing for so long."""
     try:
         line = lines.get(timeout=seconds)
     except queue.Empty:
         return None
     return None if line is None else json.loads(line)
+
+
+def _while_it_calls(lines, box):
+    """The verdict; None if the child ended, or started no call for SILENCE seconds. It keeps its own time limit."""
+    latest, since = None, time.monotonic()
+    while time.monotonic() - since < SILENCE:
+        try:
+            line = lines.get(timeout=0.2)
+            return None if line is None else json.loads(line)
+        except queue.Empty:
+            if latest != box.stat().st_mtime_ns:
+                latest, since = box.stat().st_mtime_ns, time.monotonic()
+    return None
 
 
 def _unable(target, error):
@@ -121,6 +137,7 @@ def child():
     def answer(value):
         print(json.dumps(value), file=answers, flush=True)
 
+    warnings.simplefilter("ignore")              # NumPy's, of NaN and infinity; what the function prints is counted below
     with tempfile.TemporaryFile() as noise:
         os.dup2(noise.fileno(), 1)
         os.dup2(noise.fileno(), 2)

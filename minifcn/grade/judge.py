@@ -4,11 +4,9 @@ A verdict is a plain dict, ready for JSON: it travels between processes.
 Read after paste.py; read next diagnosis.py.
 """
 
-import time
-
 import numpy as np
 
-from minifcn.grade.call import CALL_SECONDS, Caller, Hang, NotBegun, Wrong
+from minifcn.grade.call import CALL_SECONDS, Caller, Clock, Hang, NotBegun, Wrong
 from minifcn.grade.diagnosis import diagnose
 from minifcn.grade.levels import levels_of
 from minifcn.grade.paste import lines_to_paste, side_by_side
@@ -17,6 +15,7 @@ from minifcn.grade.search import search
 EXAMPLES, DEEP_EXAMPLES = 40, 1000              # cases of a level
 SECONDS, DEEP_SECONDS = 8.0, 300.0              # of one function, without the start of a process
 DIAGNOSIS = 1.0                                 # second kept for naming the bug
+SHARES = 4                                      # a level gets at most one part of so many of the time that is left
 
 
 def judge(subject, function, module="", deep=False, before=None, only=None):
@@ -25,12 +24,11 @@ def judge(subject, function, module="", deep=False, before=None, only=None):
     {"function", "state": "right" | "wrong" | "not begun", "levels": [{"level", "why", "state", "advisory"}],
     "counterexample": {"level", "note", "paste", "table", "formula"} | None, "advice": [counterexamples of advisory levels],
     "diagnosis": str | None, "notes": [str], "seconds"}; a level is "passed", "failed" or "locked".
-    module: where the function comes from, for the lines to paste. before: a BlackBox, told the level and the arguments of every call.
-    only: the name of one level, for tests().
+    module: where the function comes from, for the lines to paste. before: a BlackBox, told the level and the arguments of
+    every call. only: the name of one level, for tests().
     """
-    start, call = time.perf_counter(), Caller(subject, function, before)
+    clock, call = Clock(), Caller(subject, function, before)
     examples, seconds = (DEEP_EXAMPLES, DEEP_SECONDS) if deep else (EXAMPLES, SECONDS)
-    end = start + seconds - DIAGNOSIS
     verdict = {"function": subject.name, "state": "right", "levels": [], "counterexample": None, "advice": [],
                "diagnosis": None, "notes": [], "seconds": 0.0}
     levels, locked = [level for level in levels_of(subject) if only in (None, level.name)], False
@@ -41,11 +39,11 @@ def judge(subject, function, module="", deep=False, before=None, only=None):
             continue
         if before is not None:
             before.level = level.name
-        now = time.perf_counter()
-        deadline = max(now + 0.2, now + (end - now) / min(4, len(levels) - position))
+        left = seconds - DIAGNOSIS - clock()
+        deadline = clock() + max(0.2, left / min(SHARES, len(levels) - position))
         hung = False
         try:
-            wrong = search(level, call, examples, deadline)
+            wrong = search(level, call, examples, lambda: clock() > deadline)  # noqa: B023  used within this turn
         except NotBegun:
             verdict["state"], locked = "not begun", True
             continue
@@ -61,11 +59,11 @@ def judge(subject, function, module="", deep=False, before=None, only=None):
                 continue
             locked, verdict["state"], verdict["counterexample"] = True, "wrong", shown
             if not hung:
-                verdict["diagnosis"] = diagnose(subject, call, wrong, time.perf_counter() + DIAGNOSIS)
+                verdict["diagnosis"] = diagnose(subject, call, wrong, clock, clock() + 2 * DIAGNOSIS)
     if call.printed:
         verdict["notes"].append(f"prints {len(call.printed)} line{'s' if len(call.printed) > 1 else ''}, "
                                 f"the first: {call.printed[0][:50]}")
-    verdict["seconds"] = round(time.perf_counter() - start, 2)
+    verdict["seconds"] = round(clock(), 2)
     return verdict
 
 

@@ -32,7 +32,7 @@ def levels_of(subject):
               Level("worked example", "small enough to follow by hand", _example(subject), drawn=False)]
     if subject.linear:
         x = subject.linear
-        levels.append(Level("linearity", f"f({x}1 + 2*{x}2) = f({x}1) + 2*f({x}2): products and sums, no more", _linear(subject)))
+        levels.append(Level("linearity", f"f({x}1 + 2*{x}2) = f({x}1) + 2*f({x}2): a sum of products", _linear(subject)))
     levels += [Level(name, why, _values(subject, stage)) for stage, (name, why) in enumerate(subject.stages)]
     levels += [Level(name, why, _fixed(subject, case, reference), drawn=False)
                for name, why, case, reference in subject.extra_levels]
@@ -56,7 +56,7 @@ def levels_of(subject):
     if subject.empty:
         levels.append(Level("empty batch", "no image is a batch, too", _empty(subject, last), drawn=False, advisory=True))
     if subject.bad:
-        levels.append(Level("bad arguments", "an error is better than a wrong result", _bad(subject), drawn=False, advisory=True))
+        levels.append(Level("bad arguments", "an error is better than nonsense", _bad(subject), drawn=False, advisory=True))
     return levels
 
 
@@ -69,7 +69,7 @@ def compare(subject, arguments, outcome, expected, layout=(), bounds=None):
         mine = outcome.outputs.get(name)
         if mine is None:
             raise Wrong(f"gives no {name}", arguments, layout)
-        check_shape(arguments, name, mine, right, layout)
+        check_shape(subject, arguments, name, mine, right, layout)
         if subject.integer_result and mine.dtype.kind not in "iu":
             raise Wrong(f"{name} has dtype {mine.dtype}; counts are integers", arguments, layout)
         if mine.dtype.kind not in "fiu":
@@ -82,9 +82,11 @@ def compare(subject, arguments, outcome, expected, layout=(), bounds=None):
                         subject.explain(arguments, name, index))
 
 
-def check_shape(arguments, name, mine, right, layout=()):
+def check_shape(subject, arguments, name, mine, right, layout=()):
+    """Raise Wrong with the sentence that says which shape it must be."""
     if mine.shape != right.shape:
-        raise Wrong(f"{name} has shape {mine.shape}, not {right.shape}", arguments, layout, right, mine, name)
+        lines = subject.text[subject.text.find("Returns"):].splitlines() if "Returns" in subject.text else ()
+        raise Wrong(f"{name} has shape {mine.shape}, not {right.shape}", arguments, layout, right, mine, name, lines=lines)
 
 
 # ---- the properties ----
@@ -96,7 +98,7 @@ def _shape(subject):
         for name, right in subject.reference(**arguments).items():
             if name not in outcome.outputs:
                 raise Wrong(f"gives no {name}", arguments)
-            check_shape(arguments, name, outcome.outputs[name], right)
+            check_shape(subject, arguments, name, outcome.outputs[name], right)
     return check
 
 
@@ -148,7 +150,7 @@ def _linear(subject):
         bounds = subject.tolerance(both, expected)
         for out in expected:
             right = first[out] + 2 * second[out]
-            check_shape(both, out, left[out], right)
+            check_shape(subject, both, out, left[out], right)
             bad = ~(abs(left[out] - right) <= 4 * bounds[out])
             if bad.any():
                 index = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -169,13 +171,13 @@ def _adjoint(subject, stage):
         (out,) = subject.outputs
         result = call(arguments).outputs[out]
         y = draw.array(*subject.reference(**arguments)[out].shape)
-        check_shape(arguments, out, result, y)
+        check_shape(subject, arguments, out, result, y)
         back = subject.adjoint(y, **arguments)
         left, right = (result * y).sum(), (arguments[name] * back).sum()
         scale = abs(result * y).sum() + abs(arguments[name] * back).sum()
         if not abs(left - right) <= 1e-12 * scale:
             raise Wrong(f"<f({name}), q> = {left:g}, but <{name}, f*(q)> = {right:g} (f*: the transpose, from the oracle)",
-                        arguments | {"q": y}, after=[f"({_plain_call(arguments)} * q).sum()  # should be {right:g}"])
+                        arguments | {"q": y}, after=[f"({_plain_call(arguments)} * q).sum()", f"# should be {right:g}"])
     return check
 
 
@@ -185,7 +187,7 @@ def _slope(subject, stage):
         expected = subject.reference(**arguments)
         outputs = call(arguments).outputs
         for position, (out, slope) in enumerate(subject.slopes.items()):
-            check_shape(arguments, out, outputs[out], expected[out])
+            check_shape(subject, arguments, out, outputs[out], expected[out])
             d = draw.array(*expected[out].shape)
             left, right = (outputs[out] * d).sum(), slope(arguments, d)
             bound = (subject.tolerance(arguments, expected)[out] * abs(d)).sum()
@@ -193,7 +195,7 @@ def _slope(subject, stage):
                 pick = f"[{position}]" if len(subject.outputs) > 1 else ""
                 raise Wrong(f"along d, {out} says that <gy, y> moves by {left:g}; it moves by {right:g}",
                             arguments | {"d": d},
-                            after=[f"({_plain_call(arguments)}{pick} * d).sum()  # should be {right:g}"])
+                            after=[f"({_plain_call(arguments)}{pick} * d).sum()", f"# should be {right:g}"])
     return check
 
 
@@ -256,7 +258,8 @@ def _layout(subject, stage, names):
 
 def _special(subject, stage):
     def check(call, draw):
-        arguments = subject.case(draw, stage)
+        arguments = {k: np.where(v == 0, 1, v) if isinstance(v, np.ndarray) else v     # BLAS says 0 * NaN = 0, now and then
+                     for k, v in subject.case(draw, stage).items()}
         x = arguments[subject.special].copy()
         x.reshape(-1)[draw.integer(0, x.size - 1)] = (np.nan, np.inf, -np.inf)[draw.integer(0, 2)]
         arguments |= {subject.special: x}

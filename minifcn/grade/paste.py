@@ -10,6 +10,7 @@ import numpy as np
 from minifcn.grade.call import LAYOUTS
 
 WIDTH = 80
+CODE = WIDTH - 4                                # of lines to paste, which are indented
 WINDOW = 8                                      # columns and rows of a table, at most
 
 
@@ -35,26 +36,26 @@ def _float(v):
 def lines_to_paste(subject, wrong, module="", name=None):
     """Python lines that show the fault. module: where the function comes from, for the import."""
     f = name or subject.name
-    lines = ["import numpy as np"] + ([import_line(module, f)] if module else [])
+    lines = ["import numpy as np", *(import_lines(module, f) if module else [])]
     for key, value in wrong.arguments.items():
         if isinstance(value, np.ndarray):
-            text = literal(value, len(key) + 3)
-            layout = wrong.layout.get(key, 0)
-            lines += f"{key} = {LAYOUTS[layout].format(text) if layout and value.ndim else text}".splitlines()
+            lines += f"{key} = {literal(value, len(key) + 3)}".splitlines()
+            if wrong.layout.get(key, 0) and value.ndim:
+                lines.append(f"{key} = {LAYOUTS[wrong.layout[key]].format(key)}")
     if wrong.after:
-        return [*lines, *(line.replace("{f}", f) for line in wrong.after)]
+        return [*lines, *(piece for line in wrong.after for piece in wrapped(line.replace("{f}", f), CODE))]
     if subject.paste:
         return [*lines, *subject.paste(f, wrong.arguments)]
     inside = ", ".join(f"{k}={k if isinstance(v, np.ndarray) else repr(v)}" for k, v in wrong.arguments.items())
-    call = f"{f}({inside})"
-    return [*lines, call, *(f"print({n})" for n in subject.in_place if wrong.arguments.get(n) is not None)]
+    changed = [n for n in subject.in_place if wrong.arguments.get(n) is not None]
+    return [*lines, *wrapped(f"{f}({inside})", CODE), *(f"print({n})" for n in changed)]
 
 
-def import_line(module, name):
+def import_lines(module, name):
     """An import that also works for file names such as 03_conv2d.py."""
     if module.isidentifier():
-        return f"from {module} import {name}"
-    return f"import importlib; {name} = importlib.import_module({module!r}).{name}"
+        return [f"from {module} import {name}"]
+    return ["import importlib", f"mine = importlib.import_module({module!r})", f"{name} = mine.{name}"]
 
 
 def side_by_side(wrong):

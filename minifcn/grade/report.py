@@ -85,18 +85,6 @@ def show_counterexample(shown, out):
             out(piece)
 
 
-def show_progress(rows, out=None):
-    """One line for each function of a folder: rows of (file, verdict)."""
-    out, last = out or Printer(), None
-    for file, verdict in rows:
-        if file != last:
-            out(file)
-            last = file
-        out(progress_line(verdict))
-    right = sum(verdict["state"] == "right" for _, verdict in rows)
-    out(f"\n{right} of {len(rows)} right")
-
-
 def progress_line(verdict):
     state = verdict["state"]
     levels = verdict["levels"]

@@ -83,7 +83,7 @@ def sum_line(left, terms, outside=0, start=()):
     value = "" if numbers + rest == number(total) else f" = {number(total)}"
     lines = [f"{left} = {names}{rest}", f"{' ' * len(left)} = {numbers}{rest}{value}"]
     if outside:
-        lines.append(f"({outside} tap{'s read' if outside > 1 else ' reads'} the padding and add{'' if outside > 1 else 's'} 0)")
+        lines.append(f"(taps that read the padding, and add 0: {outside})")
     return lines
 
 

@@ -58,7 +58,8 @@ def test_the_gradients_of_conv2d():
     assert oracle.conv2d_grad_x(gy, w, (1, 3), *one)[0, 0].tolist() == [[10, 1 + 70, 7]]
     assert oracle.conv2d_grad_w(gy, x, (1, 2), *one)[0, 0].tolist() == [[2 + 21, 3 + 35]]
     assert oracle.conv2d_grad_x(image([1], [4]), w, (2, 3), (2, 2), (1, 1), (1, 2))[0, 0].tolist() == [[0, 0, 0], [0, 4, 0]]
-    channels = oracle.conv2d_grad_w(np.array([1.0, 2]).reshape(1, 2, 1, 1), np.array([3.0, 5]).reshape(1, 2, 1, 1), (1, 1), *one)
+    gy, x = np.array([1.0, 2]).reshape(1, 2, 1, 1), np.array([3.0, 5]).reshape(1, 2, 1, 1)
+    channels = oracle.conv2d_grad_w(gy, x, (1, 1), *one)
     assert channels[..., 0, 0].tolist() == [[3, 5], [6, 10]]
 
 

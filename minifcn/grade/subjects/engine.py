@@ -148,7 +148,7 @@ A Tensor that is used twice gets the sum of both gradients. What was broadcast i
     empty=False,
     extra_levels=(("a long chain", f"{LONG} operations in a row: walk the graph with a loop, not by recursion", _long,
                    _long_reference),),
-    hints=("Each result keeps its parents and one function gy -> their gradients; backward walks from the newest to the oldest.",
+    hints=("Each result keeps its parents and one function gy -> their gradients; backward goes from the newest to the oldest.",
            "A heap, or a topological order, of the results; a dict of the gradients that wait; leaves add theirs to .grad. "
            "Sum a gradient over the axes that were broadcast.",
            "minifcn/core/tensor.py: record, Tensor.backward; minifcn/functional/basic.py: unbroadcast"),

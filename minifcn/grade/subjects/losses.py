@@ -8,6 +8,12 @@ from minifcn.grade.subject import Subject, at, number
 VOID = 255
 
 
+def large(draw, x):
+    """x as it is, far from 0, or with classes that are far apart."""
+    factor, shift = ((1, 0), (1, 1000), (1, -1000), (400, 0))[draw.integer(0, 3)]
+    return factor * x + shift
+
+
 # ---- log_softmax ----
 
 def _softmax_case(draw, stage):
@@ -15,7 +21,7 @@ def _softmax_case(draw, stage):
         return {"x": draw.array(draw.integer(1, 3), draw.integer(1, 4))}
     x = draw.array(draw.integer(1, 2), draw.integer(1, 4), draw.integer(1, 3), draw.integer(1, 3))
     if stage >= 3:
-        x = x + (0, 1000, -1000)[draw.integer(0, 2)]
+        x = large(draw, x)
     return {"x": x} if stage == 1 else {"x": x, "dim": draw.integer(-4, 3) if stage == 2 else 1}
 
 
@@ -39,7 +45,7 @@ log_softmax = Subject(
 
 y = x - log(sum of exp(x) along dim)
 
-x: any shape with that axis, by default (N, K, ...). Large values must not overflow: take the largest out of the exponentials.
+x: any shape with that axis, by default (N, K, ...). Large values must not overflow.
 Returns y, like x.""",
     outputs=("y",),
     reference=lambda x, dim=1: {"y": oracle.log_softmax(x, dim)},
@@ -47,7 +53,7 @@ Returns y, like x.""",
     stages=(("loop oracle", "the exponentials of y sum to 1 along dim"),
             ("pixels", "each pixel has a softmax of its own over the classes"),
             ("dim", "the sum runs along the axis that was asked for, also counted from behind"),
-            ("large values", "adding a constant changes nothing, and e^1000 is not a number: subtract the maximum first")),
+            ("large values", "e^1000 is no number and log(e^-1000) no -inf: subtract the maximum, never take log(softmax)")),
     example=({"x": np.array([[0.0, 0.0], [1e9, 0.0]])}, {"y": [[-np.log(2), -np.log(2)], [0, -1e9]]}),
     explain=_softmax_explain,
     slack=1e2,
@@ -95,7 +101,7 @@ def _case(draw, stage):
     if stage == 3 or stage >= 4 and draw.flag():
         given = {"weight": 0.5 + abs(draw.array(K)), **given}
     if stage >= 5:
-        x = x + (0, 1000, -1000)[draw.integer(0, 2)]
+        x = large(draw, x)
     if stage == 4 and "ignore_index" not in given and draw.flag():
         labels = np.full_like(labels, -100)      # nothing counts
     return {"x": x, "labels": labels, **given}
@@ -136,7 +142,7 @@ cross_entropy = Subject(
     signature="x, labels, weight=None, ignore_index=-100",
     text=f"""The mean loss over the pixels whose label is not ignore_index.
 
-loss = sum of weight[label] * -log_softmax(x)[n, label, ...] / sum of weight[label], over the valid pixels; 0 if there is none
+loss = sum of weight[label] * -log_softmax(x)[n, label, ...] / sum of weight[label], over valid pixels; 0 if none is
 
 {LABELS}
 Returns one number.""",
@@ -183,8 +189,8 @@ Returns gx, like x.""",
     case=_grad_case,
     stages=(("loop oracle", "more for the label, less for all others: the gradient of a pixel sums to 0 over the classes"),
             *STAGES[1:4], ("nothing valid", "the mean over no pixel is 0, and so is its gradient"), STAGES[5]),
-    example=({"gy": 1.0, "x": np.array([[0.0, 0.0], [3.0, 9.0]]), "labels": np.array([0, 255]), "ignore_index": 255},
-             {"gx": [[-0.5, 0.5], [0, 0]]}),
+    example=({"gy": 1.0, "x": np.array([[0.0, 0.0], [3.0, 3.0]]), "labels": np.array([0, 1])},
+             {"gx": [[-0.25, 0.25], [0.25, -0.25]]}),
     explain=_explain,
     slopes={"gx": lambda a, d: a["gy"] * _slope(a, d)},
     slack=1e2,

@@ -61,7 +61,7 @@ def _max_explain(a, _, index):
             f"  = max({', '.join(f'{v:g}' for v in values[:9])}{', ...' if values[9:] else ''}) = {number(max(values))}"]
 
 
-ARGUMENTS = """x: (N, C, H, W). kernel_size, stride (None: kernel_size), padding (at most half the kernel): int or pair."""
+ARGUMENTS = """x: (N, C, H, W). kernel_size, stride (None: kernel_size), padding: int or pair; padding <= KH/2."""
 
 max_pool2d = Subject(
     name="max_pool2d",
@@ -82,7 +82,7 @@ Returns y (N, C, OH, OW), OH = (H + 2*PH - KH) // SH + 1.""",
     bad=(("the window is larger than the image", {"x": np.ones((1, 1, 2, 2)), "kernel_size": 3}),
          ("padding 2 for a kernel of 3", {"x": np.ones((1, 1, 4, 4)), "kernel_size": 3, "padding": 2})),
     hints=("Loop over the KH*KW taps and keep the maximum so far.",
-           "frame = np.pad(x, ..., constant_values=-np.inf); np.maximum(y, frame[:, :, u : u + (OH-1)*SH + 1 : SH, v : ...], out=y)",
+           "Pad with -np.inf; np.maximum(y, frame[:, :, u : u + (OH-1)*SH + 1 : SH, v : ...], out=y)",
            "minifcn/functional/pool.py: maximum_of_windows"),
 )
 

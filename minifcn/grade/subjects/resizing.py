@@ -30,7 +30,7 @@ bilinear_kernel = Subject(
 
 w[c,c,u,v] = (1 - |u - centre| / factor) * (1 - |v - centre| / factor), factor = (K + 1) // 2, centre = (K - 1) / 2
 
-in_channels, out_channels: equal. kernel_size: an int, K. Returns w (in, out, K, K), 0 between two channels; float32 will do.""",
+in_channels, out_channels: equal. kernel_size: an int, K. Returns w (in, out, K, K), 0 between channels; float32 will do.""",
     outputs=("w",),
     reference=lambda in_channels, out_channels, kernel_size: {"w": oracle.bilinear_kernel(in_channels, kernel_size)},
     case=_kernel_case,

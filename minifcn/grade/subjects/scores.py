@@ -37,8 +37,8 @@ labels, prediction: integers, one shape. Returns counts (num_classes, num_classe
     example=({"labels": np.array([0, 0, 1, 255]), "prediction": np.array([0, 1, 1, 0]), "num_classes": 2},
              {"counts": [[1, 1], [0, 1]]}),
     explain=lambda a, _, index: [
-        f"counts[{index[0]},{index[1]}]: label {index[0]} and prediction {index[1]} meet "
-        f"{int(((a['labels'] == index[0]) & (a['prediction'] == index[1])).sum())} times"],
+        f"pixels with label {index[0]} and prediction {index[1]}: counts[{index[0]},{index[1]}] = "
+        f"{int(((a['labels'] == index[0]) & (a['prediction'] == index[1])).sum())}"],
     integer_result=True,
     empty=False,
     bad=(("labels and prediction differ in shape",

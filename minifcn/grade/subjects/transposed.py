@@ -59,7 +59,7 @@ def _explain(a, _, index):
 conv_transpose2d = Subject(
     name="conv_transpose2d",
     signature="x, w, b=None, stride=1, padding=0, output_padding=0, dilation=1",
-    text="""The convolution's transpose, used forward: every input pixel paints its kernel into the output; what overlaps adds up.
+    text="""The convolution's transpose: every input pixel paints its kernel into the output; what overlaps adds up.
 
 y[n,f,h,k] = b[f] + sum of x[n,c,i,j] * w[c,f,u,v] over all c, i, j, u, v with h = i*SH + u*DH - PH and k = j*SW + v*DW - PW
 
