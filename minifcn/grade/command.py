@@ -161,8 +161,8 @@ def show_hints(words, out):
 COMMANDS = {
     "grade": (
         run_grade, grade_arguments, "is your own convolution, batch norm, loss ... right?",
-        "Is your own convolution right? Levels of properties open one after the other;\nthe first that fails gives the smallest "
-        "counterexample, as lines to paste into\nPython, and the name of the bug if it behaves exactly like a known one. It "
+        "Is your own convolution right? Levels of properties open one after the other;\nthe first that fails gives the "
+        "smallest counterexample, as lines to paste into\nPython, and the name of the bug if it behaves exactly like a known one. It "
         "runs in\na process of its own and may hang, crash or print."),
     "exercises": (
         run_exercises, exercises_arguments, "write 14 files to fill in yourself",
