@@ -161,9 +161,10 @@ def show_hints(words, out):
 COMMANDS = {
     "grade": (
         run_grade, grade_arguments, "is your own convolution, batch norm, loss ... right?",
-        "Is your own convolution right? Levels of properties open one after the other;\nthe first that fails gives the "
-        "smallest counterexample, as lines to paste into\nPython, and the name of the bug if it behaves exactly like a known one. It "
-        "runs in\na process of its own and may hang, crash or print."),
+        "Is your own convolution right? Levels of properties open one after the other;\n"
+        "the first that fails gives the smallest counterexample, as lines to paste into\n"
+        "Python, and the name of the bug if it behaves exactly like a known one. It runs in\n"
+        "a process of its own and may hang, crash or print."),
     "exercises": (
         run_exercises, exercises_arguments, "write 14 files to fill in yourself",
         "Write the exercises into a folder: signatures, formulas and examples in the order of the afternoon's path. Nothing "
