@@ -1,23 +1,28 @@
 """From an image of any size to class indices: the whole image, padded, or in overlapping tiles.
 
 minifcn's FCNs take every size as it is (`whole`). The other two are what the literature does: padding to a multiple of 32,
-and tiles of the training size whose logits are averaged where they overlap, which bounds the memory for large images.
+and tiles of the training size whose logits are averaged where they overlap. Tiles bound the memory: `predict_tiled` keeps the
+logits of one band of tiles, and of the rest of the image its classes alone.
+
+    tiles of one band     |---------|          a band is as high as a tile; when the next one begins, half a tile lower,
+                              |---------|      the upper half of its rows is final: argmax, and forget the logits
 Read after training/chapter.py; read next plotting.py. Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
 """
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 
 import minifcn.functional as F
 from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, no_grad
-from minifcn.data.masks import read_image, write_labels
 from minifcn.data.voc import resized, scaled_size
 from minifcn.functional.step import normalize
 from minifcn.nn.module import Module
-from minifcn.plotting import overlay
+
+TILE = (320, 480)           # height, width: the crops of the book
+PANEL = 8192                # columns of an image whose logits are in memory together: 0.2 GB with 21 classes
+ROWS = 64                   # rows that are enlarged together
 
 
 def whole(net, x):
@@ -39,7 +44,7 @@ def pad_and_crop(net, x):
     return whole(net, _pad(x, -(-H // 32) * 32, -(-W // 32) * 32))[:, :, :H, :W]    # (1, K, H, W)
 
 
-def tile_and_average(net, x, tile=(320, 480), stride=None):
+def tile_and_average(net, x, tile=TILE, stride=None):
     """Logits averaged over overlapping tiles that cover the image; the last tile of a row or column is flush with the border.
 
     tile: (height, width) of a tile, multiples of 32; an image smaller than it is padded with zeros first, then cropped.
@@ -47,24 +52,43 @@ def tile_and_average(net, x, tile=(320, 480), stride=None):
     Arguments and result otherwise as in whole(). Raises ValueError for other tiles and strides.
     Cost: activations of one tile, and the logits of the whole image once.
     """
+    H, W = x.shape[2:]
+
+    def score(rows, columns):
+        return whole(net, _pad(x[:, :, rows, columns], *tile))                      # (1, K, th, tw)
+
+    bands = [logits for _, logits in tiled_bands(score, (H, W), (0, W), tile, stride)]
+    return array_module(x).concatenate(bands, axis=2)                               # (1, K, H, W)
+
+
+def tiled_bands(score, hw, columns, tile=TILE, stride=None):
+    """Yield (top, logits of some more rows), from the top of the image to its bottom: averages over all tiles of a pixel.
+
+    score: function (rows, columns), two slices of the image -> (1, K, th, tw), the logits of the tile that begins there.
+    hw: (H, W) of the image. columns: (first, last + 1) that are wanted. Yields (1, K, rows, wanted columns).
+    """
     stride = tuple(t // 2 for t in tile) if stride is None else stride
     if any(t < 32 or t % 32 for t in tile):
         raise ValueError(f"tile_and_average: tile {tuple(tile)} must be multiples of 32")
     if not all(1 <= s <= t for s, t in zip(stride, tile)):
         raise ValueError(f"tile_and_average: stride {tuple(stride)} must be between 1 and the tile {tuple(tile)}")
-    xp = array_module(x)
-    (H, W), (th, tw) = x.shape[2:], tile
-    x = _pad(x, max(H, th), max(W, tw))
-    total, count = None, xp.zeros(x.shape[2:], dtype=x.dtype)                       # (H', W') of the padded image
-    for top in starts(x.shape[2], th, stride[0]):
-        for left in starts(x.shape[3], tw, stride[1]):
-            rows, columns = slice(top, top + th), slice(left, left + tw)
-            logits = whole(net, x[:, :, rows, columns])                             # (1, K, th, tw)
+    (H, W), (th, tw), (a, b) = hw, tile, columns
+    tops = starts(max(H, th), th, stride[0])
+    lefts = [left for left in starts(max(W, tw), tw, stride[1]) if left < b and left + tw > a]
+    total, count = None, np.zeros((th, b - a), np.float32)                          # (1, K, th, b - a); tiles of a pixel
+    for top, below in zip(tops, [*tops[1:], H]):
+        for left in lefts:
+            logits = score(slice(top, top + th), slice(left, left + tw))            # (1, K, th, tw)
             if total is None:
-                total = xp.zeros((*logits.shape[:2], *x.shape[2:]), dtype=logits.dtype)     # (1, K, H', W')
-            total[:, :, rows, columns] += logits
-            count[rows, columns] += 1
-    return (total / count)[:, :, :H, :W]                                            # (1, K, H, W)
+                total = array_module(logits).zeros((*logits.shape[:2], th, b - a), dtype=logits.dtype)
+            c, d = max(left, a), min(left + tw, b)
+            total[:, :, :, c - a:d - a] += logits[:, :, :, c - left:d - left]
+            count[:, c - a:d - a] += 1
+        done = below - top                                                          # rows that the next tiles do not hold
+        yield top, total[:, :, :done] / array_module(total).asarray(count[:done], total.dtype)      # (1, K, done, b - a)
+        total[:, :, :th - done] = total[:, :, done:].copy()
+        total[:, :, th - done:] = 0
+        count = np.vstack([count[done:], np.zeros((min(done, th), b - a), np.float32)])
 
 
 def starts(length, tile, stride):
@@ -85,7 +109,12 @@ METHODS = {"whole": whole, "pad": pad_and_crop, "tile": tile_and_average}
 
 
 def predict(net, image, method=whole, device="cpu", scale=1.0):
-    """Class of every pixel: the one with the largest of image_logits, the first of equals; (H, W) uint8 on the host."""
+    """Class of every pixel: the one with the largest of image_logits, the first of equals; (H, W) uint8 on the host.
+
+    Arguments as in image_logits. With tile_and_average the logits of the whole image are never in memory at once.
+    """
+    if method is tile_and_average:
+        return predict_tiled(net, image, device, scale)                             # (H, W)
     return to_host(image_logits(net, image, method, device, scale).argmax(axis=1)[0].astype(np.uint8))      # (H, W)
 
 
@@ -96,10 +125,7 @@ def image_logits(net, image, method=whole, device="cpu", scale=1.0):
     scale: fraction of the image's size at which the net sees it (the one it was trained at); the logits are enlarged again.
     Returns (1, K, H, W) on `device`. Raises TypeError for an image that is not uint8, ValueError for other axes.
     """
-    if getattr(image, "dtype", None) != np.uint8:
-        raise TypeError(f"predict: image must be a uint8 ndarray, RGB in 0..255, got {getattr(image, 'dtype', type(image))}")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"predict: image must have axes (H, W, 3), got {image.shape}")
+    _check_image(image)
     H, W = image.shape[:2]
     h, w = scaled_size((H, W), scale)
     if (h, w) != (H, W):
@@ -111,25 +137,76 @@ def image_logits(net, image, method=whole, device="cpu", scale=1.0):
     return logits
 
 
-def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.0):
-    """Segment image files: for each NAME.jpg write out/NAME.png, its classes, and out/NAME_overlay.png, the image under them.
+def predict_tiled(net, image, device="cpu", scale=1.0, tile=TILE):
+    """predict by tiles, at bounded memory: one band of logits, in panels of columns where the image is very wide.
 
-    net, method, device, scale: as in predict. EXIF orientation is applied. Yields a line about each image.
-    Raises ValueError where two images have one name, DataError.
+    Arguments and result as in predict. A progress bar counts the pixels.
     """
-    stems = [Path(path).stem for path in paths]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise ValueError(f"more than one image is called {', '.join(twice)}: their predictions would overwrite each other")
-    from PIL import Image
+    from tqdm import tqdm
 
-    out.mkdir(parents=True, exist_ok=True)
-    for path, stem in zip(paths, stems):
-        image = read_image(path, exif=True)                                         # (H, W, 3)
-        labels = predict(net, image, method, device, scale)                         # (H, W)
-        mask, picture = out / f"{stem}.png", out / f"{stem}_overlay.png"
-        write_labels(mask, labels, classes)
-        Image.fromarray(overlay(image, labels, classes)).save(picture)
-        share = np.bincount(labels.ravel(), minlength=len(classes.names)) / labels.size         # (K,)
-        found = ", ".join(f"{classes.names[k]} {share[k]:.0%}" for k in np.argsort(-share) if share[k] >= 0.005)
-        yield f"{path} ({labels.shape[1]} x {labels.shape[0]}): {found} -> {mask}, {picture}"
+    _check_image(image)
+    H, W = image.shape[:2]
+    h, w = scaled_size((H, W), scale)
+    if (h, w) != (H, W):
+        image = resized(image, (h, w))                                              # (h, w, 3)
+    labels = np.empty((H, W), np.uint8)                                             # (H, W)
+
+    def score(rows, columns):
+        part = np.ascontiguousarray(image[rows, columns].transpose(2, 0, 1)[None])              # (1, 3, <= th, <= tw)
+        return whole(net, _pad(normalize(to_device(part, device)), *tile))          # (1, K, th, tw)
+
+    with tqdm(desc="tiles", total=H * W, unit=" pixels", unit_scale=True, leave=False, disable=None) as bar:
+        for first in range(0, W, PANEL):
+            last = min(first + PANEL, W)
+            low, high, share = _between(first, last, w, W)                          # (last - first,) each
+            a, b = low[0], high[-1] + 1                                             # the columns of the net that these need
+            bands = _enlarged(tiled_bands(score, (h, w), (a, b), tile), h, H)
+            for rows, logits in bands:                                              # (1, K, rows, b - a)
+                if w != W:
+                    logits = _mixed(logits, low - a, high - a, share, axis=3)       # (1, K, rows, last - first)
+                labels[rows, first:last] = to_host(logits.argmax(axis=1)[0])        # (rows, last - first)
+                bar.update(labels[rows, first:last].size)
+    return labels
+
+
+def _enlarged(bands, h, H):
+    """Bands of h rows in all -> (slice of rows, logits) of H rows in all, by bilinear interpolation; as they become known."""
+    done, kept, top = 0, None, 0                                                    # kept: rows from `top` on
+    for begin, logits in bands:
+        if h == H:
+            yield slice(begin, begin + logits.shape[2]), logits
+            continue
+        kept = logits if kept is None else array_module(kept).concatenate([kept, logits], axis=2)
+        while done < H:
+            stop = min(done + ROWS, H)
+            low, high, share = _between(done, stop, h, H)
+            known = high < top + kept.shape[2]
+            if not known.any():
+                break
+            n = int(known.sum())
+            yield slice(done, done + n), _mixed(kept, low[:n] - top, high[:n] - top, share[:n], axis=2)
+            done += n
+        if done < H:
+            first = _between(done, done + 1, h, H)[0][0]                            # the first row that is still needed
+            kept, top = kept[:, :, first - top:].copy(), first
+
+
+def _between(start, stop, n, N):
+    """For positions start..stop-1 of N: the two nearest of n, and the second's share (as functional/resize.py has it)."""
+    s = np.maximum((np.arange(start, stop) + 0.5) * (n / N) - 0.5, 0)
+    low = s.astype(int)
+    return low, np.minimum(low + 1, n - 1), s - low
+
+
+def _mixed(logits, low, high, share, axis):
+    """(1 - share) of the entries `low` along an axis, and `share` of the entries `high`."""
+    xp = array_module(logits)
+    share = xp.asarray(share, logits.dtype).reshape([-1 if i == axis else 1 for i in range(4)])
+    return logits.take(xp.asarray(low), axis) * (1 - share) + logits.take(xp.asarray(high), axis) * share
+
+
+def _check_image(image):
+    if getattr(image, "dtype", None) != np.uint8:
+        raise TypeError(f"predict: image must be a uint8 ndarray, RGB in 0..255, got {getattr(image, 'dtype', type(image))}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"predict: image must have axes (H, W, 3), got {image.shape}")

@@ -2,7 +2,7 @@
 
 A name with a suffix, .tmp or .lock, may be a link that a stranger has put there. Neither is followed, and nothing that was
 there before is emptied.
-Read after regular.py; read next zips.py.
+Read after regular.py; read next outputs.py.
 Source: the order write, fsync, rename, fsync of the folder: Pillai et al., OSDI 2014, "All file systems are not created equal".
 """
 

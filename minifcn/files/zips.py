@@ -5,7 +5,7 @@
                                                                         before and after inflation, and its CRC-32
 
 Python's zipfile reads the directory. It does not read the entries, because it inflates whatever is there before it cuts
-the result to the declared size: 2 MB may take 1 GB. Read after atomic.py; read next weights.py.
+the result to the declared size: 2 MB may take 1 GB. Read after outputs.py; read next weights.py.
 Source: PKWARE's APPNOTE.TXT, sections 4.3.7 (the 30 bytes) and 4.4.
 """
 

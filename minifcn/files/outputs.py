@@ -1,0 +1,43 @@
+"""Before a command writes anything: do its outputs overwrite each other, or what it reads?
+
+Read after atomic.py; read next zips.py.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+CASELESS = sys.platform in ("darwin", "win32")          # a.png and A.png are one file there
+
+
+def check_outputs(outputs, inputs):
+    """Raise ValueError where two outputs are one file, or where an output is an input, under whatever name.
+
+    outputs, inputs: paths of files; inputs may be many, and are looked at only where an output exists already.
+    An output that is a link is replaced, not followed (files/atomic.py), so that the file behind it is safe.
+    """
+    known = {}
+    for path in map(Path, outputs):
+        place = os.path.join(os.path.realpath(path.parent), path.name)
+        place = place.casefold() if CASELESS else place
+        if place in known:
+            raise ValueError(f"{known[place]} and {path} are one file: two results would overwrite each other")
+        known[place] = path
+    there = {}
+    for path in known.values():
+        try:
+            status = os.lstat(path)
+        except OSError:
+            continue
+        there[status.st_dev, status.st_ino] = path
+    if not there:
+        return
+    for path in inputs:
+        for look in (os.stat, os.lstat):                # what is read, and the link that leads to it
+            try:
+                status = look(path)
+            except OSError:
+                continue
+            if (status.st_dev, status.st_ino) in there:
+                raise ValueError(f"{there[status.st_dev, status.st_ino]} would be overwritten, but {path} is read; "
+                                 "choose another --out")

@@ -1,0 +1,114 @@
+"""What `minifcn predict` does: photographs in, a mask and an overlay of each out.
+
+Nothing is read before all names are known to be safe, nothing is written that is not whole, and a photograph that does not fit
+into memory is refused before the network begins.
+Read after inference.py; read next plotting.py.
+"""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+from minifcn.data.masks import read_image, write_labels
+from minifcn.data.voc import scaled_size
+from minifcn.files.atomic import atomic
+from minifcn.files.outputs import check_outputs
+from minifcn.inference import predict, tile_and_average, whole
+from minifcn.plotting import overlay
+
+LARGEST = 2**28             # pixels of a photograph (16,384 x 16,384)
+LARGE = 2**30               # bytes: what takes more is announced
+STRIP = 2**24               # pixels that are overlaid together
+
+
+def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.0, reads=()):
+    """Segment image files: for each NAME.jpg write out/NAME.png, its classes, and out/NAME_overlay.png, the image under them.
+
+    net, method, device, scale: as in inference.predict. reads: other files that must not be overwritten, such as the
+    checkpoint. EXIF orientation is applied. Yields lines about each image.
+    Raises ValueError where a result would overwrite another or an input, and for an image that does not fit into memory;
+    DataError for one that cannot be read.
+    """
+    from PIL import Image
+
+    out, stems = Path(out), [Path(path).stem for path in paths]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ValueError(f"more than one image is called {', '.join(twice)}: their predictions would overwrite each other")
+    results = {stem: (out / f"{stem}.png", out / f"{stem}_overlay.png") for stem in stems}
+    check_outputs([path for pair in results.values() for path in pair], [*paths, *reads])
+    out.mkdir(parents=True, exist_ok=True)
+    for path, stem in zip(paths, stems):
+        image = read_image(path, exif=True, most=LARGEST)                           # (H, W, 3)
+        H, W = image.shape[:2]
+        if method is not tile_and_average and device == "cpu":
+            need, free = memory_needed(net, (H, W), len(classes.names), method, scale), free_memory()
+            if need > LARGE:
+                yield f"{path} ({W} x {H}): needs about {need / 1e9:.1f} GB of memory"
+            if free is not None and need > free:
+                raise ValueError(f"{path}: {W} x {H} pixels at once need about {need / 1e9:.1f} GB of memory, and "
+                                 f"{free / 1e9:.1f} GB are free; use --method tile")
+        labels = predict(net, image, method, device, scale)                         # (H, W)
+        mask, picture = results[stem]
+        with atomic(mask) as file:
+            write_labels(file, labels, classes)
+        rows = max(STRIP // W, 1)
+        for top in range(0, H, rows):
+            image[top:top + rows] = overlay(image[top:top + rows], labels[top:top + rows], classes)
+        with atomic(picture) as file:
+            Image.fromarray(image).save(file, format="PNG")
+        share = np.bincount(labels.ravel(), minlength=len(classes.names)) / labels.size         # (K,)
+        found = ", ".join(f"{classes.names[k]} {share[k]:.0%}" for k in np.argsort(-share) if share[k] >= 0.005)
+        yield f"{path} ({W} x {H}): {found} -> {mask}, {picture}"
+
+
+def memory_needed(net, hw, K, method, scale):
+    """Bytes that `predict` takes at its peak on a CPU, from those of two small images: every pixel more takes the same."""
+    h, w = scaled_size(hw, scale)
+    if h * w < 2**22:                                                               # small enough not to ask
+        return 0
+    small, large = (_peak(net, side, method) for side in (256, 512))
+    pixel = (large - small) / (512**2 - 256**2)                                     # bytes
+    enlarged = 8 * K * hw[0] * hw[1] if (h, w) != hw else 0                         # logits in the image's size, and a copy
+    return int(pixel * h * w + enlarged)
+
+
+def _peak(net, side, method):
+    image = np.zeros((side, side, 3), np.uint8)
+    predict(net, image, method)                                                     # fills what is kept between calls
+    tracemalloc.start()
+    try:
+        predict(net, image, method)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def free_memory():
+    """Bytes that this process can still get, as Linux says it: of the machine, of its control group, of its own limit.
+
+    None where nothing says so (macOS, Windows).
+    """
+    found = []
+    with _ignored(), open("/proc/meminfo") as file:
+        found.append(1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")))
+    with _ignored():
+        group = Path("/sys/fs/cgroup")
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(kept["inactive_file"])         # the kernel gives those back
+        found.append(int((group / "memory.max").read_text()) - used)                # "max" is no number: no limit
+    with _ignored():
+        import resource
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE"))
+    return min(found, default=None)
+
+
+def _ignored():
+    """What these files and modules raise where they are not there."""
+    import contextlib
+
+    return contextlib.suppress(OSError, ValueError, KeyError, StopIteration, ImportError)
