@@ -5,11 +5,13 @@ Read the source in this order; every file says what comes before and after it.
     core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
     functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step: the operations
     nn          init, module, layers, blocks                     operations that own weights
-    models      resnet, fcn, weights, unpickle                   ResNet-18 and FCN-32s, 16s, 8s
+    models      resnet, fcn                                      ResNet-18 and FCN-32s, 16s, 8s
+    files       regular, atomic, outputs, zips, weights,
+                unpickle, foreign; download later                what meets strangers' bytes and the disk
     data        classes, masks, voc, synthetic, loader, upload   Pascal VOC's layout, and batches from it
     training    optim, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter: from weights
                 to better weights
-    inference, plotting                                          images of any size; pictures
+    inference, photos, plotting                                  images of any size; pictures
     fast        replacements for array functions, last: the library is whole without them
 
 Importing takes NumPy alone: Pillow, matplotlib, tqdm and others are imported by the functions that use them.

@@ -19,7 +19,8 @@ from minifcn.data.voc import Folder
 from minifcn.export import OPSET, to_onnx, write_onnx
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.grade.command import COMMANDS as GRADING
-from minifcn.inference import METHODS, predict_files
+from minifcn.inference import METHODS
+from minifcn.photos import predict_files
 from minifcn.training import chapter
 from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Options, add_arguments, device
@@ -168,8 +169,9 @@ def _predict(args):
     scale = stored_options(checkpoint, args.checkpoint).scale if args.scale is None else args.scale
     device = backend.choose_device(args.device)
     backend.set_precision(args.precision)
-    for line in predict_files(net.to(device), args.images, args.out, checkpoint.classes, METHODS[args.method], device, scale):
-        print(line)
+    for line in predict_files(net.to(device), args.images, args.out, checkpoint.classes, METHODS[args.method], device, scale,
+                              [args.checkpoint]):
+        print(line, flush=True)
     return 0
 
 

@@ -159,7 +159,7 @@ def predict_tiled(net, image, device="cpu", scale=1.0, tile=TILE):
         for first in range(0, W, PANEL):
             last = min(first + PANEL, W)
             low, high, share = _between(first, last, w, W)                          # (last - first,) each
-            a, b = low[0], high[-1] + 1                                             # the columns of the net that these need
+            a, b = (low[0], high[-1] + 1) if w != W else (first, last)              # the columns of the net that these need
             bands = _enlarged(tiled_bands(score, (h, w), (a, b), tile), h, H)
             for rows, logits in bands:                                              # (1, K, rows, b - a)
                 if w != W:

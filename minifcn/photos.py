@@ -5,6 +5,7 @@ into memory is refused before the network begins.
 Read after inference.py; read next plotting.py.
 """
 
+import contextlib
 import os
 import tracemalloc
 from pathlib import Path
@@ -19,8 +20,11 @@ from minifcn.inference import predict, tile_and_average, whole
 from minifcn.plotting import overlay
 
 LARGEST = 2**28             # pixels of a photograph (16,384 x 16,384)
+SMALL = 2**22               # pixels: less is not worth a measurement
 LARGE = 2**30               # bytes: what takes more is announced
 STRIP = 2**24               # pixels that are overlaid together
+# What free_memory's files, their texts and modules raise where a system does not have them.
+ABSENT = (OSError, ValueError, KeyError, StopIteration, ImportError)
 
 
 def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.0, reads=()):
@@ -67,7 +71,7 @@ def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.
 def memory_needed(net, hw, K, method, scale):
     """Bytes that `predict` takes at its peak on a CPU, from those of two small images: every pixel more takes the same."""
     h, w = scaled_size(hw, scale)
-    if h * w < 2**22:                                                               # small enough not to ask
+    if h * w < SMALL:
         return 0
     small, large = (_peak(net, side, method) for side in (256, 512))
     pixel = (large - small) / (512**2 - 256**2)                                     # bytes
@@ -92,23 +96,16 @@ def free_memory():
     None where nothing says so (macOS, Windows).
     """
     found = []
-    with _ignored(), open("/proc/meminfo") as file:
+    with contextlib.suppress(*ABSENT), open("/proc/meminfo") as file:
         found.append(1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")))
-    with _ignored():
+    with contextlib.suppress(*ABSENT):
         group = Path("/sys/fs/cgroup")
         kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         used = int((group / "memory.current").read_text()) - int(kept["inactive_file"])         # the kernel gives those back
         found.append(int((group / "memory.max").read_text()) - used)                # "max" is no number: no limit
-    with _ignored():
+    with contextlib.suppress(*ABSENT):
         import resource
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
             found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE"))
     return min(found, default=None)
-
-
-def _ignored():
-    """What these files and modules raise where they are not there."""
-    import contextlib
-
-    return contextlib.suppress(OSError, ValueError, KeyError, StopIteration, ImportError)

@@ -1,5 +1,7 @@
 """Whole images, padding and tiles: exact where theory says so, on every size; predictions and their files."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -7,16 +9,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import minifcn.functional as F
-from minifcn import models, nn
+from minifcn import inference, models, nn
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import Tensor
 from minifcn.functional.step import normalize
-from minifcn.inference import pad_and_crop, predict, starts, tile_and_average, whole
+from minifcn.inference import image_logits, pad_and_crop, predict, predict_tiled, starts, tile_and_average, whole
 
 
-def pixelwise(K=3, seed=0, xp=np):
+def pixelwise(K=3, seed=0, xp=np, dtype=np.float64):
     """A net whose logits depend on their own pixel only: tiling and padding must not change them."""
-    w = xp.asarray(np.random.default_rng(seed).standard_normal((K, 3, 1, 1)))
+    w = xp.asarray(np.random.default_rng(seed).standard_normal((K, 3, 1, 1)), dtype)
     return lambda x: F.conv2d(x, Tensor(w))
 
 
@@ -125,6 +127,33 @@ def test_predict_at_half_the_size_answers_at_full_size():
     expected = F.interpolate(logits, (41, 60), mode="bilinear").data.argmax(axis=1)[0]
     np.testing.assert_array_equal(labels, expected)
     assert (labels != predict(net, image)).any()
+
+
+@given(H=st.integers(1, 150), W=st.integers(1, 150), scale=st.sampled_from([1.0, 0.5, 0.3, 1.7]), panel=st.integers(40, 160),
+       rows=st.integers(9, 90), seed=st.integers(0, 99))
+@example(H=1, W=50, scale=0.3, panel=7, rows=1, seed=0)
+@example(H=150, W=96, scale=1.0, panel=150, rows=64, seed=0)
+def test_bands_and_panels_give_the_classes_of_the_whole(H, W, scale, panel, rows, seed):
+    """Tiles whose logits are forgotten band by band, against tile_and_average, whose logits are all there."""
+    image = np.random.default_rng(seed).integers(0, 256, (H, W, 3), np.uint8)
+    net = pixelwise(seed=seed, dtype=np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "PANEL", panel)
+        patch.setattr(inference, "ROWS", rows)
+        labels = predict_tiled(net, image, scale=scale, tile=(32, 64))
+    logits = image_logits(net, image, lambda net, x: tile_and_average(net, x, (32, 64)), scale=scale)[0]     # (K, H, W)
+    wrong = logits.max(axis=0) - np.take_along_axis(logits, labels[None].astype(int), 0)[0]                  # (H, W)
+    assert labels.shape == (H, W) and wrong.max() <= 64 * 2**-24 * np.abs(logits).max()       # a class as good, to roundings
+
+
+def test_tiles_take_one_band_of_logits():
+    """3,000 x 400 pixels with 50 classes: 240 MB of logits, of which a band of 320 rows is in memory, twice."""
+    image, w = np.zeros((3000, 400, 3), np.uint8), np.ones((50, 3, 1, 1), np.float32)
+    tracemalloc.start()
+    predict(lambda x: F.conv2d(x, Tensor(w)), image, tile_and_average)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 50 * 4 * 320 * 480                               # the sums, a tile's logits twice, finished rows, a copy
 
 
 def test_predict_leaves_statistics_and_modes_alone():

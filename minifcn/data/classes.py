@@ -11,12 +11,13 @@ VOCcode/VOClabelcolormap.m; the names "potted plant" and "tv/monitor" are spelt 
 """
 
 import json
-import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+from minifcn.files.regular import read_regular
 
 LONGEST_NAME = 100                           # characters of a class's name
 LARGEST_LIST = 1 << 20                       # bytes of classes.json, or of another tool's list of classes
@@ -212,12 +213,8 @@ def read_classes(root):
 def read_text(path, largest):
     """The text of a UTF-8 file of at most `largest` bytes. Raises DataError; FileNotFoundError where there is none."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("not a regular file")
-        if status.st_size > largest:
-            raise DataError(f"{status.st_size:,} bytes, at most {largest:,} are read")
-        return path.read_text(encoding="utf-8-sig")                  # a byte order mark is dropped
+        text = read_regular(path, largest).decode("utf-8-sig")       # a byte order mark is dropped
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,6 @@ Sources: Portable Network Graphics (PNG) Specification, third edition, W3C 2025 
 """
 
 import os
-import stat
 import warnings
 from contextlib import contextmanager
 from io import BytesIO
@@ -17,6 +16,7 @@ from io import BytesIO
 import numpy as np
 
 from minifcn.data.classes import DataError, check_indices, colour_to_index, no_class, voc_palette
+from minifcn.files.regular import open_regular
 
 MAX_PIXELS = 89_478_485                      # Pillow's default limit, 256 MiB as RGB: beyond it Pillow only warns
 LARGEST_FILE = 1 << 29                       # bytes of an image file: room for that many pixels of four bytes
@@ -35,18 +35,16 @@ READINGS = {                                 # what is worth saying about the wa
 
 # ---------------------------------------------------------------------------------------------------------- any image
 @contextmanager
-def opened(path, data=None):
+def opened(path, data=None, most=MAX_PIXELS):
     """(open file, Pillow image of which only the header is read); all that goes wrong inside becomes one DataError.
 
-    data: the bytes of the file, where they have been read already.
+    data: the bytes of the file, where they have been read already. most: pixels; more are refused.
     """
     from PIL import Image
 
     try:
-        if data is None:
-            _check_file(path)
-        with open(path, "rb") if data is None else BytesIO(data) as file, Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with (_open(path, 6 * most) if data is None else BytesIO(data)) as file, _unpacked(file, most) as image:
+            if image.width * image.height > most:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             yield file, image
     except DataError as error:
@@ -54,26 +52,39 @@ def opened(path, data=None):
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: refused as a decompression bomb, the limit is {MAX_PIXELS} pixels: {error}") from None
+        raise DataError(f"{path}: refused as a decompression bomb, the limit is {most} pixels: {error}") from None
     except Image.UnidentifiedImageError:
         raise DataError(f"{path}: not a readable image in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:      # Pillow's decoders raise OSError, SyntaxError, struct.error, ...: nobody lists all
         raise DataError(f"{path}: broken image: {error}") from error
 
 
-def _check_file(path):
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):                             # a pipe or a device may never end
-        raise DataError("not a regular file")
-    if status.st_size > LARGEST_FILE:
-        raise DataError(f"{status.st_size:,} bytes, at most {LARGEST_FILE:,} are read")
+def _open(path, largest=LARGEST_FILE):
+    try:
+        return open_regular(path, largest)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(error.strerror) from None
+
+
+def _unpacked(file, most):
+    """Image.open, whose own limit would warn of photographs that `minifcn predict` takes."""
+    from PIL import Image
+
+    if most <= MAX_PIXELS:
+        return Image.open(file, formats=FORMATS)
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most
+    try:
+        return Image.open(file, formats=FORMATS)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def read_bytes(path):
     """The bytes of an image or mask. Raises DataError."""
     try:
-        _check_file(path)
-        with open(path, "rb") as file:
+        with _open(path) as file:
             return file.read()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -81,22 +92,23 @@ def read_bytes(path):
         raise DataError(f"{path}: {error}") from None
 
 
-def read_image(path, exif=False, fit=None, data=None):
+def read_image(path, exif=False, fit=None, data=None, most=MAX_PIXELS):
     """Any 8-bit image as uint8 (H, W, 3), RGB; grey is repeated, CMYK converted, alpha dropped.
 
     exif: turn the picture as its EXIF orientation says (what a person sees). fit: None, or the (H, W) of a mask: turn only
-    where the turned picture has this size. data: the file's bytes, where they are at hand. Raises DataError.
+    where the turned picture has this size. data: the file's bytes, where they are at hand. most: pixels; more are refused.
+    Raises DataError.
     """
     from PIL import Image
 
-    with opened(path, data) as (_, image):
+    with opened(path, data, most) as (_, image):
         if image.mode not in IMAGE_MODES:
             raise DataError(f"an image of 8 bits a channel wanted, got Pillow's mode {image.mode}")
         turn = orientation(image) if exif else 1
         if turn != 1 and fit in (None, turned_size(image, turn)):
             image = image.transpose(Image.Transpose[TURNS[turn]])
         image.info.pop("transparency", None)                         # Pillow would try to keep it, and warn
-        return np.array(image.convert("RGB"))                                            # (H, W, 3)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))          # (H, W, 3)
 
 
 def orientation(image):

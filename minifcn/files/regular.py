@@ -22,7 +22,7 @@ def open_regular(path, largest=None):
         if stat.S_ISDIR(facts.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "a pipe, a device or a socket, not an ordinary file", str(path))
+            raise OSError(errno.EINVAL, "a pipe, a device or a socket, not a regular file", str(path))
         if largest is not None and facts.st_size > largest:
             raise OSError(errno.EFBIG, f"has {facts.st_size:,} bytes, but at most {largest:,} are read", str(path))
         return os.fdopen(handle, "rb")
