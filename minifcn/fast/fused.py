@@ -37,7 +37,7 @@ def float32_map(x):
 
 def plain_norm(norm):
     """A BatchNorm2d, no class derived from it, whose statistics are those of this process alone."""
-    return type(norm) is BatchNorm2d and getattr(norm, "reduce", None) is None
+    return type(norm) is BatchNorm2d and norm.reduce is None
 
 
 def plain_conv(conv):
