@@ -3,14 +3,14 @@
 
 Each file holds one idea. For both devices: blocks (im2col in S x S blocks), fused (a layer and what follows it as one op).
 On the CPU, in reading order: threads, memory, layout, columns (im2col in blocks of rows), filters (few positions, many
-weights), winograd (fewer products), pixels (fewer passes over memory), head (the 64 x 64 kernel and the loss). On a GPU:
-kernels/ (CUDA, one idea a file), launch (one way to start them, one to multiply), layout (channels last), then the twins made
-of them: head, convolution, norm, pool, descent. What each bought: benchmarks/README.md.
+weights), winograd (fewer products), pixels (fewer passes over memory), stem (norm, ReLU and pooling), head (the 64 x 64
+kernel), loss. On a GPU: kernels/ (CUDA, one idea a file), launch (one way to start them, one to multiply), layout (channels
+last), then the twins made of them: head, convolution, norm, pool, descent. What each bought: benchmarks/README.md.
 """
 
 from minifcn.core.dispatch import ask_in_order
 from minifcn.fast import blocks, fused
-from minifcn.fast.cpu import columns, filters, head, pixels, winograd
+from minifcn.fast.cpu import columns, filters, head, loss, pixels, stem, winograd
 from minifcn.fast.cpu.threads import set_threads
 from minifcn.fast.gpu import convolution as gpu_convolution
 from minifcn.fast.gpu import descent as gpu_descent
@@ -19,9 +19,8 @@ from minifcn.fast.gpu import norm as gpu_norm
 from minifcn.fast.gpu import pool as gpu_pool
 
 # The order in which twins are asked, file by file, in a file from top to bottom: what is special before what is general.
-ORDER = (fused, blocks, winograd, head, columns, filters, pixels,
+ORDER = (fused, blocks, winograd, head, columns, filters, stem, pixels, loss,
          gpu_head, gpu_convolution, gpu_norm, gpu_pool, gpu_descent)
 ask_in_order([module.__name__ for module in ORDER])
 
-__all__ = ["ORDER", "blocks", "fused", "winograd", "head", "columns", "filters", "pixels", "set_threads",
-           "gpu_head", "gpu_convolution", "gpu_norm", "gpu_pool", "gpu_descent"]
+__all__ = ["ORDER", "set_threads"]

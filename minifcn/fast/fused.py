@@ -25,8 +25,9 @@ from minifcn.core.tensor import Tensor, as_tensor, record
 from minifcn.functional.basic import rectify_grad
 from minifcn.functional.batchnorm import check_batch_norm, move_running, normalize, normalize_grad
 from minifcn.functional.conv import correlate, correlate_grad_w, correlate_grad_x, output_size
+from minifcn.functional.pool import maximum_of_windows, maximum_of_windows_grad
 from minifcn.nn import blocks
-from minifcn.nn.layers import BatchNorm2d, Conv2d
+from minifcn.nn.layers import BatchNorm2d, Conv2d, MaxPool2d
 
 # ---- when ----
 
@@ -78,18 +79,30 @@ def norm_relu_training(norm, x):
 
 @replaces(blocks.conv_norm_relu, when=(float32_map, plain_conv, plain_norm, training, shortcut_of_same_shape))
 def conv_norm_relu_training(conv, norm, x, shortcut=None):
-    """relu(norm(z) + shortcut) with z = conv(x); backward: the ReLU's mask, then batch norm's and the convolution's."""
+    """relu(norm(conv(x)) + shortcut); backward: the ReLU's mask, then batch norm's and the convolution's."""
+    added = None if shortcut is None else as_tensor(shortcut).data
+
+    def forward(z, w, b, eps):
+        y, mean, var, saved = normalize_add_relu(z, w, b, added, eps)
+        return y, mean, var, lambda gy: normalize_add_relu_grad(gy, y, w, saved)
+
+    return _conv_then(conv, norm, x, shortcut, forward, "conv_norm_relu")
+
+
+def _conv_then(conv, norm, x, shortcut, forward, name):
+    """One op of a convolution, z = conv(x), and y, mean, var, back = forward(z, w, b, eps), where back(gy) gives the gradients
+    of z, w, b and the shortcut."""
     x, kernel, shortcut, settings = _arguments(conv, x, shortcut)
     z = correlate(x.data, kernel.data, *settings)                        # (N, F, OH, OW)
     if conv.bias is not None:
         z += conv.bias.data[:, None, None]
     _, w, b, eps = check_batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.eps)
-    y, mean, var, saved = normalize_add_relu(z, w.data, b.data, None if shortcut is None else shortcut.data, eps)
+    y, mean, var, back = forward(z, w.data, b.data, eps)
     move_running(norm.running_mean, norm.running_var, mean, var, z.size // z.shape[1], norm.momentum)
-    del z                                                                # `saved` decides what is kept
+    del z                                                                # what `back` keeps decides
 
     def backward(gy):
-        gz, gw, gb, gshortcut = normalize_add_relu_grad(gy, y, w.data, saved)
+        gz, gw, gb, gshortcut = back(gy)
         gx = gkernel = gbias = None
         if x.requires_grad:
             gx = correlate_grad_x(gz, kernel.data, x.shape[2:], *settings)                       # (N, C, H, W)
@@ -99,7 +112,7 @@ def conv_norm_relu_training(conv, norm, x, shortcut=None):
             gbias = gz.sum(axis=(0, 2, 3))                               # (F,): 0 but for rounding, the mean takes it away
         return gx, gkernel, gbias, gw, gb, gshortcut
 
-    return record(y, (x, kernel, conv.bias, w, b, shortcut), backward, "conv_norm_relu")
+    return record(y, (x, kernel, conv.bias, w, b, shortcut), backward, name)
 
 
 @replaceable
@@ -116,6 +129,37 @@ def normalize_add_relu_grad(gy, y, w, saved):
     """(gx, gw, gb, gshortcut): relu lets gy pass where y > 0, and the shortcut receives just that."""
     gshortcut = rectify_grad(gy, y)
     return *normalize_grad(gshortcut, w, saved), gshortcut
+
+
+def pool_3x3_by_2(pool):
+    """The stem's MaxPool2d(3, 2, 1)."""
+    return type(pool) is MaxPool2d and (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+
+
+@replaces(blocks.conv_norm_relu_pool, when=(float32_map, plain_conv, plain_norm, training, pool_3x3_by_2))
+def conv_norm_relu_pool_training(conv, norm, pool, x):
+    """pool(relu(norm(conv(x)))); backward: pooling's, the ReLU's and batch norm's, then the convolution's."""
+    def forward(z, w, b, eps):
+        y, mean, var, saved = normalize_relu_pool(z, w, b, eps)
+        return y, mean, var, lambda gy: (*normalize_relu_pool_grad(gy, w, saved), None)
+
+    return _conv_then(conv, norm, x, None, forward, "conv_norm_relu_pool")
+
+
+@replaceable
+def normalize_relu_pool(x, w, b, eps):
+    """3 x 3 maxima, stride 2, padding 1, of max(normalize(x), 0): returns (y, mean, var, saved)."""
+    r, mean, var, saved = normalize_add_relu(x, w, b, None, eps)         # (N, C, H, W)
+    y, winners = maximum_of_windows(r, (3, 3), (2, 2), (1, 1))           # (N, C, OH, OW)
+    return y, mean, var, (r, saved, winners)
+
+
+@replaceable
+def normalize_relu_pool_grad(gy, w, saved):
+    """(gx, gw, gb)."""
+    r, saved, winners = saved
+    g = maximum_of_windows_grad(gy, winners, r.shape[2:], (3, 3), (2, 2), (1, 1))                # (N, C, H, W)
+    return normalize_add_relu_grad(g, r, w, saved)[:3]
 
 
 # ---- evaluation ----

@@ -123,9 +123,14 @@ def _targets(x, labels, weight, ignore_index):
     valid = labels != ignore_index
     wrong = valid & ((labels < 0) | (labels >= K))
     if xp is np and wrong.any():
-        raise ValueError(f"cross_entropy: label {labels[wrong][0]} is neither one of the {K} classes "
-                         f"nor ignore_index {ignore_index} (x: {dims(x)}, labels: {dims(labels)})")
+        raise strange_label(x, labels, labels[wrong][0], ignore_index)
     target = xp.where(valid & ~wrong, labels, 0)                         # CuPy would wrap 255 into a class: mask first
     weights = (xp.ones(K, x.dtype) if weight is None else weight)[target]
     weights = xp.where(wrong, np.nan, xp.where(valid, weights, 0)).astype(x.dtype)
     return target, weights
+
+
+def strange_label(x, labels, label, ignore_index):
+    """The ValueError about a label that is no class."""
+    return ValueError(f"cross_entropy: label {label} is neither one of the {x.shape[1]} classes "
+                      f"nor ignore_index {ignore_index} (x: {dims(x)}, labels: {dims(labels)})")

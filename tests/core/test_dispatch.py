@@ -373,6 +373,22 @@ def test_compositions(xp, counted, training, hw):
 
     agree(xp, op, s)
 
+    def stem(x):
+        init.seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 16, 7, 1, 3), nn.BatchNorm2d(16)).to("cpu" if xp is np else "gpu").train(training)
+        return nn.conv_norm_relu_pool(*net, nn.MaxPool2d(3, 2, 1), x), lambda: [net[0].weight.grad, net[1].weight.grad]
+
+    agree(xp, stem, x)
+
+    def head(x):
+        init.seed(0)
+        layer = nn.ConvTranspose2d(16, 3, 16, 8, 4).to("cpu" if xp is np else "gpu")
+        labels = xp.asarray(np.arange(2 * 8 * hw[0] * 8 * hw[1]).reshape(2, 8 * hw[0], 8 * hw[1]) % 3)
+        loss, hits, valid = nn.score_loss(layer, x, labels)
+        return loss, lambda: [layer.weight.grad, layer.bias.grad, xp.asarray(hits * 1.0), xp.asarray(valid * 1.0)]
+
+    agree(xp, head, s)
+
 
 @given(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(3, 12), st.integers(3, 12)), seeds)
 def test_pointwise_pooling_and_loss(xp, counted, shape, seed):

@@ -20,14 +20,16 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
 import minifcn.functional as F
-from minifcn import Tensor
+from minifcn import Tensor, nn
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.fast import fused
-from minifcn.fast.cpu import columns, filters, head, pixels, winograd
+from minifcn.fast.cpu import columns, filters, head, pixels, stem, winograd
+from minifcn.fast.cpu import loss as fast_loss
 from minifcn.fast.cpu import threads as cpu
 from minifcn.fast.cpu.layout import channels_first, channels_last
 from minifcn.fast.cpu.memory import scratch
 from minifcn.functional import basic, batchnorm, conv, loss, pool
+from minifcn.nn import init
 
 ROOT = Path(__file__).parents[2]
 U = 2.0**-24
@@ -324,6 +326,41 @@ def test_max_pool(threads, shape, khw, stride, padding, monkeypatch):
     np.testing.assert_array_equal(gx, definition(pool.maximum_of_windows_grad, gy, tap, *args))
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 33, 40), (3, 64, 40, 57), (1, 8, 1, 6), (2, 5, 7, 1), (1, 32, 64, 30)])
+def test_stem(threads, shape, monkeypatch):
+    """Batch norm, ReLU and 3x3 pooling in one pass; many ties and many windows without a positive number; several blocks."""
+    monkeypatch.setattr(stem, "BLOCK", 2**13)
+    x, = draw(5, shape)
+    x = np.round(x * 2) / 2 - 0.5                                        # ties; about half of the pixels are below the mean
+    w, b = draw(6, shape[1:2], shape[1:2])
+    y, mean, var, saved = stem.normalize_relu_pool_rows(x, w, b, 1e-5)
+    repeated(lambda *a: stem.normalize_relu_pool_rows(*a)[:3], x, w, b, 1e-5)
+    y0, mean0, var0, saved0 = definition(fused.normalize_relu_pool, x, w, b, 1e-5)
+    close(y, y0, 1e-6)
+    close(mean, mean0, 2e-7)
+    close(var, var0, 2e-6)
+    assert (y == 0).any()
+    gy, = draw(7, y.shape)
+    mine = repeated(lambda gy: stem.normalize_relu_pool_grad_rows(gy, w, saved), gy)
+    for a, e in zip(mine, definition(fused.normalize_relu_pool_grad, gy, w, saved0), strict=True):
+        close(a, e, 2e-6)
+
+
+def test_stem_with_a_nan():
+    """It makes its channel NaN, and the gradient, too; all other channels are as ever."""
+    x, = draw(5, (2, 16, 33, 40))
+    w, b = draw(6, (16,), (16,))
+    y, *_, saved = stem.normalize_relu_pool_rows(x, w, b, 1e-5)
+    gx, *_ = stem.normalize_relu_pool_grad_rows(np.ones_like(y), w, saved)
+    x[1, 3, 5, 7] = np.nan
+    y2, *_, saved = stem.normalize_relu_pool_rows(x, w, b, 1e-5)
+    gx2, *_ = stem.normalize_relu_pool_grad_rows(np.ones_like(y), w, saved)
+    others = np.arange(16) != 3
+    assert np.isnan(y2[:, 3]).all() and np.isnan(gx2[:, 3]).all()
+    np.testing.assert_array_equal(y2[:, others], y[:, others])
+    np.testing.assert_array_equal(gx2[:, others], gx[:, others])
+
+
 def test_backward_follows_the_forward_that_ran():
     """Also where the map is worth a twin and its pooled map alone would not be."""
     x = Tensor(draw(5, (1, 4, 100, 100))[0], requires_grad=True)
@@ -342,20 +379,75 @@ def test_max_pool_of_a_nan():
     assert gx.sum() == y.size - 4 and gx[0, 0, 3, 3] == 0
 
 
+@pytest.mark.parametrize("bias, weighted, size, scale", [
+    (True, False, (90, 128), 3), (False, False, (96, 128), 3), (True, True, (65, 97), 3), (True, False, (96, 128), 0)])
+def test_score_loss(threads, bias, weighted, size, scale, monkeypatch):
+    """The composition's sums and gradients: labels that end inside of the head's map, void, weights, logits that all tie."""
+    monkeypatch.setattr(fast_loss, "BLOCK", 2**15)
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 21, (2, *size)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.3] = 255
+    weight = rng.random(21).astype(np.float32) if weighted else None
+    results = []
+    for dtype in (np.float32, np.float64):
+        init.seed(0)
+        head = nn.ConvTranspose2d(5, 21, 64, 32, 16, bias=bias)
+        if scale == 0:
+            head.bias.data[...] = 0
+        x = Tensor(draw(1, (2, 5, 3, 4))[0] * np.float32(scale), requires_grad=True)
+        if dtype == np.float64:
+            head.to(dtype)
+            x = Tensor(x.data.astype(dtype), requires_grad=True)
+        total, hits, valid = nn.score_loss(head, x, labels, weight if weight is None else weight.astype(dtype), 255)
+        (total / float(valid)).backward()
+        assert total.dtype == dtype and (total.node is None or total.node.backward is None)
+        results.append([total.data, hits, valid, x.grad, *(p.grad for p in head.parameters())])
+    assert results[0][1] == results[1][1] > 0 and float(results[0][2]) == pytest.approx(float(results[1][2]), rel=1e-6)
+    for mine, exact in zip(*(r[3:] for r in results), strict=True):
+        close(mine, exact, 4e-6 if scale else 2e-5)                      # without scale the bias's gradient all but cancels
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_score_loss_again_and_of_odd_pixels():
+    """The same bits again; infinite and missing logits do not matter where the label is void; a strange label is named."""
+    init.seed(0)
+    head = nn.ConvTranspose2d(3, 21, 16, 8, 4)
+    labels = np.random.default_rng(0).integers(0, 21, (2, 64, 64))
+    labels[0, :24, :24] = 255
+    x = draw(1, (2, 3, 8, 8))[0]
+    x[0, 0, 0, 0], x[0, 1, 1, 1] = np.inf, np.nan                        # they reach the first 20 rows and columns
+
+    def run():
+        t = Tensor(x, requires_grad=True)
+        total, hits, valid = nn.score_loss(head, t, labels, ignore_index=255)
+        head.weight.grad = head.bias.grad = None
+        total.backward()
+        return [total.data, hits, valid, t.grad, head.bias.grad]
+
+    first, second = run(), run()
+    for a, b in zip(first, second):
+        np.testing.assert_array_equal(a, b)
+    assert np.isfinite(first[0]) and np.isfinite(first[4]).all()
+    labels[1, 5, 6] = 77
+    with pytest.raises(ValueError, match=r"label 77 is neither one of the 21 classes nor ignore_index 255 .*labels: 2x64x64"):
+        run()
+
+
 def test_loss(threads, monkeypatch):
     """Extreme logits, ignored pixels that hold NaN, several blocks."""
-    monkeypatch.setattr(head, "BLOCK", 2**15)
+    monkeypatch.setattr(fast_loss, "BLOCK", 2**15)
     x, g = draw(7, (2, 21, 63, 90), (2, 63, 90))
     target = np.random.default_rng(8).integers(0, 21, g.shape)
     x *= 5
     x[0, :, 0] *= 1e8
     x[0, 3, 5, 5], g[0, 5], g[1, :, 7] = np.nan, 0, 0
-    nll, saved = repeated(head.softmax_nll_blocks, x, target)
+    nll, saved = repeated(fast_loss.softmax_nll_blocks, x, target)
     exact, exact_saved = definition(loss.softmax_nll, x, target)
     known = np.isfinite(exact)
     assert (np.isfinite(nll) == known).all() and known.sum() == known.size - 1
     assert (abs(nll - exact)[known] <= 2e-6 * (1 + abs(exact))[known]).all()
-    gx = repeated(lambda g: head.softmax_nll_grad_blocks(g, x, target, saved), g)
+    gx = repeated(lambda g: fast_loss.softmax_nll_grad_blocks(g, x, target, saved), g)
     exact = definition(loss.softmax_nll_grad, g, x, target, exact_saved)
     assert (abs(gx - exact) <= 4e-6 * abs(g)[:, None]).all()             # 0 where g is 0, whatever the logits
 

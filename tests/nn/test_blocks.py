@@ -91,3 +91,18 @@ def test_score_loss_is_the_loss_of_the_cut_logits(xp, device):
     assert to_host(valid) == to_host((labels != 2).sum())
     for mine, p in zip(gradients, net.parameters(), strict=True):
         np.testing.assert_allclose(mine, to_host(p.grad), rtol=0, atol=1e-12 * max(1, abs(mine).max()))
+
+
+def test_cut():
+    """The top left; what has that size already is handed on as it is."""
+    y = Tensor(values(0, 2, 3, 5, 7))
+    np.testing.assert_array_equal(nn.cut(y, (4, 6)).data, y.data[:, :, :4, :6])
+    assert nn.cut(y, (5, 7)) is y and nn.cut(y, (5, 6)).shape == (2, 3, 5, 6)
+
+
+def test_what_is_ignored_without_being_asked():
+    """-100, as in torch."""
+    labels = np.array([[[0, -100, 1]]])
+    for loss, hits, valid in (nn.loss_sums(Tensor(np.zeros((1, 2, 1, 3))), labels),
+                              nn.score_loss(nn.Conv2d(2, 2, 1), np.zeros((1, 2, 1, 3), np.float32), labels)):
+        assert valid == 2 and hits <= 2 and loss.item() > 0

@@ -349,8 +349,9 @@ def exchange(mutant):
             if len(live.__code__.co_freevars) != len(codes[name].co_freevars):         # super() is gone, or came
                 return False
             live.__code__ = codes[name]
-            live.__defaults__ = tuple(map(ast.literal_eval, node.args.defaults)) or None
-            live.__kwdefaults__ = {a.arg: ast.literal_eval(d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults)}
+            if ast.dump(node.args) != ast.dump(before[name].args):
+                live.__defaults__ = tuple(map(ast.literal_eval, node.args.defaults)) or None
+                live.__kwdefaults__ = {a.arg: ast.literal_eval(d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults)}
     for tree in (old, new):
         for _, node in functions(tree.body):
             node.body, node.args = [], None
@@ -510,7 +511,7 @@ def main():
     for name in ("minifcn", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     os.chdir(tree)
-    sys.path[:] = [str(tree), *(p for p in sys.path if Path(p) != ROOT / "tests")]
+    sys.path[:] = [str(tree), str(tree / "tests" / "support"), *(p for p in sys.path if Path(p) != ROOT / "tests")]
     outcomes, start = {}, time.perf_counter()
 
     def report(mutant, outcome):

@@ -1,4 +1,4 @@
-"""The two ends of the FCN's head: the transposed convolution with kernel 2S and stride S, and the loss of every pixel.
+"""The FCN's head: the transposed convolution with kernel 2S and stride S.
 
 Cut the enlarged map (with its padding) into cells of S x S pixels. A kernel of 2S covers 2 x 2 cells, so cell (i, j) is
 painted by the inputs (i-1, j-1), (i-1, j), (i, j-1) and (i, j) alone:
@@ -9,11 +9,11 @@ This is a product with K = 4 C and nothing is added up afterwards, where the def
 for one row p of all cells at a time: those products are small (below 10^6 multiplications), for which OpenBLAS has kernels
 that pack nothing, and the rows of the cells in one row of cells lie side by side in the map: the product writes them there.
 Its two gradients read the same rows: a product with the kernel, and one with the inputs. Two cores: 8.9 times as fast as the
-definition forward, 4.8 times backward; the loss 2.1 and 2.9 times.
+definition forward, 4.8 times backward.
 
 The names below are those of the convolution that is transposed: what is x in this formula is called gy, its channels F.
 
-Read after pixels.py; read next gpu/kernels/common.cuh. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
+Read after stem.py; read next loss.py. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
 """
 
 import numpy as np
@@ -21,11 +21,8 @@ import numpy as np
 from minifcn.core.dispatch import replaces
 from minifcn.fast.cpu.layout import conditions, float32_on_cpu, of_gw, of_gx, of_y
 from minifcn.fast.cpu.memory import scratch
-from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
-from minifcn.functional import conv, loss
-
-BLOCK = 2**19                                   # logits a block: 2 MB (pixels.py says why)
-ENOUGH = 2**16                                  # logits below which threads cost more than they save
+from minifcn.fast.cpu.threads import in_parallel, split
+from minifcn.functional import conv
 
 
 def kernel_twice_the_stride(c):
@@ -135,64 +132,3 @@ def rows_of_cells(x, ohw, stride, padding):
     rows = scratch("rows", (SH, OH + 1, OW + 1, SW))
     rows[...] = frame.reshape(OH + 1, SH, OW + 1, SW).swapaxes(0, 1)
     return rows.reshape(SH, -1, SW)
-
-
-# ---- softmax and negative log-likelihood ----
-
-def float32_logits(x):
-    """(N, K, H, W), classes first in memory, float32 on the CPU."""
-    return float32_on_cpu(x) and x.ndim == 4 and x.flags.c_contiguous
-
-
-def enough_logits(x):
-    return x.size >= ENOUGH
-
-
-@replaces(loss.softmax_nll, when=(float32_logits, enough_logits))
-def softmax_nll_blocks(x, target):
-    """As the definition, a few rows of an image at a time on all threads."""
-    N, K, H, W = x.shape
-    nll, top, rest = (np.empty((N, 1, H, W), np.float32) for _ in range(3))
-
-    def work(todo):
-        for n, i in todo:
-            part, t = x[n, :, i], top[n, 0, i]                           # (K, o, W), (o, W)
-            np.maximum.reduce(part, axis=0, out=t)
-            e = np.subtract(part, t, out=scratch("a", part.shape))
-            nll[n, 0, i] = -np.take_along_axis(e, target[n, None, i], axis=0)[0]                 # top - chosen
-            np.exp(e, out=e)
-            r = np.add.reduce(e, axis=0, out=rest[n, 0, i])
-            np.log(r, out=r)
-            nll[n, 0, i] += r
-
-    in_parallel(work, row_blocks(x))
-    return nll[:, 0], (top, rest)
-
-
-@replaces(loss.softmax_nll_grad, when=(float32_logits, enough_logits))
-def softmax_nll_grad_blocks(g, x, target, saved):
-    """As the definition; the one-hot label is subtracted at its place alone."""
-    gx, (top, rest) = np.empty(x.shape, np.float32), saved
-
-    def work(todo):
-        for n, i in todo:
-            part, weight = gx[n, :, i], g[n, i]                          # (K, o, W), (o, W)
-            e = np.subtract(x[n, :, i], top[n, 0, i], out=scratch("a", part.shape))
-            e -= rest[n, 0, i]
-            np.exp(e, out=e)
-            flat = e.reshape(len(e), -1)
-            flat[target[n, i].reshape(-1), np.arange(flat.shape[1])] -= 1
-            np.multiply(e, weight, out=part)
-            ignored = weight == 0
-            if ignored.any():
-                np.copyto(part, 0, where=ignored)                        # also where the logits are no numbers
-
-    in_parallel(work, row_blocks(x))
-    return gx
-
-
-def row_blocks(x):
-    """(image, rows) of about BLOCK logits at most, one list a thread."""
-    N, K, H, W = x.shape
-    todo = blocks(N, H, 1, max(1, BLOCK // (K * W)))
-    return dealt([(n, i) for images, i in todo for n in range(images.start, images.stop)])

@@ -100,7 +100,7 @@ def normalize_add_relu_blocks(x, w, b, shortcut, eps):
 
 def _normalize(x, w, b, eps, finish):
     C, rows = x.shape[1], rows_of(x)
-    mean, var = _moments(rows, C)
+    mean, var = moments(rows, C)
     inv_std = 1 / np.sqrt(var + np.float32(eps))
     y, out = empty_like(x)
     centre, scale, shift = in_row(mean, x), in_row(w * inv_std, x), in_row(b, x)
@@ -117,7 +117,7 @@ def _normalize(x, w, b, eps, finish):
     return y, mean, var, (channels_first(rows.reshape(x.shape[0], x.shape[2], x.shape[3], C)), mean, inv_std)
 
 
-def _moments(rows, C):
+def moments(rows, C):
     """Mean and biased variance of each channel in one pass, about a pilot p, the mean of every k-th row:
 
         d = x - p:   mean = p + mean(d),   var = mean(d d) - mean(d)^2
@@ -150,40 +150,41 @@ def sum_of_pixels(rows, C):
 @replaces(batchnorm.normalize_grad, when=(float32_on_cpu, saved_by_normalize))
 def normalize_grad_blocks(gy, w, saved):
     """One pass for gb and gw, one for gx."""
-    rows = rows_of(gy)
-    gx, out = empty_like(gy)
-    return gx, *_normalize_grad(gy, rows, rows, out, w, saved)
+    rows, (gx, out) = rows_of(gy), empty_like(gy)
+    return gx, *gradient(*saved, w, lambda block: None, rows, out, blocks_of(rows))
 
 
 @replaces(fused.normalize_add_relu_grad, when=(float32_on_cpu, saved_by_normalize_add_relu))
 def normalize_add_relu_grad_blocks(gy, y, w, saved):
     """The first pass also masks gy by y > 0; without a shortcut gx then takes the place of the masked gy."""
     *saved, shortcut = saved
-    gshortcut, masked = empty_like(gy)
+    g, signs, (gshortcut, masked) = rows_of(gy), rows_of(y), empty_like(gy)
     gx, out = empty_like(gy) if shortcut else (gshortcut, masked)
-    gw, gb = _normalize_grad(gy, rows_of(gy), masked, out, w, saved, rows_of(y))
+
+    def fill(block):
+        keep_positive(g[block], signs[block], masked[block])
+
+    gw, gb = gradient(*saved, w, fill, masked, out, blocks_of(masked))
     return gx, gw, gb, gshortcut if shortcut else None
 
 
-def _normalize_grad(gy, g_rows, masked, out, w, saved, y_rows=None):
-    """gw, gb; writes gx's rows to `out`, and those of gy where y > 0 (else 0) to `masked`, if y's are given.
+def gradient(x, mean, inv_std, w, fill, g, out, shares):
+    """gw, gb of batch norm of x, whose y has the gradient g, rows (N*H, W*C); writes gx's rows to `out`, which may be g.
 
         gx = a (g - gb / M - gw inv_std (x - mean) / M) = a g + slope x + shift        a = w inv_std
+
+    shares: for each thread a list of slices of rows. fill(slice): called before rows of g are read for the first time.
     """
-    x, mean, inv_std = saved
-    (N, C, H, W), rows = gy.shape, rows_of(x)                            # (N*H, W*C)
-    centre, shares = in_row(mean, x), blocks_of(g_rows)
-    sums = np.zeros((len(shares), 2, C))
+    (N, C, H, W), rows = x.shape, rows_of(x)                             # (N*H, W*C)
+    centre, sums = in_row(mean, x), np.zeros((len(shares), 2, C))
 
     def reduce(share):
         number, todo = share
         for block in todo:
-            g = masked[block]                                            # (h, W*C)
-            if y_rows is not None:
-                keep_positive(g_rows[block], y_rows[block], g)
-            t = np.subtract(rows[block], centre, out=scratch("a", g.shape))
-            t *= g
-            sums[number] += sum_of_pixels(g, C), sum_of_pixels(t, C)
+            fill(block)
+            t = np.subtract(rows[block], centre, out=scratch("a", rows[block].shape))            # (h, W*C)
+            t *= g[block]
+            sums[number] += sum_of_pixels(g[block], C), sum_of_pixels(t, C)
 
     in_parallel(reduce, list(enumerate(shares)))
     gb, gc = sums.sum(axis=0)                                            # sum g, sum g (x - mean)
@@ -196,7 +197,7 @@ def _normalize_grad(gy, g_rows, masked, out, w, saved, y_rows=None):
         for block in todo:
             t = np.multiply(rows[block], slope, out=scratch("a", rows[block].shape))             # (h, W*C)
             t += shift
-            part = np.multiply(masked[block], scale, out=out[block])
+            part = np.multiply(g[block], scale, out=out[block])
             part += t
 
     in_parallel(apply, shares)
