@@ -17,10 +17,10 @@ from pathlib import Path
 from common import arguments
 
 HERE = Path(__file__).resolve().parent
-# The long ones first; e5 comes after the training of 4_fcn, whose network it uses, and runs when that is over.
+# The long ones first; e5 comes after the training of 4_fcn, whose network it uses, and 5_unet after e6_skips.
 FIRST = ["4_fcn", "e6_skips", "e3_xavier", "3_bilinear", "1_transposed_convolution", "e1_matrix_multiplication", "animate",
          "2_autograd", "e2_inverse", "e7_augmentation"]
-THEN = ["e5_all_pixels", "e4_hyperparameters"]
+THEN = ["5_unet", "e5_all_pixels", "e4_hyperparameters"]
 
 
 def run(name, args):
