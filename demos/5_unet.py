@@ -100,5 +100,6 @@ again = UNet(len(train.classes.names), width=4 if args.quick else 8)    # the ch
 again.load_state_dict(checkpoint.load(out / "checkpoint.npz").model)
 
 images, truths = zip(*[val.read(i) for i in range(5)])
-rows = {"image": images} | {name: [predict(net, image) for image in images] for name, net in (("FCN-8s", fcn), ("U-Net", again))}
-save(picture_rows(rows | {"truth": truths}, val.classes), args.out / "unet.png")
+rows = {"image": images, "FCN-8s": [predict(fcn, image) for image in images],
+        "U-Net": [predict(again, image) for image in images], "truth": truths}
+save(picture_rows(rows, val.classes), args.out / "unet.png")

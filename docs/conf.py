@@ -40,6 +40,7 @@ DEMOS = {
     "2_autograd": "The graph of a computation, its nodes and gradients",
     "3_bilinear": "A picture enlarged by a transposed convolution, beside bilinear resizing",
     "4_fcn": "Training curves, or images beside their masks",
+    "5_unet": "Masks of FCN-8s and a U-Net beside the truth",
     "e1_matrix_multiplication": "Time and memory of six ways to do a convolution",
     "e2_inverse": "An image, its convolution and what comes back",
     "e3_xavier": "Curves and masks from two initialisations",

@@ -29,7 +29,7 @@ def run(name, out, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["1_transposed_convolution", "2_autograd", "e2_inverse", "e7_augmentation"])
+@pytest.mark.parametrize("name", ["1_transposed_convolution", "2_autograd", "5_unet", "e2_inverse", "e7_augmentation"])
 def test_runs_from_anywhere_and_leaves_pictures(name, tmp_path):
     printed = run(name, tmp_path)
     named = [Path(line.split()[1]) for line in printed.splitlines() if line.startswith("-> ")]

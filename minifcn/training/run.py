@@ -68,8 +68,9 @@ def resume(out, own=None, **given):
     """Go on with the run in the folder `out` where its checkpoint stands; returns what metrics.json holds.
 
     own: what fit() was given, None for a network of minifcn's.
-    given: options to compare with the stored ones; those in Options.ELSEWHERE may differ and are taken over.
-    Raises ValueError naming every other option that differs, and what train() raises.
+    given: options to compare with the stored ones; those in Options.ELSEWHERE may differ and are taken over. Other `epochs`
+        train longer (or shorter) than was planned: the end of the schedule moves, which is printed.
+    Raises ValueError naming every other option that differs, for fewer epochs than are done, and what train() raises.
     """
     path = Path(out) / "checkpoint.npz"
     if not path.exists():
@@ -81,11 +82,14 @@ def resume(out, own=None, **given):
         conflicts = [
             f"{f.name}: {getattr(stored, f.name)} stored, {getattr(options, f.name)} given"
             for f in fields(Options)
-            if f.name not in Options.ELSEWHERE and getattr(stored, f.name) != getattr(options, f.name)
+            if f.name not in (*Options.ELSEWHERE, "epochs") and getattr(stored, f.name) != getattr(options, f.name)
         ]
         if conflicts:
             raise ValueError(f"{path} was made with other options ({'; '.join(conflicts)}); leave them out to resume")
-        return Run(options, out, saved, own).finish()
+        run = Run(options, out, saved, own)
+        if options.epochs != stored.epochs:
+            print(run.new_end(stored.epochs), flush=True)
+        return run.finish()
 
 
 def stored_options(saved, path):
@@ -184,6 +188,17 @@ class Run:
                 raise CheckpointError(f"{self.path}: {error}") from error
         self.pending = []
         self.last_read = 0.0
+
+    def new_end(self, epochs):
+        """The line that says what becomes of the schedule when the run ends elsewhere than after `epochs`. ValueError if that
+        end is over."""
+        state, options, schedule = self.state, self.options, SCHEDULES[self.options.schedule]
+        begun = state.epoch + (state.batch > 0)
+        if options.epochs < begun:
+            raise ValueError(f"epochs is {options.epochs}, but {self.path} has begun {begun}")
+        before, now = (options.lr * schedule(state.step, n * len(self.loader)) for n in (epochs, options.epochs))
+        return (f"{options.epochs} epochs instead of {epochs}: the schedule {options.schedule!r} now ends after step "
+                f"{self.steps}, so the learning rate goes on at {now:.3g} from step {state.step}, not at {before:.3g}")
 
     def finish(self):
         """Train to the end, evaluate after each epoch, write everything. Returns the metrics."""

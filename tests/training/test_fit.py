@@ -125,5 +125,5 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
         fit(own(data), *data, out=tmp_path / "run", **SETTINGS)
     with pytest.raises(CheckpointError, match="checkpoint.npz: holds Own, not FCN"):
         fit(models.fcn32s(5, width=2), *data, out=tmp_path / "run", resume=True)
-    with pytest.raises(ValueError, match="epochs: 1 stored, 2 given"):
-        fit(own(data), *data, out=tmp_path / "run", resume=True, epochs=2)
+    with pytest.raises(ValueError, match="batch_size: 2 stored, 3 given"):
+        fit(own(data), *data, out=tmp_path / "run", resume=True, batch_size=3)

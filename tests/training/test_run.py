@@ -173,6 +173,22 @@ def test_resume_refuses_other_options(finished):
     assert resume(out, workers=1, save_every=7, epochs=2) == metrics
 
 
+def test_resume_with_other_epochs_moves_the_end(options, tmp_path, capsys):
+    """A finished run of 2 epochs goes on to 3: the rate is what a schedule of 15 steps has at step 10, and it is said."""
+    train(options, tmp_path / "run")
+    capsys.readouterr()
+    metrics = resume(tmp_path / "run", epochs=3)
+    lr = options.lr * (1 - 10 / 15) ** 0.9
+    assert (f"3 epochs instead of 2: the schedule 'poly' now ends after step 15, so the learning rate goes on at {lr:.3g} from "
+            "step 10, not at 0\n") in capsys.readouterr().out
+    history = checkpoint.load(tmp_path / "run" / "checkpoint.npz").info["state"]["history"]
+    assert metrics["epochs"] == 3 and metrics["steps"] == 15 and len(history) == 15
+    assert history[10]["lr"] == pytest.approx(lr) and history[-1]["lr"] == pytest.approx(options.lr * (1 / 15) ** 0.9)
+    assert resume(tmp_path / "run")["epochs"] == 3                       # the new end is kept
+    with pytest.raises(ValueError, match="epochs is 2, but .*checkpoint.npz has begun 3"):
+        resume(tmp_path / "run", epochs=2)
+
+
 def test_resume_refuses_other_images(finished, tmp_path):
     other = write_synthetic(tmp_path / "other", train=9, val=3, size=(64, 96))
     with pytest.raises(ValueError, match="not the classes and training images"):
