@@ -1,8 +1,9 @@
 """A network of one's own in the same training loop: a U-Net in 40 lines beside FCN-8s, on the same scenes.
 
 Shows       how a Module and a loss of one's own are trained by training.fit; scores, the IoU of every class, and masks
-Takes       about 4 minutes on a laptop (--quick: 20 s)
-Expect      FIGURES
+Takes       about 5 minutes on a laptop (--quick: 20 s)
+Expect      mean IoU 0.713 for the U-Net with 486,589 numbers, 0.714 for FCN-8s with 710,446; the edges of the U-Net's masks are
+            sharper, and an image takes it several times as long
 Read after  minifcn/training/fit.py, demos/e6_skips.py
 """
 

@@ -23,7 +23,7 @@ from minifcn.inference import METHODS
 from minifcn.photos import predict_files
 from minifcn.training import chapter
 from minifcn.training.checkpoint import CheckpointError, load_model
-from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Options, add_arguments, device
+from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Options, add_arguments, device, within
 from minifcn.training.report import score_table
 from minifcn.training.run import Interrupted, TrainingError, resume, stored_options, train
 from minifcn.training.scoring import evaluate
@@ -125,8 +125,9 @@ def _evaluate_arguments(parser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("--data", metavar="DIR", help="folder in VOC's layout (default: the one it was trained on)")
     parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation (default %(default)s)")
-    parser.add_argument("--scale", type=float, help="fraction of the images' size (default: the one it was trained at)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
+    parser.add_argument("--scale", type=within("scale"),
+                        help="fraction of the images' size (default: the one it was trained at)")
+    parser.add_argument("--limit", type=within("limit"), metavar="N", help="the first N images only")
     _device_arguments(parser)
 
 
@@ -156,7 +157,7 @@ def _predict_arguments(parser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="(default %(default)s)")
-    parser.add_argument("--scale", type=float, metavar="FRACTION",
+    parser.add_argument("--scale", type=within("scale"), metavar="FRACTION",
                         help="show the net the image at this fraction of its size (default: the one it was trained at)")
     parser.add_argument("--method", choices=sorted(METHODS), default="whole",
                         help="the whole image at once; padded to multiples of 32; in overlapping tiles, for large images "

@@ -162,6 +162,9 @@ def test_mistakes_of_train(trained, data, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     fails(capsys, ["train", "--data", data, "--out", tmp_path / "file"], "file", "File exists")
     refused(capsys, ["train", "--schedule", "cosine"], "--schedule", "cosine")
+    refused(capsys, ["evaluate", "c.npz", "--limit", "0"], "argument --limit: limit is 0, must be at least 1")
+    refused(capsys, ["evaluate", "c.npz", "--limit", "some"], "argument --limit: ", "'some'")
+    refused(capsys, ["predict", "c.npz", "a.jpg", "--scale", "-1"], "argument --scale: scale is -1.0, must be at least 0.001")
     refused(capsys, ["train", "--resume", "--overwrite"], "not allowed with")
     refused(capsys, [], "COMMAND")
 

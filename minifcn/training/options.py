@@ -154,6 +154,19 @@ def _shown(value):
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
+def within(name):
+    """An argparse type: a number in the range that Options has for the option `name`, for a command that has one like it."""
+    f = next(f for f in fields(Options) if f.name == name)
+
+    def parse(text):
+        try:
+            return _checked(f, _kind(f)(text))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
 def device(name):
     """An argparse type: the name of a device that is there."""
     try:
