@@ -1,6 +1,6 @@
 """Run every demo and say which ones pass: all of the book's numbers are asserted in them.
 
-    python demos/run_all.py --quick      2 minutes on two cores: everything runs, all numbers are checked, trainings are short
+    python demos/run_all.py --quick      half a minute on two cores: everything runs, all numbers are checked, short trainings
     python demos/run_all.py              about 10 minutes: the results and pictures that demos/README.md shows
 
 Each demo is a process of its own with one thread, as many at a time as there are cores. What it prints goes to a text file

@@ -32,7 +32,7 @@ SHAPES = DOWNLOADS / "synthetic"            # where `train` without --data draws
 
 EXAMPLES = """\
 examples:
-  minifcn train                                             synthetic data, about two minutes on two cores
+  minifcn train                                             synthetic data, about a minute on two cores
   minifcn download voc2012 --to .                           2 GB, into VOCdevkit/VOC2012
   minifcn convert EXPORT --out DATA                         labelme's, Datumaro's, ISAT's export, or images beside masks
   minifcn check --data VOCdevkit/VOC2012

@@ -48,7 +48,7 @@ def tile_and_average(net, x, tile=TILE, stride=None):
     """Logits averaged over overlapping tiles that cover the image; the last tile of a row or column is flush with the border.
 
     tile: (height, width) of a tile, multiples of 32; an image smaller than it is padded with zeros first, then cropped.
-    stride: (vertical, horizontal) distance of tiles, 1..tile; half a tile when None, so that most pixels are seen 4 times.
+    stride: (vertical, horizontal) distance of tiles, 1..tile; half a tile when None: an inner pixel lies in 4 tiles.
     Arguments and result otherwise as in whole(). Raises ValueError for other tiles and strides.
     Cost: activations of one tile, and the logits of the whole image once.
     """

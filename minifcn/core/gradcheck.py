@@ -68,7 +68,7 @@ def check_vjp(f, *arrays, seed=0):
                                  f"along a random direction, differences give {numeric:.10g} "
                                  f"(relative error {error:.1e} > {VJP_BOUND:.0e})")
         worst = max(worst, error)
-    return Check(worst, VJP_BOUND)
+    return Check(float(worst), VJP_BOUND)
 
 
 def check_adjoint(f, adjoint, x_shape, y_shape, seed=0):
@@ -86,4 +86,4 @@ def check_adjoint(f, adjoint, x_shape, y_shape, seed=0):
     error = abs(forward.sum() - back.sum()) / max(abs(forward).sum(), abs(back).sum(), np.finfo(float).tiny)
     if not error <= ADJOINT_BOUND:
         raise AssertionError(f"check_adjoint: <f(x), y> = {forward.sum():.15g} but <x, f*(y)> = {back.sum():.15g}")
-    return Check(error, ADJOINT_BOUND)
+    return Check(float(error), ADJOINT_BOUND)

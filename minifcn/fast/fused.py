@@ -20,11 +20,10 @@ import numpy as np
 
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable, replaces
-from minifcn.core.shapes import check_conv2d
 from minifcn.core.tensor import Tensor, as_tensor, record
 from minifcn.functional.basic import rectify_grad
 from minifcn.functional.batchnorm import check_batch_norm, move_running, normalize, normalize_grad
-from minifcn.functional.conv import correlate, correlate_grad_w, correlate_grad_x, output_size
+from minifcn.functional.conv import check_conv2d, correlate, correlate_grad_w, correlate_grad_x, output_size
 from minifcn.functional.pool import maximum_of_windows, maximum_of_windows_grad
 from minifcn.nn import blocks
 from minifcn.nn.layers import BatchNorm2d, Conv2d, MaxPool2d

@@ -1,4 +1,4 @@
-"""The operations, under their names in torch.nn.functional: `import minifcn.functional as F`.
+"""The operations: `import minifcn.functional as F`. What torch.nn.functional or torch has, has its name here.
 
 Reading order: basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step.
 """

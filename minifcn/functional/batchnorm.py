@@ -25,7 +25,7 @@ from minifcn.core.tensor import Tensor, as_tensor, record
 #       gx = (gxhat - mean(gxhat) - xhat mean(gxhat xhat)) / sqrt(var + eps)
 #          = w / sqrt(var + eps) * (gy - gb / M - xhat gw / M)
 #
-# so gx is orthogonal to 1 and to xhat: a uniform gy has the gradient 0.
+# so gx sums to 0, and a uniform gy has the gradient 0. With eps = 0, gx is orthogonal to xhat as well.
 
 
 def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, momentum=0.1, eps=1e-5, *, reduce=None):

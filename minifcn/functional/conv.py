@@ -19,7 +19,7 @@ import numpy as np
 
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
-from minifcn.core.shapes import check_conv2d, conv_size, pair
+from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, conv_size, dims, pair
 from minifcn.core.tensor import as_tensor, record
 
 COLUMN_BYTES = {"numpy": 2**25, "cupy": 2**30}  # unfolded at a time: near a CPU's caches; enough to fill a GPU
@@ -65,6 +65,28 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
         return gx, gw, gb
 
     return record(y, (x, w, b), backward, "conv2d")
+
+
+def check_conv2d(op, x, w, b, stride, padding, dilation):
+    """The rules of a convolution: x (N, C, H, W), w (F, C, KH, KW), b (F,) or None; one dtype; a kernel that fits."""
+    check_ndim(op, "x", x, 4, "N, C, H, W")
+    check_ndim(op, "w", w, 4, "F, C, KH, KW")
+    check_dtypes(op, x=x, w=w, b=b)
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(f"{op}: x has C={x.shape[1]} channels but w expects C={w.shape[1]} "
+                         f"(x: {dims(x)}, w: {dims(w)})")
+    if 0 in x.shape[1:] or 0 in w.shape:
+        raise ValueError(f"{op}: no axis but the batch may be empty (x: {dims(x)}, w: {dims(w)})")
+    check_channels(op, "b", b, w.shape[0], "one bias per filter of w")
+    check_window(op, x.shape[2:], w.shape[2:], stride, padding, dilation, x)
+
+
+def check_window(op, hw, khw, stride, padding, dilation, x):
+    """Raise ValueError unless a window of khw fits at least once into the padded hw."""
+    for axis, H, KH, SH, PH, DH in zip(("height", "width"), hw, khw, stride, padding, dilation):
+        if conv_size(H, KH, SH, PH, DH) < 1:
+            raise ValueError(f"{op}: kernel spans {DH * (KH - 1) + 1} but the padded {axis} is {H + 2 * PH} "
+                             f"(x: {dims(x)}, kernel: {khw[0]}x{khw[1]}, padding: {padding}, dilation: {dilation})")
 
 
 def array_functions(form):

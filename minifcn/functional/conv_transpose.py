@@ -8,7 +8,7 @@ Read after conv.py; read next conv_forms.py, which shows the same map as a scatt
 Sources: Long, Shelhamer & Darrell 2015 (FCN); Dumoulin & Visin 2016, arXiv 1603.07285 ("fractionally strided").
 """
 
-from minifcn.core.shapes import check_conv_transpose2d, conv_transpose_size, pair
+from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, conv_transpose_size, dims, pair
 from minifcn.core.tensor import as_tensor, record
 from minifcn.functional.conv import array_functions
 
@@ -60,3 +60,23 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
         return gx, gw, gb
 
     return record(y, (x, w, b), backward, op)
+
+
+def check_conv_transpose2d(x, w, b, stride, padding, output_padding, dilation):
+    """The rules of conv_transpose2d: x (N, C, H, W), w (C, F, KH, KW), b (F,); output_padding < max(stride, dilation)."""
+    op = "conv_transpose2d"
+    check_ndim(op, "x", x, 4, "N, C, H, W")
+    check_ndim(op, "w", w, 4, "C, F, KH, KW")
+    check_dtypes(op, x=x, w=w, b=b)
+    if x.shape[1] != w.shape[0]:
+        raise ValueError(f"{op}: x has C={x.shape[1]} channels but w expects C={w.shape[0]} "
+                         f"(x: {dims(x)}, w: {dims(w)}; the weight layout is C, F, KH, KW)")
+    if 0 in x.shape[1:] or 0 in w.shape:
+        raise ValueError(f"{op}: no axis but the batch may be empty (x: {dims(x)}, w: {dims(w)})")
+    check_channels(op, "b", b, w.shape[1], "one bias per output channel of w")
+    for H, KH, SH, PH, DH, OP in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding):
+        if OP >= max(SH, DH):
+            raise ValueError(f"{op}: output_padding must be smaller than stride or dilation, got "
+                             f"output_padding={output_padding}, stride={stride}, dilation={dilation}")
+        if conv_transpose_size(H, KH, SH, PH, DH, OP) < 1:
+            raise ValueError(f"{op}: padding {padding} leaves no output (x: {dims(x)}, w: {dims(w)}, stride: {stride})")

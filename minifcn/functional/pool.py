@@ -9,9 +9,9 @@ import numpy as np
 
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
-from minifcn.core.shapes import check_image, check_window, pair
+from minifcn.core.shapes import check_image, pair
 from minifcn.core.tensor import as_tensor, record
-from minifcn.functional.conv import output_size, tap_views
+from minifcn.functional.conv import check_window, output_size, tap_views
 from minifcn.functional.resize import separable
 
 

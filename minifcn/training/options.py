@@ -20,7 +20,7 @@ from minifcn.training.step import REDUCTIONS
 DOWNLOADS = Path("runs/data")               # where `download` without --to and `--pretrained resnet18` put files
 PRECISION_HELP = "of the factors in a GPU's convolutions: 24 bits, or 11 and several times faster; the CPU keeps 24"
 LARGEST = sys.float_info.max               # the range of a float ends here: infinity is no setting
-# What differs from the defaults, which are VOC's, when the data is synthetic: two minutes on a laptop.
+# What differs from the defaults, which are VOC's, when the data is synthetic: a minute on two cores.
 SYNTHETIC = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 4, "lr": 0.1, "weight_decay": 1e-4}
 
 

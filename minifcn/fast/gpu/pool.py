@@ -19,7 +19,7 @@ def one_byte_a_tap(x, khw):
 
 def kept_as_here(gy, saved, hw):
     """One byte a pixel, and rows that a grid can count."""
-    return saved.dtype == np.uint8 and on_gpu(gy) and fits(hw[1], gy.shape[1])
+    return on_gpu(gy) and saved.dtype == np.uint8 and fits(hw[1], gy.shape[1])
 
 
 @replaces(pool.maximum_of_windows, when=(float32_on_gpu, one_byte_a_tap))
