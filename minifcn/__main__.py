@@ -21,7 +21,7 @@ from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.grade.command import COMMANDS as GRADING
 from minifcn.inference import METHODS
 from minifcn.photos import predict_files
-from minifcn.training import chapter
+from minifcn.training import chapter, parallel
 from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Options, add_arguments, device, within
 from minifcn.training.report import score_table
@@ -49,24 +49,24 @@ def main(argv=None):
     given, 128 + the signal's number after an interruption."""
     args = _parser().parse_args(argv)
     before, warnings.formatwarning = warnings.formatwarning, _warning
+    world = parallel.ALONE
     try:
-        return args.run(args)
+        world = parallel.world()
+        if args.run in (_train, _evaluate):         # what several processes do together
+            return args.run(args)
+        return world.on_first(lambda: args.run(args))
     except Interrupted as stop:
-        print(f"{stop}\ngo on with: python -m minifcn train --resume --out {shlex.quote(str(args.out))}", file=sys.stderr)
-        return 128 + stop.signal
+        command = f"mpiexec -n {world.size} " * (world.size > 1) + "python -m minifcn train --resume --out"
+        return world.last_words(f"{stop}\ngo on with: {command} {shlex.quote(str(args.out))}", 128 + stop.signal)
     except KeyboardInterrupt:
-        print("minifcn: interrupted", file=sys.stderr)
-        return 130
+        return world.last_words("minifcn: interrupted", 130)
     except (TrainingError, DownloadError) as error:
-        print(f"minifcn: {error}", file=sys.stderr)
-        return 1
+        return world.last_words(f"minifcn: {error}", 1)
     except MemoryError as error:                    # NumPy's and CuPy's
-        print(f"minifcn: out of memory ({error}): lower --batch-size, --crop or --width, or predict with --method tile",
-              file=sys.stderr)
-        return 1
+        return world.last_words(f"minifcn: out of memory ({error}): lower --batch-size, --crop or --width, or predict with "
+                                "--method tile", 1)
     except (ValueError, OSError, ImportError) as error:         # DataError, CheckpointError, argument checks: ValueErrors
-        print(f"minifcn: {error}", file=sys.stderr)
-        return 2
+        return world.last_words(f"minifcn: {error}", 2)
     finally:
         warnings.formatwarning = before
 
@@ -92,6 +92,7 @@ def _train_arguments(parser):
 
 
 def _train(args):
+    world = parallel.world()
     given = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
     given = chapter.RECIPES.get(args.chapter, {}) | given
     synthetic = "data" not in given
@@ -100,19 +101,19 @@ def _train(args):
     if not synthetic:
         given["data"] = str(Path(given["data"]).resolve())
     if given.get("pretrained") == "resnet18":
-        given["pretrained"] = str(download("resnet18", DOWNLOADS))
+        given["pretrained"] = str(world.in_turn(lambda: download("resnet18", DOWNLOADS)))
     if args.resume:
         metrics = resume(args.out, **given)
     else:
         if synthetic:
             print(f"drawing synthetic images in {SHAPES}" if not SHAPES.exists() else f"images: {SHAPES}")
-            given = SYNTHETIC | given | {"data": str(write_synthetic(SHAPES).resolve())}
+            given = SYNTHETIC | given | {"data": str(world.in_turn(lambda: write_synthetic(SHAPES)).resolve())}
         options = Options(**given)
         if args.chapter:
             chapter.announce(options)
         metrics = train(options, args.out, args.overwrite)
     if args.chapter:
-        chapter.report(args.out)
+        world.on_first(lambda: chapter.report(args.out))
     print(score_table(metrics))
     print(f"training: {metrics['images_per_second']:.1f} images/s end to end, {metrics['training_seconds']:.0f} s in all")
     print(f"written to {args.out}: checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png")
@@ -147,7 +148,8 @@ def _evaluate(args):
         folder = folder.first(args.limit)
     device = backend.choose_device(args.device)
     backend.set_precision(args.precision)
-    print(score_table(evaluate(net.to(device), folder, device)))
+    parallel.start(parallel.world(), device)
+    print(score_table(evaluate(net.to(device), folder, device, world=parallel.world())))
     return 0
 
 

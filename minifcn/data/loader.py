@@ -23,7 +23,7 @@ PREFETCH = 2                        # batches decoded ahead of the one in use
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, H, W); labels: uint8 (N, H, W); ids: the N names, for messages."""
+    """images: uint8 (N, 3, H, W); labels: uint8 (N, H, W); ids: the N names, for messages; of a share, those of the whole."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -39,6 +39,7 @@ class Loader:
     void: "ignore" keeps the void index in the labels, "background" makes it class 0, as the chapters do.
     shuffle: a new order every epoch. drop_last: leave out a last batch that is not full. workers: threads.
     cache_bytes: decoded images and masks are kept in memory up to this; the others are decoded again in every epoch.
+    share: function from a batch's number of images to the slice of them that is wanted, perhaps an empty one.
     Raises DataError where an image is smaller than the crop, and for what Folder.sizes() finds.
 
     What comes out depends on the seed alone: every draw of the sample at a position of epoch e comes from
@@ -47,7 +48,7 @@ class Loader:
     """
 
     def __init__(self, folder, batch_size, crop, seed=0, flip=True, jitter=(1.0, 1.0), void="ignore", shuffle=True,
-                 drop_last=False, workers=2, cache_bytes=1 << 30):
+                 drop_last=False, workers=2, cache_bytes=1 << 30, share=slice):
         if batch_size < 1 or workers < 1 or min(crop) < 1:
             raise ValueError(f"Loader: batch_size, workers and both sides of crop must be at least 1, got "
                              f"{batch_size}, {workers}, {crop}")
@@ -66,7 +67,7 @@ class Loader:
                             f"{batch_size}")
         self.folder, self.batch_size, self.crop, self.seed = folder, batch_size, (h, w), seed
         self.flip, self.jitter, self.void, self.shuffle = flip, jitter, void, shuffle
-        self.drop_last, self.workers = drop_last, workers
+        self.drop_last, self.workers, self.share = drop_last, workers, share
         self._cached = np.cumsum([4 * H * W for H, W in sizes]) <= cache_bytes   # (len(folder),), 3 + 1 bytes a pixel
         self._cache, self._epochs = {}, 0
 
@@ -96,7 +97,8 @@ class Loader:
 
         def submit(number, group):
             first = number * self.batch_size                         # position of the batch's first sample in the epoch
-            samples = [pool.submit(self._sample, e, first + k, i) for k, i in enumerate(group)]
+            mine = list(enumerate(group, first))[self.share(len(group))]
+            samples = [pool.submit(self._sample, e, position, i) for position, i in mine]
             ahead.append(([self.folder.ids[i] for i in group], samples))
 
         try:
@@ -106,8 +108,11 @@ class Loader:
                 for number, group in islice(groups, 1):
                     submit(number, group)
                 ids, samples = ahead.popleft()
-                images, labels = zip(*[sample.result() for sample in samples])
-                yield Batch(np.stack(images), np.stack(labels), ids)     # (N, 3, h, w), (N, h, w)
+                images = np.empty((len(samples), 3, *self.crop), np.uint8)               # (N, 3, h, w)
+                labels = np.empty((len(samples), *self.crop), np.uint8)  # (N, h, w)
+                for n, sample in enumerate(samples):
+                    images[n], labels[n] = sample.result()
+                yield Batch(images, labels, ids)
         finally:
             pool.shutdown(cancel_futures=True)
 

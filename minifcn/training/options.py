@@ -68,6 +68,8 @@ class Options:
                             "poly", choices=SCHEDULES)
     reduction: str = _option("training", "of the pixel losses: mean over valid pixels; pytorch: sum over the batch of "
                              "per-image means; mxnet: their mean", "mean", choices=REDUCTIONS)
+    sync_norm: bool = _option("training", "several processes (mpiexec): batch norm over the images of all of them, so that n "
+                              "processes train as one does; --no-sync-norm: each over its own, as on the book's two GPUs", True)
     seed: int = _option("training", "everything random follows from it", 0, high=2**63 - 1)
 
     save_every: int = _option("run", "steps from one checkpoint to the next; also after each epoch", 100, low=1,

@@ -18,10 +18,13 @@ import os
 import pickle
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
+import minifcn
 from minifcn.core.backend import array_module
+from minifcn.nn import BatchNorm2d
 
 BUCKET = 8 << 20                # bytes summed at once: few enough to begin early, enough for the network's full speed
 PATIENCE = 5.0                  # seconds that a rank which ends waits for the others to end too
@@ -33,7 +36,7 @@ def world():
     """Who trains together: the processes of this mpiexec, or this process alone. Raises ValueError where MPI is not there."""
     launched = [name for name in LAUNCHED if name in os.environ]
     if not launched:
-        return Local()
+        return ALONE
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:                         # RuntimeError: it finds no MPI library
@@ -43,7 +46,7 @@ def world():
     if size != MPI.COMM_WORLD.size:
         raise ValueError(f"mpiexec started {size} processes, but mpi4py sees {MPI.COMM_WORLD.size}: it uses another MPI, "
                          f"{MPI.Get_library_version().split(',')[0].splitlines()[0]}")
-    return Mpi(MPI) if size > 1 else Local()
+    return Mpi(MPI) if size > 1 else ALONE
 
 
 class Local:
@@ -87,12 +90,29 @@ class Local:
         if odd:
             raise ValueError("; ".join(odd))
 
+    def on_first(self, function):
+        """function() on rank 0 alone; its result, or the Exception that it raised, on every rank, when it is done."""
+        result = error = None
+        if self.rank == 0:
+            try:
+                result = function()
+            except Exception as problem:
+                error = problem
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        return result
+
     def use(self, device):
-        """Divide what the machine has among its ranks: the cores, or the GPUs. Returns a line that says so, or None."""
+        """Divide the machine's cores or GPUs among its ranks. Returns a line that says so, or None."""
 
     def last_words(self, text, code):
-        """Print why this process ends. What all ranks have to say is said by rank 0 alone."""
+        """Print why this process ends, and return its exit code. What all ranks have to say is said by rank 0 alone."""
         print(text, file=sys.stderr)
+        return code
+
+
+ALONE = Local()
 
 
 class Mpi(Local):
@@ -159,6 +179,7 @@ class Mpi(Local):
             print(text, file=sys.stderr)
         elif not self._together():
             print(f"rank {self.rank}: {text}", file=sys.stderr)
+        return code
 
     def _together(self):
         """Do all ranks end within PATIENCE seconds?"""
@@ -239,6 +260,25 @@ class Nccl:
     def wait(self):
         """Let the stream that computes wait; the host does not."""
         self.cupy.cuda.get_current_stream().wait_event(self.stream.record())
+
+
+def start(world, device):
+    """Before the first array: each rank takes its cores or its GPU, and rank 0 says so."""
+    line = world.use(device)
+    if line:
+        print(line)
+
+
+def sync_norm(net, world):
+    """Let batch norm see the images of all ranks."""
+    for module in net.modules() if world.size > 1 else ():
+        if isinstance(module, BatchNorm2d):
+            module.reduce = world.sum
+
+
+def code():
+    """This package's source, to be compared between machines."""
+    return [path.read_bytes() for path in sorted(Path(minifcn.__file__).parent.rglob("*.py"))]
 
 
 def _buckets(arena):

@@ -26,7 +26,7 @@ from minifcn.data.voc import Folder
 from minifcn.files.atomic import locked
 from minifcn.functional import activation
 from minifcn.training import checkpoint as checkpoints
-from minifcn.training import report
+from minifcn.training import parallel, report
 from minifcn.training.checkpoint import Checkpoint, CheckpointError, State
 from minifcn.training.optim import SCHEDULES, SGD
 from minifcn.training.options import Options
@@ -55,12 +55,16 @@ def train(options, out, overwrite=False, own=None):
     own: what fit() was given, None for a network of minifcn's.
     out gets checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png. Raises ValueError when it holds a run
     already (unless overwrite) or another process is training into it; DataError; CheckpointError; TrainingError;
-    Interrupted after SIGINT or SIGTERM.
+    Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
-    with locked(out, "training"):
+    def start():
+        held.enter_context(locked(out, "training"))
         if (Path(out) / "checkpoint.npz").exists() and not overwrite:
             raise ValueError(f"{out} holds a run already: go on with it (--resume), start over (--overwrite), "
                              "or choose another --out")
+
+    with contextlib.ExitStack() as held:
+        parallel.world().on_first(start)
         return Run(options, out, own=own).finish()
 
 
@@ -73,10 +77,15 @@ def resume(out, own=None, **given):
     Raises ValueError naming every other option that differs, for fewer epochs than are done, and what train() raises.
     """
     path = Path(out) / "checkpoint.npz"
-    if not path.exists():
-        raise ValueError(f"{out} holds no checkpoint.npz to resume from; start without --resume")
-    with locked(out, "training"):
-        saved = checkpoints.load(path)
+
+    def start():
+        if not path.exists():
+            raise ValueError(f"{out} holds no checkpoint.npz to resume from; start without --resume")
+        held.enter_context(locked(out, "training"))
+        return checkpoints.load(path)
+
+    with contextlib.ExitStack() as held:
+        saved = parallel.world().on_first(start)
         stored = stored_options(saved, path)
         options = replace(stored, **given)
         conflicts = [
@@ -101,12 +110,14 @@ def stored_options(saved, path):
 
 
 class _Signals:
-    """Inside this context the first SIGINT or SIGTERM is only noted in `number`; a second one acts as it did before."""
+    """Inside this context the first SIGINT, SIGTERM or SIGUSR1 is only noted in `number`; a second one acts as before."""
+
+    NOTED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]   # Windows: two
 
     def __enter__(self):
         self.number, self.before = None, {}
         if threading.current_thread() is threading.main_thread():                   # Python allows it nowhere else
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {number: signal.signal(number, self._note) for number in self.NOTED}
         return self
 
     def _note(self, number, frame):
@@ -149,7 +160,8 @@ class Run:
     def __init__(self, options, out, saved=None, own=None):
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
 
-        self.device = choose_device(options.device)
+        self.world, self.device = parallel.world(), choose_device(options.device)
+        parallel.start(self.world, self.device)
         set_precision(options.precision)
         self.upload = Uploader(self.device)
 
@@ -160,9 +172,12 @@ class Run:
             folder, self.val = training_folder(options), Folder(options.data, "val", options.scale)
         self.val.sizes()                                                            # finds faults before training starts
         self.loader = Loader(folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
-                             options.void, drop_last=options.drop_last, workers=options.workers)
+                             options.void, drop_last=options.drop_last, workers=options.workers, share=self.world.share)
         self.steps = options.epochs * len(self.loader)
         self.classes, self.images = folder.classes, zlib.crc32("\n".join(folder.ids).encode())   # which, in which order
+        what = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in Options.ELSEWHERE}
+        self.world.check_same(code=parallel.code(), options=(what, self.device), data=[
+            (f.ids, f.sizes(), self.classes.names) for f in (folder, self.val)])
 
         self.architecture = {"name": options.model, "backbone": options.backbone, "width": options.width}
         if own:
@@ -170,15 +185,26 @@ class Run:
         if saved is None:
             nn.init.seed(options.seed)
             self.net = own.net if own else checkpoints.build(self.architecture, len(self.classes.names))
-            self.state = State()
-            self.pretrained = load_pretrained(self.net, options.pretrained, self.classes) if options.pretrained else set()
+            self.state, self.pretrained = State(), set()
+            if options.pretrained:
+                self.pretrained = self.world.on_first(lambda: load_pretrained(self.net, options.pretrained, self.classes))
+            self.net.load_state_dict(self.world.broadcast(self.net.state_dict()))
         elif saved.classes != self.classes or saved.info["images"] != self.images:
             raise ValueError(f"{options.data}: not the classes and training images that {self.path} was trained on")
         else:
             self.net = checkpoints.restore(saved, self.path, own and own.net)
             self.state = State(**saved.info["state"])
             self.pretrained = set(saved.info["pretrained"])
+            print(f"{self.path}: going on after step {self.state.step} of {self.steps}")
         self.net.to(self.device)
+        if options.sync_norm:
+            parallel.sync_norm(self.net, self.world)
+        smallest = options.batch_size if options.drop_last else (len(folder) - 1) % options.batch_size + 1
+        if smallest < self.world.size and (self.loss or not options.sync_norm):
+            raise ValueError(f"a batch of {smallest} images has none for some of {self.world.size} processes, and "
+                             "--no-sync-norm or a loss of one's own needs some; choose another --batch-size, or --drop-last")
+        if self.world.size > 1 and not options.sync_norm:
+            print("batch norm: every process has the statistics of its own images only (--no-sync-norm)")
 
         self.optimizer = _optimizer(self.net, self.pretrained, options)
         if saved is not None:
@@ -208,15 +234,21 @@ class Run:
                 self.save()                         # finds a full disk or a read-only folder before hours of training
             while state.epoch < options.epochs:
                 self._train_epoch(signals, bar)
-                state.scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None, self.loss)
+                if not options.sync_norm:           # each rank has running statistics of its own: rank 0's count
+                    self.net.load_state_dict(self.world.broadcast(self.net.state_dict()))
+                state.scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None, self.loss,
+                                        self.world)
                 self._leave_if(signals)
                 if not math.isfinite(state.scores["loss"]):
                     raise TrainingError(f"the validation loss is {state.scores['loss']} after step {state.step}; "
                                         + self._advice())
                 self._end_epoch(bar)
-        report.write_tables(self.out, state)        # again: a run killed just before it wrote them is complete after this
-        report.write_pictures(self.out, state, self.net, self.val, self.device)
+        self.world.on_first(self._report)
         return report.metrics(state)
+
+    def _report(self):
+        report.write_tables(self.out, self.state)   # again: a run killed just before it wrote them is complete after this
+        report.write_pictures(self.out, self.state, self.net, self.val, self.device)
 
     def _progress(self):
         from tqdm import tqdm
@@ -236,7 +268,8 @@ class Run:
                 waited = time.perf_counter() - idle
                 factor = self._step(batch)
                 fifth = 5 * state.batch // n > 5 * (state.batch - 1) // n           # a fifth of the epoch is over
-                look = fifth or time.perf_counter() - self.last_read > READ_SECONDS
+                late = time.perf_counter() - self.last_read > READ_SECONDS
+                look = fifth or late and self.world.size == 1                       # the ranks' clocks differ
                 if look:
                     self._read()
                 clock = self._time(waited, clock)
@@ -254,8 +287,10 @@ class Run:
         """One step; returns its factor on the learning rates."""
         state, options = self.state, self.options
         factor = SCHEDULES[options.schedule](state.step, self.steps)
-        activation.seed((options.seed, state.step))                                 # dropout's masks: the same after a resume
-        sums = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction, factor, self.upload, self.loss)
+        rank = self.world.rank
+        activation.seed((options.seed, state.step, *[rank] * (rank > 0)))           # dropout's masks: the same after a resume
+        sums = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction, factor, self.upload, self.loss,
+                          self.world)
         state.step, state.batch = state.step + 1, state.batch + 1
         state.images, state.row_images = state.images + len(batch.ids), state.row_images + len(batch.ids)
         self.pending.append(_Pending(state.step, batch.ids, *sums))
@@ -293,18 +328,22 @@ class Run:
         state.history[-1] |= {f"val_{name}": scores[name] for name in ("loss", "pixel_accuracy", "mean_iou")}
         state.epoch, state.batch = state.epoch + 1, 0
         self.save()
-        report.write_tables(self.out, state)
+        self.world.on_first(lambda: report.write_tables(self.out, state))
         bar.write(report.epoch_line(state, self.options.epochs))
         sys.stdout.flush()                          # into a log file as well, now and not hours later
 
     def _leave_if(self, signals):
-        if signals.number is not None:
+        number = max(self.world.gather(signals.number or 0))    # one rank may have got the signal, or got it a step earlier
+        if number:
             self.save()
-            raise Interrupted(signals.number, self.state.step, self.path)
+            raise Interrupted(number, self.state.step, self.path)
 
     def save(self):
         """Write the checkpoint. Raises TrainingError, and leaves the last one alone, when a number in it is not finite."""
         self._read()
+        self.world.on_first(self._write)
+
+    def _write(self):
         model = self.net.state_dict()
         for name, array in model.items():
             if not np.isfinite(array).all():

@@ -14,14 +14,16 @@ from minifcn.core.backend import to_device
 from minifcn.core.tensor import Tensor
 from minifcn.inference import image_logits
 from minifcn.training.metrics import ConfusionMatrix
+from minifcn.training.parallel import ALONE
 
 
-def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None):
+def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None, world=ALONE):
     """Scores over every pixel of every mask of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
 
     folder: the net sees its images at folder.scale; the logits are enlarged to the masks, which stay as they are.
     stopped: asked before each image; when it returns True the evaluation is given up and None returned.
     loss: None for the cross-entropy, or a function of (logits, labels) whose mean over an image counts for its valid pixels.
+    world: who evaluates together (parallel.py); every rank takes each size-th image and returns the scores of all.
     Returns a dict: pixel_accuracy, mean_accuracy, mean_iou, frequency_weighted_iou (fractions), loss (mean over pixels),
     images (count), iou_per_class (name -> fraction, None where the class does not occur), always_background
     (pixel_accuracy and mean_iou of predicting class 0 everywhere).
@@ -30,10 +32,11 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None):
 
     classes, total = folder.classes, 0.0
     matrix = ConfusionMatrix(len(classes.names), classes.void)
+    mine, given_up = range(world.rank, len(folder), world.size), False
     net.eval()
-    for image, labels in tqdm(_read_ahead(folder), "evaluate", len(folder), leave=False, disable=None):
-        if stopped():
-            return None
+    for image, labels in tqdm(_read_ahead(folder, mine), "evaluate", len(mine), leave=False, disable=None):
+        if given_up := stopped():
+            break
         labels = to_device(labels[None], device)                                    # (1, H, W)
         logits = image_logits(net, image, device=device, scale=folder.scale)        # (1, K, H, W)
         if loss is None:
@@ -41,6 +44,10 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None):
         else:
             total += loss(Tensor(logits), labels).mean().item() * int((labels != classes.void).sum())
         matrix.update(labels, logits.argmax(axis=1))
+    counts, totals, left = zip(*world.gather((matrix.counts, total, given_up)))
+    if any(left):
+        return None
+    matrix.counts, total = sum(counts), sum(totals)
     nothing = matrix.always(0)
     return {
         "pixel_accuracy": matrix.pixel_accuracy,
@@ -54,11 +61,11 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None):
     }
 
 
-def _read_ahead(folder, workers=2, ahead=4):
-    """The (image, labels) of a Folder in order, unscaled, decoded by threads up to `ahead` images early."""
+def _read_ahead(folder, numbers, workers=2, ahead=4):
+    """The (image, labels) of a Folder's images of these numbers, unscaled, decoded by threads up to `ahead` images early."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
-        for i in range(len(folder)):
+        for i in numbers:
             waiting.append(pool.submit(folder.read_whole, i))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()

@@ -8,6 +8,7 @@ from minifcn.core.backend import array_module
 from minifcn.core.tensor import Tensor
 from minifcn.data.upload import Uploader
 from minifcn.functional.step import normalize
+from minifcn.training.parallel import ALONE
 
 STAY = Uploader("cpu")      # leaves batches where they are
 
@@ -20,29 +21,34 @@ REDUCTIONS = {
 }
 
 
-def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY, loss=None):
+def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY, loss=None, world=ALONE):
     """One step of gradient descent.
 
     net: a Module from images (N, 3, H, W) to logits (N, K, H, W), in train mode. Its method `loss`, if it has one, is called
     in place of nn.loss_sums on its logits. batch: data.loader.Batch, uint8 on the host. void: label to ignore.
     reduction: one of REDUCTIONS. factor: multiplies the learning rates. upload: an Uploader to the net's device.
     loss: None, or a function of (logits, labels) to minimise instead; of more than one number, the mean is taken.
-    Returns (sum of the pixel losses, number of right pixels, number of valid pixels), arrays () on the device.
+    world: who trains together (parallel.py): each has a share of the batch, whose ids are those of the whole.
+    Returns, of the whole batch, (sum of the pixel losses, number of right pixels, number of valid pixels): arrays () on the
+    device.
     """
     images, labels = upload(batch.images, batch.labels)                             # (N, 3, H, W), (N, H, W)
-    x = normalize(images)                                                           # (N, 3, H, W)
+    x = normalize(images, optimizer.arena.data.dtype)                               # (N, 3, H, W)
     if loss is not None:
         logits = net(Tensor(x))                                                     # (N, K, H, W)
         _, hits, valid = nn.loss_sums(logits.detach(), labels, ignore_index=void)
-        mean = loss(logits, labels).mean()
-        total = mean * valid.astype(mean.dtype)                                     # what the log divides by valid again
     elif hasattr(net, "loss"):
         total, hits, valid = net.loss(x, labels, ignore_index=void)
     else:
         total, hits, valid = nn.loss_sums(net(Tensor(x)), labels, ignore_index=void)
-    if loss is None:
-        mean = total / REDUCTIONS[reduction](*labels.shape, valid.astype(total.dtype))
+    hits, valid = world.sum(hits), world.sum(valid)
+    N, H, W = len(batch.ids), *labels.shape[1:]
+    if loss is None:                                                                # this share's part of the batch's mean
+        mean = total / REDUCTIONS[reduction](N, H, W, valid.astype(total.dtype))
+    else:
+        mean = loss(logits, labels).mean() * (len(labels) / N)
+        total = mean * valid.astype(mean.dtype)                                     # what the log divides by valid again
     optimizer.zero_grad()
-    mean.backward()
+    world.backward(mean, optimizer.arena)
     optimizer.step(factor)
-    return total.data, hits, valid
+    return world.sum(total.data), hits, valid

@@ -1,0 +1,234 @@
+"""Ranks started by mpiexec: n of them train as one does, on batches that do not divide evenly; what ends one, ends all."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import kill_resume
+import mpi
+import numpy as np
+import pytest
+
+from minifcn.core.tensor import Tensor
+from minifcn.training import checkpoint as checkpoints
+from minifcn.training import parallel
+from minifcn.training.arena import Arena
+
+SLOW = ["--lr", "0.002"]            # at a tenth of the usual rate, so small a net's roundings do not grow into another run
+STEPS = Path(__file__).with_name("rank_steps.py")
+
+
+def steps(out, ranks, *more):
+    mpi.run(ranks, STEPS, out, "--width", 4, "--steps", 6, *more)
+    return np.load(out)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return steps(tmp_path_factory.mktemp("alone") / "1.npz", 1)
+
+
+def apart(a, b):
+    """The largest difference of two states, relative to the largest number of its array."""
+    return max(np.abs(a[name] - b[name]).max() / (1e-300 + np.abs(a[name]).max()) for name in a.files)
+
+
+# ---- n ranks equal one ----
+
+@mpi.needed
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_train_as_one_does(ranks, alone, tmp_path):
+    """Batches of 5 and of 2 images: shares of 2 and 3, of 1, 2 and 2, and of none."""
+    shared = steps(tmp_path / "n.npz", ranks, "--bucket", 2000)          # many buckets, of one layer and of several
+    assert apart(alone, shared) < 1e-10
+
+
+@mpi.needed
+def test_the_same_ranks_give_the_same_bits(tmp_path):
+    """In float32, and without synchronised batch norm another result: so the comparison above can fail."""
+    a, b, other = (steps(tmp_path / f"{name}.npz", 2, "--dtype", "float32", "--batches", 5, *more)
+                   for name, more in (("a", []), ("b", []), ("c", ["--no-sync-norm"])))
+    assert all(np.array_equal(a[name], b[name]) for name in a.files)
+    assert apart(a, other) > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 8, 13])
+def test_shares_in_rank_order_are_the_whole(size, count):
+    world, parts = parallel.Local(), []
+    world.size = size
+    for world.rank in range(size):
+        parts.append(list(range(count))[world.share(count)])
+    assert sum(parts, []) == list(range(count)) and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_buckets_are_neighbours_cut_from_the_end(monkeypatch):
+    monkeypatch.setattr(parallel, "BUCKET", 16)
+    params = [Tensor(np.zeros(n), requires_grad=True) for n in (1, 5, 1, 3, 1)]                     # 8 bytes a number
+    assert [[p.size for p in bucket] for bucket in parallel._buckets(Arena(params))] == [[3, 1], [5, 1], [1]]
+
+
+# ---- minifcn train and evaluate ----
+
+SCORES = """
+import json, sys
+from minifcn.data.voc import Folder
+from minifcn.training import checkpoint, parallel, scoring
+net, _ = checkpoint.load_model(sys.argv[1])
+scores = scoring.evaluate(net, Folder(sys.argv[2], "val"), world=parallel.world())
+print(json.dumps(scores))
+"""
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A data set of 12 images in batches of 2, and the checkpoint of one process that was left alone for 18 steps."""
+    folder = tmp_path_factory.mktemp("reference")
+    data = kill_resume.draw_data(folder / "data")
+    kill_resume.run(kill_resume.arguments(data, folder / "run", *SLOW))
+    return data, folder / "run" / "checkpoint.npz"
+
+
+def command(reference, out, *more):
+    return ["-m", "minifcn", *kill_resume.arguments(reference[0], out, *SLOW, *more)]
+
+
+def ends_as_the_reference(reference, out):
+    """Finished, with the same weights and losses as one process, to float32's rounding in 18 steps."""
+    ours, alone = checkpoints.load(out / "checkpoint.npz"), checkpoints.load(reference[1])
+    assert ours.info["state"]["step"] == 18 and (out / "predictions.png").exists()
+    for name, array in alone.model.items():
+        np.testing.assert_allclose(ours.model[name], array, rtol=0, atol=1e-3 * np.abs(array).max(), err_msg=name)
+    for row, other in zip(ours.info["state"]["history"], alone.info["state"]["history"], strict=True):
+        assert row["step"] == other["step"]
+        assert [row["loss"], row["val_loss"] or 0] == pytest.approx([other["loss"], other["val_loss"] or 0], rel=1e-3)
+
+
+@mpi.needed
+def test_the_command_line(reference, tmp_path):
+    """Rank 0 alone speaks; three ranks score a checkpoint as one does."""
+    out, err = mpi.run(2, *command(reference, tmp_path))
+    assert err == "" and out.count("epoch 1/3:") == out.count("written to") == 1 and "2 processes, threads of each: " in out
+    ends_as_the_reference(reference, tmp_path)
+    one, three = (json.loads(mpi.run(ranks, "-c", SCORES, tmp_path / "checkpoint.npz", reference[0])[0]) for ranks in (1, 3))
+    assert one.pop("loss") == pytest.approx(three.pop("loss"), rel=1e-12) and one == three
+
+
+# ---- faults: rows of tests/FAULTS.md ----
+
+def killed(reference, out, number, rank=None):
+    """Start two ranks, and send a signal to one of them, or to mpiexec, once steps were made. Returns what they wrote."""
+    process = mpi.start(2, *command(reference, out))
+    while process.poll() is None and not (out / "checkpoint.npz").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid if rank is None else pid_of(rank, out), number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out + err
+
+
+def pid_of(rank, out):
+    """The process of a rank, by its environment and its command line."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_text().split("\0")
+            if f"PMI_RANK={rank}" in environment and str(out) in (process / "cmdline").read_text():
+                return int(process.name)
+        except OSError:                                 # ended meanwhile, or another user's
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def rank_is_killed(reference, tmp_path):
+    code, _ = killed(reference, tmp_path, signal.SIGKILL, rank=1)
+    assert code != 0
+    step = checkpoints.load(tmp_path / "checkpoint.npz").info["state"]["step"]
+    out, _ = mpi.run(3, *command(reference, tmp_path, "--resume"))
+    assert f"going on after step {step} of 18" in out
+    ends_as_the_reference(reference, tmp_path)
+
+
+def job_is_signalled(reference, tmp_path, number):
+    code, text = killed(reference, tmp_path, number)
+    step = checkpoints.load(tmp_path / "checkpoint.npz").info["state"]["step"]
+    assert code == 128 + number and 0 < step < 18
+    assert text.count(f"stopped by {number.name} after step {step};") == text.count("go on with: mpiexec -n 2 python") == 1
+    mpi.run(1, *command(reference, tmp_path, "--resume"))
+    ends_as_the_reference(reference, tmp_path)
+
+
+def more_ranks_than_images(reference, tmp_path):
+    mpi.run(3, *command(reference, tmp_path))           # batches of two images
+    ends_as_the_reference(reference, tmp_path)
+
+
+def without_images_for_a_rank(reference, tmp_path):
+    _, err = mpi.run(3, *command(reference, tmp_path, "--no-sync-norm"), code=2)
+    assert err.count("a batch of 2 images has none for some of 3 processes, and --no-sync-norm") == 1
+
+
+def rank_differs(reference, tmp_path, what):
+    other = tmp_path / "data"
+    kill_resume.write_synthetic(other, train=12, val=2, size=(70, 96))
+    more = {"data": ["--data", str(other)], "options": ["--lr", "0.3"]}
+    if what == "code":
+        change = "import sys; from minifcn.training import parallel; from minifcn.__main__ import main\n" \
+                 "if sys.argv.pop(1): parallel.code = lambda: b'another version'\nsys.exit(main())"
+        _, err = mpi.run([["", *command(reference, tmp_path / "run")[2:]], ["1", *command(reference, tmp_path / "run")[2:]]],
+                         "-c", change, code=2)
+    else:
+        _, err = mpi.run([[], more[what]], *command(reference, tmp_path / "run"), code=2)
+    assert err.count(f"rank 1 has other {what} than rank 0") == 1 and not (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+LONE = """
+import sys, numpy as np
+from minifcn.training import parallel
+world = parallel.world()
+if world.rank == 1:
+    exec(sys.argv[1])
+world.sum(np.ones(3))
+"""
+
+
+def rank_ends_alone(how, code, words):
+    start = time.monotonic()
+    _, err = mpi.run(2, "-c", LONE, how, code=code)
+    assert words in err and "rank 1 ends before the others, and ends them" in err
+    assert time.monotonic() - start < 30
+
+
+def rank_meets_a_broken_image(reference, tmp_path):
+    data = tmp_path / "data"
+    kill_resume.draw_data(data)
+    for mask in sorted((data / "SegmentationClass").glob("train_*"))[:3]:
+        mask.write_bytes(mask.read_bytes()[:-20])
+    _, err = mpi.run(2, "-m", "minifcn", *kill_resume.arguments(data, tmp_path / "run"), code=2)
+    assert "minifcn: " in err and "SegmentationClass" in err
+
+
+# ---- who is there ----
+
+@pytest.fixture
+def launched(monkeypatch):
+    parallel.world.cache_clear()
+    yield lambda name: [monkeypatch.setenv(key, value) for key, value in ((f"{name}_RANK", "0"), (f"{name}_SIZE", "2"))]
+    parallel.world.cache_clear()
+
+
+def test_without_mpi4py_ranks_are_told(launched, monkeypatch):
+    """Else every rank would train by itself, all into one folder."""
+    launched("PMI")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ValueError, match=r"mpiexec started this process, but mpi4py does not work here: .*minifcn\[parallel\]"):
+        parallel.world()
+
+
+@mpi.needed
+def test_an_mpiexec_of_another_mpi_is_noticed():
+    _, err = mpi.run(1, "-m", "minifcn", "check", code=2, env=os.environ | {"OMPI_COMM_WORLD_RANK": "0",
+                                                                           "OMPI_COMM_WORLD_SIZE": "2"})
+    assert "mpiexec started 2 processes, but mpi4py sees 1: it uses another MPI, MPICH" in err
