@@ -24,6 +24,7 @@ if __name__ == "__main__":                              # pytest has set these f
 import hosts
 import kill_resume
 import layouts
+import mpi
 import numpy as np
 import pytest
 from pickles import SAMPLES, Global, pickled, tensor, write_pth
@@ -453,7 +454,7 @@ def signalled_at_the_start(reference, tmp_path):
     assert kill_resume.differences(tmp_path / "checkpoint.npz", reference[1]) == []
 
 
-def on_a_disk_of_its_own(reference, tmp_path, prepare, words, more=()):
+def on_a_disk_of_its_own(reference, tmp_path, prepare, words, more=(), launcher=()):
     """Train into a file system that is mounted for this alone; returns the folder into which its checkpoint was copied."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "kept").mkdir()
@@ -461,7 +462,7 @@ def on_a_disk_of_its_own(reference, tmp_path, prepare, words, more=()):
     own = ["unshare", "-rm", "sh", "-c"]                # a process may mount what it likes where nobody else sees it
     if not shutil.which("unshare") or subprocess.run([*own, "mount -t tmpfs disk /mnt"], capture_output=True).returncode:
         pytest.skip("this system lets a process mount no disk of its own")
-    command = [sys.executable, "-m", "minifcn", *kill_resume.arguments(reference[0], tmp_path / "disk", *more)]
+    command = [*launcher, sys.executable, "-m", "minifcn", *kill_resume.arguments(reference[0], tmp_path / "disk", *more)]
     script = f'{prepare} && "$@"; code=$?; cp disk/checkpoint.npz kept; exit $code'
     run = subprocess.run([*own, script, "sh", *command], cwd=tmp_path, capture_output=True, text=True,
                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
@@ -469,13 +470,19 @@ def on_a_disk_of_its_own(reference, tmp_path, prepare, words, more=()):
     return tmp_path / "kept"
 
 
-def disk_is_full(reference, tmp_path):
+def disk_is_full(reference, tmp_path, launcher=()):
     """There is room for one checkpoint, but not for the next one beside it."""
     size = reference[1].stat().st_size * 3 // 2
     kept = on_a_disk_of_its_own(reference, tmp_path, f"mount -t tmpfs -o size={size} disk disk",
-                                "checkpoint.npz: the checkpoint could not be written: No space left on device")
+                                "checkpoint.npz: the checkpoint could not be written: No space left on device",
+                                launcher=launcher)
     assert checkpoints.load(kept / "checkpoint.npz").info["state"]["step"] == 0
     ends_as_the_reference(reference, kept)
+
+
+def disk_is_full_on_rank_0(reference, tmp_path):
+    mpi.skip_without()
+    disk_is_full(reference, tmp_path, [mpi.MPIEXEC, "-n", "2"])
 
 
 def folder_is_read_only(reference, tmp_path):
@@ -642,6 +649,30 @@ ROWS["Runs: `train`, `train --resume`"] = [
      {"rate": "1e20", "rule": r"the loss is (nan|inf) at step \d+, with the images train_\d+, train_\d+; "}),
     ("a weight becomes infinite", "stops with its name, step and advice, code 1; what is saved is finite", diverges,
      {"rate": "1e39", "rule": r"\w holds numbers that are not finite after step 1; "}),
+]
+
+
+# ---- many processes ----
+
+ROWS["Many processes: `mpiexec -n N python -m minifcn train`"] = [
+    ("SIGKILL of one rank in the midst of a step", "all end; the last checkpoint is whole; `--resume` says from which step it "
+     "goes on, also with another number of ranks", "parallel: test_a_rank_is_killed"),
+    ("Ctrl-C, SIGUSR1 to mpiexec", "all finish the step, rank 0 saves and prints the command that goes on, code 130 or 138",
+     "parallel: test_the_job_is_signalled"),
+    ("more ranks than images in a batch", "some ranks have nothing to do; the run ends as usual",
+     "parallel: test_more_ranks_than_images"),
+    ("the same with `--no-sync-norm`", "refused: a rank without images has no statistics",
+     "parallel: test_no_statistics_without_images"),
+    ("a rank with other data, other options or another version of minifcn", "refused before the first step, naming the rank",
+     "parallel: test_a_rank_differs"),
+    ("an exception or `sys.exit(0)` on one rank", "the traceback; all end within seconds, code 1",
+     "parallel: test_a_rank_ends_alone"),
+    ("a mask that the rank that needs it cannot read", "said by that rank; all end, code 2",
+     "parallel: test_a_rank_meets_a_broken_mask"),
+    ("the disk is full on rank 0", "said, with the file; all end, code 2; the last checkpoint is kept; `--resume` goes on",
+     disk_is_full_on_rank_0, {}),
+    ("mpiexec of another MPI, or no mpi4py", "refused: each rank would train by itself, into one folder",
+     "parallel: test_without_mpi4py_ranks_are_told"),
 ]
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-import minifcn
 from minifcn.core.backend import array_module
 from minifcn.nn import BatchNorm2d
 
@@ -278,7 +277,7 @@ def sync_norm(net, world):
 
 def code():
     """This package's source, to be compared between machines."""
-    return [path.read_bytes() for path in sorted(Path(minifcn.__file__).parent.rglob("*.py"))]
+    return [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
 
 
 def _buckets(arena):

@@ -11,8 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 
-needed = pytest.mark.skipif(not (find_spec("mpi4py") and MPIEXEC.exists()),
-                            reason="mpi4py and MPICH are not installed (pip install 'minifcn[parallel]')")
+LACKING = not (find_spec("mpi4py") and MPIEXEC.exists())
+REASON = "mpi4py and MPICH are not installed (pip install 'minifcn[parallel]')"
+needed = pytest.mark.skipif(LACKING, reason=REASON)
+
+
+def skip_without():
+    """What `needed` does, in the midst of a test."""
+    if LACKING:
+        pytest.skip(REASON)
 
 
 def start(ranks, *arguments, **popen):
