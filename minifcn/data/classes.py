@@ -319,11 +319,18 @@ def check_indices(labels, classes):
     """Raise DataError unless labels are integers, each a class or void."""
     if labels.dtype.kind not in "iu":
         raise DataError(f"class indices are integers, got {labels.dtype}: take argmax over the classes first")
-    K = len(classes.names)
-    wrong = ((labels < 0) | (labels >= K)) & (labels != classes.void)                    # (H, W)
-    if wrong.any():
-        i, j = np.argwhere(wrong)[0].tolist()
+    if not are_labels(labels, classes):
+        i, j = np.argwhere(_wrong(labels, classes))[0].tolist()
         raise DataError(f"index {labels[i, j]} at row {i}, column {j} {no_class(classes)}")
+
+
+def are_labels(labels, classes):
+    """Whether all integers in an array are class indices or void."""
+    return not _wrong(labels, classes).any()
+
+
+def _wrong(labels, classes):
+    return ((labels < 0) | (labels >= len(classes.names))) & (labels != classes.void)    # (H, W)
 
 
 def no_class(classes):

@@ -15,7 +15,7 @@ from io import BytesIO
 
 import numpy as np
 
-from minifcn.data.classes import DataError, check_indices, colour_to_index, no_class, voc_palette
+from minifcn.data.classes import DataError, are_labels, check_indices, colour_to_index, no_class, voc_palette
 from minifcn.files.regular import open_regular
 
 MAX_PIXELS = 89_478_485                      # Pillow's default limit, 256 MiB as RGB: beyond it Pillow only warns
@@ -30,7 +30,9 @@ VOC_PALETTE = voc_palette().tobytes()
 READINGS = {                                 # what is worth saying about the way a mask was read
     "colours": "a renumbered palette (a tool kept the colours and changed the indices): read by its colours",
     "greys": "a palette of greys: read by their grey values",
-    "black and white": "black and white alone: read as indices 0 and 1, is that what they mean?"}
+    "grey RGB": "grey colours in three equal channels: read by their grey values",
+    "black and white": "black and white alone, or grey of so few bits: read as indices (0 and 1), is that what they mean?"}
+NEAR = 8                                     # levels by which a lossy tool may move a colour; VOC's are 64 apart
 
 
 # ---------------------------------------------------------------------------------------------------------- any image
@@ -214,12 +216,12 @@ def decode_labels(path, classes, data=None):
     with opened(path, data) as (file, image):
         depth = _check_mask(image, file)
         if image.mode in ("RGB", "RGBA"):
-            return colour_to_index(np.array(image.convert("RGB")), classes), ""          # (H, W)
+            return _decode_colours(np.array(image.convert("RGB")), classes)
         palette = bytes(image.getpalette("RGB")) if image.mode == "P" else None
         values = np.array(image, np.uint8)                                               # (H, W)
         if depth == 8 and classes.map is None and palette in (None, VOC_PALETTE, classes.palette_256.tobytes()):
-            check_indices(values, classes)                           # the usual file: its indices are meant, whatever occurs
-            return values, ""
+            if are_labels(values, classes):                          # the usual file: its indices are meant, whatever occurs
+                return values, ""
         if palette is None and image.mode == "L":
             values //= np.uint8(255 // (2**depth - 1))               # Pillow spreads 2 and 4 bits over 0..255: times 85, 17
         present = np.flatnonzero(Image.fromarray(values).histogram())                    # (values that occur,)
@@ -236,6 +238,20 @@ def decode_labels(path, classes, data=None):
     return values, reading
 
 
+def _decode_colours(image, classes):
+    """decode_labels of an RGB picture, uint8 (H, W, 3)."""
+    try:
+        return colour_to_index(image, classes), ""                                       # (H, W)
+    except DataError:
+        grey = image[..., 0]                                                             # (H, W)
+        if classes.by_colour or (image != grey[..., None]).any() or not ((grey > 0) & (grey < 255)).any():
+            raise
+        labels = classes.values[grey]                                                    # (H, W)
+        if (labels < 0).any():
+            raise
+        return labels.astype(np.uint8), "grey RGB"
+
+
 def meaning(present, palette, depth, classes):
     """What the values that occur in a palette or grey mask mean: (labels, -1 where there is none; a key of READINGS or "").
 
@@ -246,25 +262,44 @@ def meaning(present, palette, depth, classes):
     2. Every entry that occurs is a grey whose value is a class or void, and one differs from its place: the greys are meant.
        Black and white alone say nothing.
     3. Else the indices are meant. A map whose keys are colours always means the colours.
+
+    In a grey file without palette the values are meant; where they are no classes, but grey colours of classes, rule 1 holds.
+    Raises DataError where a lossy tool has moved the colours of the classes a little: their places then mean nothing.
     """
     values, ambiguous = classes.values, len(classes.names) > 2 and classes.map is None
-    if palette is None:
-        if classes.by_colour:
-            return np.array([classes.colours.get((v, v, v), classes.other_colours) for v in present.tolist()]), ""
-        return values[present], "black and white" if depth == 1 and 1 in present and ambiguous else ""
-    entries = [tuple(palette[3 * v:3 * v + 3]) for v in present.tolist()]
+    entries = [(v, v, v) if palette is None else tuple(palette[3 * v:3 * v + 3]) for v in present.tolist()]
     if classes.by_colour:
         return np.array([classes.colours.get(entry, classes.other_colours) for entry in entries]), ""
     meant = np.array([classes.colours.get(entry, -1) for entry in entries])
+    if palette is None:
+        if (values[present] < 0).any() and min(meant) >= 0:
+            return values[meant], "colours"
+        spread = present * (255 // (2**depth - 1))                                       # what Pillow would make of it
+        doubt = depth < 8 and ambiguous and present.any() and min(values[spread]) >= 0
+        return values[present], "black and white" if doubt else ""
     if min(meant) >= 0 and (meant != present).any() and palette != VOC_PALETTE:
         return values[meant], "colours"
-    meant = np.array([entry[0] if entry and len(set(entry)) == 1 else -1 for entry in entries])
-    if min(meant) >= 0 and (meant != present).any():
-        if set(meant.tolist()) <= {0, 255}:
-            return values[present], "black and white" if 255 in meant and ambiguous else ""
-        if min(values[meant]) >= 0:
-            return values[meant], "greys"
+    greys = np.array([entry[0] if entry and len(set(entry)) == 1 else -1 for entry in entries])
+    if min(greys) >= 0 and (greys != present).any():
+        if set(greys.tolist()) <= {0, 255}:
+            return values[present], "black and white" if 255 in greys and ambiguous else ""
+        if min(values[greys]) >= 0:
+            return values[greys], "greys"
+    if min(meant) < 0 and _nearly(entries, present, classes):
+        raise DataError("its palette has almost the colours of the classes, at other places: a lossy tool moved them a little. "
+                        "Make the mask again from its source")
     return values[present], ""
+
+
+def _nearly(entries, present, classes):
+    """Whether each palette entry that occurs is near to a known colour, each to another, and one stands at another index."""
+    if not all(entries):
+        return False
+    known, indices = np.array(list(classes.colours)), np.array(list(classes.colours.values()))       # (colours, 3), (colours,)
+    apart = abs(np.array(entries)[:, None] - known).max(axis=2)                          # (entries, colours)
+    nearest = apart.argmin(axis=1)                                                       # (entries,)
+    return bool((apart.min(axis=1) <= NEAR).all() and len(set(nearest.tolist())) == len(entries)
+                and (indices[nearest] != present).any())
 
 
 def write_labels(path, labels, classes):

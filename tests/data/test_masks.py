@@ -159,7 +159,7 @@ def test_grey_of_few_bits_is_divided(tmp_path, depth):
     values[0, 0] = 1
     labels, reading = read(tmp_path, packed_png(values, depth))
     np.testing.assert_array_equal(labels, values)
-    assert reading == ("black and white" if depth == 1 else "")
+    assert reading == ("black and white" if depth == 1 else "")      # see the next test
     (tmp_path / "m.png").write_bytes(packed_png(values, depth))
     assert header(tmp_path / "m.png", mask=True)[0] == (5, 11)
 
@@ -169,6 +169,41 @@ def test_a_palette_of_few_bits_is_not_divided(tmp_path, depth):
     values = np.random.default_rng(0).integers(0, 2**depth, (5, 11)).astype(np.uint8)
     palette = voc_palette(2**depth)
     np.testing.assert_array_equal(read(tmp_path, packed_png(values, depth, palette))[0], values)
+
+
+def test_grey_of_few_bits_that_could_mean_more_is_counted(tmp_path):
+    """ImageMagick 6.9.11, oxipng 9: grey 0, 17, 255 has become 0, 1, 15 in 4 bits, which also could be classes 0, 1, 15."""
+    assert read(tmp_path, packed_png(np.array([[0, 1, 15]], np.uint8), 4))[1] == "black and white"
+    assert read(tmp_path, packed_png(np.array([[0, 3]], np.uint8), 2))[1] == "black and white"
+    assert read(tmp_path, packed_png(np.array([[0, 1, 2]], np.uint8), 4))[1] == ""
+    assert read(tmp_path, packed_png(np.array([[0, 0]], np.uint8), 4))[1] == ""
+
+
+def test_grey_colours_of_classes(tmp_path):
+    """ImageMagick 6.9.11, pngcrush -reduce: a picture of black and (128, 128, 128), VOC's car, is stored as grey 0 and 128."""
+    labels, reading = read(tmp_path, saved(np.array([[0, 128, 128]], np.uint8)))
+    assert labels.tolist() == [[0, 7, 7]] and reading == "colours"
+    with pytest.raises(DataError, match="index 100 at row 0, column 2"):
+        read(tmp_path, saved(np.array([[0, 128, 100]], np.uint8)))
+
+
+def test_grey_values_in_three_channels(tmp_path):
+    """OpenCV 5.0, cv2.imread without IMREAD_UNCHANGED and cv2.imwrite: grey 0, 15, 255 comes back as three equal channels."""
+    values = np.array([[0, 15, 255]], np.uint8)
+    labels, reading = read(tmp_path, saved(np.stack([values] * 3, 2)))
+    assert labels.tolist() == values.tolist() and reading == "grey RGB"
+    for array in ([[0, 255]], [[0, 15, 99]]):                        # black and white alone; a value that is no class
+        with pytest.raises(DataError, match="is not in the palette"):
+            read(tmp_path, saved(np.stack([np.array(array, np.uint8)] * 3, 2)))
+
+
+def test_almost_the_colours_of_classes_at_other_places(tmp_path):
+    """pngquant 2.17 --speed 11 moves (128, 64, 0), (224, 224, 192) to (129, 64, 0), (225, 225, 193), and renumbers them."""
+    values = np.array([[0, 1, 2]], np.uint8)
+    with pytest.raises(DataError, match="almost the colours of the classes, at other places"):
+        read(tmp_path, packed_png(values, 8, [[129, 64, 0], [0, 0, 0], [225, 225, 193]]))
+    assert read(tmp_path, packed_png(values, 8, [[1, 0, 0], [129, 1, 1], [0, 127, 0]]))[0].tolist() == [[0, 1, 2]]
+    assert read(tmp_path, packed_png(values, 8, [[0, 0, 0], [1, 1, 1], [2, 2, 2]]))[0].tolist() == [[0, 1, 2]]
 
 
 # ---------------------------------------------------------------------------------------------------- lossy, and other
