@@ -83,7 +83,7 @@ MASK_FAULTS = {
     "16 bits": (lambda data: png("I;16", (20, 30), 1), "must be a palette PNG", True),
     "foreign colour": (lambda data: png("RGB", (20, 30), (128, 0, 1)), r"colour \(128, 0, 1\) at row 0, column 0", False),
     "foreign index": (lambda data: png("P", (20, 30), 21), "index 21 at row 0, column 0 .* 21 classes", False),
-    "foreign grey": (lambda data: png("L", (20, 30), 128), "index 128", False)}
+    "foreign grey": (lambda data: png("L", (20, 30), 100), "index 100", False)}
 
 
 @pytest.fixture
