@@ -283,6 +283,35 @@ ROWS["Downloads: `download voc2012 | resnet18`"] = [
      "download: test_refuses_a_tar_that_lacks_listed_files"),
     ("killed while extracting", "the folder does not get its name; the next run extracts anew",
      "download: test_a_half_extracted_tree_never_looks_whole"),
+    ("a redirect to an impossible address, a file or FTP", "the mirror is asked",
+     "download: test_a_redirect_that_leads_nowhere_is_the_mirrors_turn"),
+    ("less than 1,024 bytes a second; headers or \"100 Continue\" without end", "left for the mirror",
+     "download: test_a_host_that_sends_too_little_is_given_up"),
+    ("control characters in what a host says", "printed as `\\x1b`, and cut",
+     "download: test_what_a_host_says_is_printed_without_control_characters"),
+    ("a link in the place of a `.part`", "not followed: what it leads to is neither written nor deleted",
+     "download: test_links_are_not_followed"),
+    ("a pipe, a device or a folder in the file's place", "refused at once, and kept",
+     "download: test_what_is_no_file_in_the_files_place"),
+    ("a damaged header in the midst of a tar", "refused; nothing is extracted",
+     "download: test_refuses_a_tar_with_a_damaged_header_in_its_midst"),
+    ("a folder `VOC2012` that is empty, or lacks files", "said, with what it lacks; not called a success",
+     "download: test_a_folder_that_is_not_whole_is_no_success"),
+]
+
+
+# ---- photographs ----
+
+ROWS["Photographs: `predict`"] = [
+    ("two results of one name (`a.jpg` and `b/a.png`, `a.jpg` and `a_overlay.jpg`)", "refused before anything is written",
+     "photos: test_results_that_would_overwrite_something"),
+    ("a result in the place of an image or of the checkpoint", "refused before anything is written",
+     "photos: test_the_checkpoint_is_not_overwritten"),
+    ("links in `--out`", "replaced, not followed", "photos: test_links_in_the_folder_are_replaced_not_followed"),
+    ("the disk is full", "said; the old result is kept, no half one is left", "photos: test_a_full_disk_leaves_the_old_result"),
+    ("a photograph that does not fit into memory", "refused before the network begins, naming `--method tile`",
+     "photos: test_a_photograph_that_does_not_fit_is_refused_with_the_way_out"),
+    ("more than 268 megapixels", "refused", "photos: test_more_pixels_than_training_takes"),
 ]
 
 
@@ -379,6 +408,9 @@ ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
      "voc: test_exif_orientation"),
     ("EXIF orientation in `predict`", "applied", "cli: test_predict_turns_photos_upright"),
     ("bytes behind a whole image", "ignored", "voc: test_bytes_behind_a_whole_image_are_harmless"),
+    ("pipes, devices and folders in place of any file", "refused at once", "regular: test_anything_else_is_an_error_that_names_it"),
+    ("somebody's files in a folder of synthetic images that would be drawn anew", "refused, naming one; nothing is deleted",
+     "synthetic: test_files_beside_synthetic_ones_are_not_deleted"),
 ]
 
 

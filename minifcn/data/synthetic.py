@@ -10,6 +10,7 @@ VOC's (VOC2012 Development Kit, section 3.3).
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +25,8 @@ CLASSES = Classes(("background", "disc", "square", "triangle", "cross"),
                   np.array([(0, 0, 0), (214, 72, 64), (62, 124, 190), (240, 184, 66), (92, 168, 104)], np.uint8))
 VERSION = 1                         # raise it when the drawing changes: older folders are then written anew
 VOID_WIDTH = 2.5                    # pixels of void along the edge of an object
+OWN_NAMES = re.compile(r"(synthetic|classes)\.json|ImageSets/Segmentation/(train|val|trainval)\.txt|"
+                       r"JPEGImages/(train|val)_\d{5,}\.jpg|SegmentationClass/(train|val)_\d{5,}\.png")
 OWN_COLOUR = 0.7                    # share of the objects that wear their class's colour; the others wear any class's
 
 
@@ -121,8 +124,10 @@ def write_synthetic(root, train=600, val=100, seed=0, size=(128, 192)):
     settings = {"version": VERSION, "train": train, "val": val, "seed": seed, "size": list(size)}
     if _is_finished(root, settings):
         return root
-    if root.exists() and any(root.iterdir()) and not (root / "synthetic.json").exists():
-        raise DataError(f"{root}: holds files that are not synthetic data of minifcn; choose another folder")
+    strangers = _strangers(root)
+    if strangers:
+        raise DataError(f"{root}: would be drawn anew, but holds {len(strangers)} files that are not synthetic data of minifcn,"
+                        f" such as {strangers[0][:200]}; move them away, or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
@@ -137,6 +142,16 @@ def write_synthetic(root, train=600, val=100, seed=0, size=(128, 192)):
     finally:
         shutil.rmtree(building)
     return root
+
+
+def _strangers(root):
+    """What lies in root, by its names, that _write_folder does not write."""
+    if not os.path.lexists(root):
+        return []
+    if not root.is_dir():
+        return [root.name]
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return names if "synthetic.json" not in names else sorted(name for name in names if not OWN_NAMES.fullmatch(name))
 
 
 def _lists(settings):

@@ -1,6 +1,7 @@
 """Downloads Pascal VOC 2012 and ResNet-18's ImageNet weights from where they live, and believes nothing that it gets.
 
-    FILE.part   grows from request to request: what a broken connection brought is kept, and the next one continues it
+    FILE.part   grows from request to request: what a broken connection brought is kept, and the next one continues it;
+                a link in its place is not followed
     FILE        appears when size and checksum are right
     VOCdevkit/VOC2012    appears when every file in it has been written (until then it is called VOC2012.part)
 
@@ -13,15 +14,25 @@ import hashlib
 import http.client
 import os
 import shutil
+import stat
 import tarfile
+import threading
 import urllib.request
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from minifcn.files.atomic import FolderInUse, locked
+from minifcn.files.regular import open_regular, read_regular
 
 ATTEMPTS = 20               # requests to one host; each but the last has brought something new
 BLOCK = 2**18               # bytes read at once
+LEAST_RATE = 1024           # bytes a second, over the time that `timeout` says; a host that sends less is given up
+SLOW = f"sends less than {LEAST_RATE:,} bytes a second"
+LONGEST_LIST = 2**20        # bytes of a list of images in the archive; VOC's have 35,000
+
+
+PART_FLAGS = (os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+              | getattr(os, "O_BINARY", 0))
 
 
 class DownloadError(RuntimeError):
@@ -52,15 +63,17 @@ def download(name, to, everything=False, timeout=30.0):
     name: "voc2012" (2.0 GB) or "resnet18" (47 MB).
     to: folder, made if needed. A file put there by hand is checked and used.
     everything: extract all of VOC 2012, not only the 2,913 images with masks, their masks and the lists.
-    timeout: seconds without a byte after which a connection counts as broken.
+    timeout: seconds without a byte, or with less than LEAST_RATE, after which a connection counts as broken.
     returns: Path of the folder VOCdevkit/VOC2012, or of the weights file.
     raises: DownloadError.
     """
     to = Path(to)
     voc = to / "VOCdevkit" / "VOC2012"
-    if name == "voc2012" and voc.exists():
+    if name == "voc2012" and os.path.lexists(voc):
         if everything and not (voc / "Annotations").exists():
             raise DownloadError(f"{voc} holds the segmentation files only; move it away to extract everything")
+        if lacking := _lacking(voc):
+            raise DownloadError(f"{voc} is there, but lacks {lacking}; move it away and run the command again")
         return voc
     try:
         with locked(to, "downloading"):         # two downloads would mix in FILE.part and VOC2012.part
@@ -75,7 +88,7 @@ def download(name, to, everything=False, timeout=30.0):
 def fetch(source, to, timeout=30.0):
     """Get one file into the folder `to`, from the first host that has it, and check it; see `download`."""
     target = Path(to) / source.file
-    if target.exists():
+    if os.path.lexists(target):
         problem = mismatch(target, source)
         if problem:
             raise DownloadError(f"{target} {problem}; delete it and run the command again")
@@ -100,17 +113,25 @@ def fetch(source, to, timeout=30.0):
 
 def mismatch(path, source):
     """What is wrong with a file, or None. Cost: reads it once, 0.5 GB/s or more."""
-    if _size(path) != source.size:
-        return f"has {_size(path):,} bytes instead of {source.size:,}"
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != source.size:
+            return f"has {size:,} bytes instead of {source.size:,}"
         digest = hashlib.file_digest(file, source.algorithm).hexdigest()
     if not digest.startswith(source.digest):
         return f"has the {source.algorithm} {digest} instead of {source.digest}"
     return None
 
 
-def _size(path):
-    return path.stat().st_size if path.exists() else 0
+def _size(part):
+    """Bytes of a .part file, 0 where there is none. Raises OSError for a link: what it leads to is not ours to write."""
+    try:
+        status = os.lstat(part)
+    except FileNotFoundError:
+        return 0
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{part.name} is a link or no regular file; delete it")
+    return status.st_size
 
 
 def _fetch_from(url, part, source, timeout):
@@ -127,42 +148,114 @@ def _fetch_from(url, part, source, timeout):
             if before == 0 or restarted:
                 return problem
             restarted = True                # the wrong bytes may be older than this host's: once more from the start
-        elif _size(part) == before:
+        elif _size(part) == before or problem.endswith(SLOW):
             return problem
     return problem
 
 
 def _request(url, part, source, timeout):
     """One request that continues `part`. Returns None when it has its full size, else what broke."""
-    have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except (OSError, http.client.HTTPException) as error:
-        return str(error) or type(error).__name__
     from tqdm import tqdm
 
-    with (response, open(part, "ab") as file,
-          tqdm(desc=source.file, total=source.size, initial=have, unit="B", unit_scale=True, disable=None) as bar):
-        ranged = response.status == 206
-        if ranged and not (response.headers["Content-Range"] or "").startswith(f"bytes {have}-"):
-            return f"answered with another range than bytes {have}-"
-        skip = 0 if ranged else have                            # a host that knows no ranges sends all from the start
-        if response.length not in (None, source.size - have + skip):
-            return f"announces {response.length:,} bytes instead of {source.size - have + skip:,}"
-        while have < source.size:
-            try:
-                block = response.read1(BLOCK)                   # what has arrived, so that nothing is lost in a stall
-            except (OSError, http.client.HTTPException) as error:
-                return f"broke off after {have:,} bytes: {error or type(error).__name__}"
-            if not block:
-                return f"broke off after {have:,} bytes"
-            new = block[skip:][:source.size - have]
-            skip -= min(skip, len(block))
-            file.write(new)
-            have += len(new)
-            bar.update(len(new))
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with _Watch(timeout) as watch:
+        try:
+            response = watch.opener().open(request, timeout=timeout)
+        except (OSError, http.client.HTTPException, ValueError) as error:       # ValueError: led to an impossible address
+            return watch.problem or _printable(error)
+        with (response, os.fdopen(os.open(part, PART_FLAGS, 0o666), "ab") as file,
+              tqdm(desc=source.file, total=source.size, initial=have, unit="B", unit_scale=True, disable=None) as bar):
+            return _receive(response, file, bar, have, source, watch)
+
+
+def _receive(response, file, bar, have, source, watch):
+    """The body of a response, behind the `have` bytes that are in the file. Returns None when all is there, else what broke."""
+    ranged = response.status == 206
+    if ranged and not (response.headers["Content-Range"] or "").startswith(f"bytes {have}-"):
+        return f"answered with another range than bytes {have}-"
+    skip = 0 if ranged else have                                # a host that knows no ranges sends all from the start
+    if response.length not in (None, source.size - have + skip):
+        return f"announces {response.length:,} bytes instead of {source.size - have + skip:,}"
+    while have < source.size:
+        try:
+            block = response.read1(BLOCK)                       # what has arrived, so that nothing is lost in a stall
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return f"broke off after {have:,} bytes: {watch.problem or _printable(error)}"
+        if not block:
+            return f"broke off after {have:,} bytes" + (f": {watch.problem}" if watch.problem else "")
+        watch.received += len(block)
+        new = block[skip:][:source.size - have]
+        skip -= min(skip, len(block))
+        file.write(new)
+        have += len(new)
+        bar.update(len(new))
     return None
+
+
+class _Watch:
+    """Shuts down the connections that its opener has made when they bring less than LEAST_RATE, headers included.
+
+    A timeout of the socket alone is renewed by every byte: one byte in half a second, or "100 Continue" again and again, would
+    keep it waiting for ever.
+    """
+
+    def __init__(self, seconds):
+        self.seconds, self.received, self.problem = seconds, 0, None
+        self.sockets, self.over = [], threading.Event()
+
+    def opener(self):
+        """An opener of http and https alone: no redirect leads to a file or to FTP."""
+        watch = self
+
+        def watched(kind):
+            class Connection(kind):
+                def connect(self):
+                    super().connect()
+                    watch.sockets.append(self.sock)
+            return Connection
+
+        class HTTP(urllib.request.HTTPHandler):
+            def http_open(self, request):
+                return self.do_open(watched(http.client.HTTPConnection), request)
+
+        class HTTPS(urllib.request.HTTPSHandler):
+            def https_open(self, request):
+                return self.do_open(watched(http.client.HTTPSConnection), request)
+
+        opener = urllib.request.OpenerDirector()
+        for handler in (urllib.request.ProxyHandler(), HTTP(), HTTPS(), urllib.request.HTTPDefaultErrorHandler(),
+                        urllib.request.HTTPRedirectHandler(), urllib.request.HTTPErrorProcessor(),
+                        urllib.request.UnknownHandler()):
+            opener.add_handler(handler)
+        return opener
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        before = 0
+        while not self.over.wait(self.seconds):
+            if self.sockets and self.received - before < LEAST_RATE * self.seconds:
+                self.problem = SLOW
+                for connection in self.sockets:
+                    try:
+                        connection.shutdown(2)                  # both ways; what waits for a byte gets none
+                    except OSError:                             # closed already
+                        pass
+            before = self.received
+
+    def __exit__(self, *exception):
+        self.over.set()
+        self.thread.join()
+
+
+def _printable(error):
+    """What a host says, for the terminal: control characters would move its cursor."""
+    text = str(error) or type(error).__name__
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
 
 
 def extract_voc(archive, to, everything=False):
@@ -175,6 +268,8 @@ def extract_voc(archive, to, everything=False):
     from tqdm import tqdm
 
     target, part = Path(to) / "VOCdevkit" / "VOC2012", Path(to) / "VOC2012.part"
+    if part.is_symlink():
+        part.unlink()
     shutil.rmtree(part, ignore_errors=True)                     # what an interrupted extraction left
     try:
         with tarfile.open(archive, "r:") as tar:
@@ -197,7 +292,7 @@ def extract_voc(archive, to, everything=False):
 def _plain_files(tar):
     """{path below VOCdevkit/VOC2012: member}, after a look at every member."""
     files = {}
-    for member in tar:
+    for member in tar:                                          # ends at the first header that is damaged
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or any(letter in member.name for letter in "\\:\0"):
             raise DownloadError(f"{tar.name}: {ascii(member.name)} leads out of the folder; nothing was extracted")
@@ -209,16 +304,34 @@ def _plain_files(tar):
         if path.parts[:2] != ("VOCdevkit", "VOC2012") or name in files:
             raise DownloadError(f"{tar.name}: {ascii(member.name)} is not in VOCdevkit/VOC2012 or stands there twice")
         files[name] = member
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):        # a tar ends with blocks of zeros
+        raise DownloadError(f"{tar.name}: damaged tar archive: the header at byte {tar.offset:,} is none")
     return files
 
 
 def _segmentation_files(tar, files):
     """The lists of ImageSets/Segmentation, and image and mask of every id in them."""
     lists = [name for name in files if name.startswith("ImageSets/Segmentation/")]
-    ids = {line.strip() for name in lists for line in tar.extractfile(files[name]).read().decode("latin-1").splitlines()}
-    wanted = lists + [path for name in sorted(ids - {""})
-                      for path in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png")]
+    wanted = lists + _listed(tar.extractfile(files[name]).read(LONGEST_LIST) for name in lists)
     absent = [path for path in wanted if path not in files]
-    if absent or not ids:
+    if absent or wanted == lists:
         raise DownloadError(f"{tar.name}: ImageSets/Segmentation is missing, or lists what is not there: {absent[:3]}")
     return wanted
+
+
+def _listed(lists):
+    """The paths of image and mask of every id in the bytes of some lists."""
+    ids = {line.strip() for content in lists for line in content.decode("latin-1").splitlines()}
+    return [path for name in sorted(ids - {""}) for path in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png")]
+
+
+def _lacking(voc):
+    """What a folder VOC2012 lacks, or None: lists that name something, and every image and mask in them."""
+    try:
+        lists = [read_regular(path, LONGEST_LIST) for path in (voc / "ImageSets" / "Segmentation").glob("*.txt")]
+        wanted = _listed(lists)
+        absent = [path for path in wanted if not (voc / path).is_file()]
+    except (OSError, ValueError) as error:                      # ValueError: a name with a zero byte in it
+        return f"readable lists: {_printable(error)}"
+    return f"{len(absent)} files, such as {_printable(absent[0])}" if absent else None if wanted else "ImageSets/Segmentation"

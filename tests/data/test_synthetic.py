@@ -131,6 +131,26 @@ def test_strangers_files_are_not_replaced(tmp_path):
     assert len(Folder(write_synthetic(tmp_path / "empty", train=1, val=1))) == 1         # an empty folder is fine
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "JPEGImages/mine.jpg", "ImageSets/Segmentation/mine.txt", "new/train_00000.jpg"])
+def test_files_beside_synthetic_ones_are_not_deleted(tmp_path, name):
+    """Other settings would draw the folder anew; what somebody has put into it is not lost."""
+    root = write_synthetic(tmp_path / "shapes", train=2, val=1, size=(32, 32))
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_bytes(b"precious")
+    before = files(root)
+    assert write_synthetic(root, train=2, val=1, size=(32, 32)) == root                  # the same settings: nothing to do
+    with pytest.raises(DataError, match=f"shapes: would be drawn anew, but holds 1 files .*, such as {name}"):
+        write_synthetic(root, train=1, val=1, size=(32, 32))
+    assert files(root) == before
+
+
+def test_a_file_in_the_folders_place_is_not_deleted(tmp_path):
+    (tmp_path / "shapes").write_bytes(b"precious")
+    with pytest.raises(DataError, match="such as shapes"):
+        write_synthetic(tmp_path / "shapes", train=1, val=1)
+    assert files(tmp_path) == {"shapes": b"precious"}
+
+
 def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     calls = []
 

@@ -10,7 +10,7 @@ import tarfile
 import time
 
 import pytest
-from hosts import BYTES, STALL, faults, source
+from hosts import BYTES, DRIPS, REDIRECTS, STALL, faults, source
 
 from minifcn.__main__ import main
 from minifcn.files import download as module
@@ -41,6 +41,56 @@ def test_gets_the_file_in_spite_of(server, tmp_path, paths, asked):
     assert path == tmp_path / "file.bin" and path.read_bytes() == BYTES
     assert faults(server) == asked
     assert os.listdir(tmp_path) == ["file.bin"]
+
+
+@pytest.mark.parametrize("fault", sorted(REDIRECTS))
+def test_a_redirect_that_leads_nowhere_is_the_mirrors_turn(server, tmp_path, fault):
+    path = fetch(source(server, fault, "good"), tmp_path, timeout=STALL)
+    assert path.read_bytes() == BYTES and faults(server)[-1] == "good"
+
+
+@pytest.mark.parametrize("fault", sorted(DRIPS))
+def test_a_host_that_sends_too_little_is_given_up(server, tmp_path, fault):
+    """One byte now and then keeps any timeout of a socket waiting; so do headers and "100 Continue" without end."""
+    start = time.perf_counter()
+    with pytest.raises(DownloadError, match="sends less than 1,024 bytes a second"):
+        fetch(source(server, fault), tmp_path, timeout=STALL)
+    assert time.perf_counter() - start < 20
+    assert fetch(source(server, f"{fault}/404", "good"), tmp_path, timeout=STALL).read_bytes() == BYTES
+
+
+def test_what_a_host_says_is_printed_without_control_characters(server, tmp_path):
+    with pytest.raises(DownloadError, match=r"404: \\x1b\[2J\\x07gone!") as error:
+        fetch(source(server, "escape"), tmp_path, timeout=STALL)
+    assert len(str(error.value)) < 1000 and "\x1b" not in str(error.value)
+
+
+def test_links_are_not_followed(server, tmp_path):
+    """In the places of FILE.part and VOC2012.part: what they lead to is neither written nor deleted."""
+    to, precious = tmp_path / "to", tmp_path / "precious"
+    to.mkdir(), precious.mkdir()
+    (precious / "file").write_text("keep me")
+    (to / "file.bin.part").symlink_to(precious / "file")
+    with pytest.raises(OSError, match="file.bin.part is a link or no regular file; delete it"):
+        fetch(source(server, "good"), to, timeout=STALL)
+    (to / "file.bin.part").unlink()
+    os.mkfifo(to / "file.bin.part")
+    with pytest.raises(OSError, match="file.bin.part is a link or no regular file; delete it"):
+        fetch(source(server, "good"), to, timeout=STALL)
+    (to / "VOC2012.part").symlink_to(precious)
+    (to / "voc.tar").write_bytes(tar(VOC))
+    assert tree(extract_voc(to / "voc.tar", to)) == WANTED
+    assert tree(precious) == {"file"} and (precious / "file").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link to nothing"])
+def test_what_is_no_file_in_the_files_place(server, tmp_path, kind, monkeypatch):
+    target = tmp_path / "file.bin"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: os.symlink("/dev/zero", path),
+     "link to nothing": lambda path: os.symlink("nowhere", path)}[kind](target)
+    monkeypatch.setitem(module.SOURCES, "resnet18", source(server, "good"))
+    with pytest.raises(DownloadError, match="file.bin"):
+        download("resnet18", tmp_path, timeout=STALL)
 
 
 def test_continues_where_it_broke_off(server, tmp_path):
@@ -229,6 +279,34 @@ def test_refuses_a_tar_that_lacks_listed_files(tmp_path, lacking):
     with pytest.raises(DownloadError, match="lists what is not there"):
         extract_voc(tmp_path / "voc.tar", tmp_path)
     assert os.listdir(tmp_path) == ["voc.tar"]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_refuses_a_tar_with_a_damaged_header_in_its_midst(tmp_path, everything):
+    """Python's tarfile ends there, as if the archive did."""
+    content = bytearray(tar(VOC | {ROOT + "Annotations/last.xml": b"<xml/>"}))
+    content[content.rindex(b"ustar") - 200] ^= 1                                # in the last header
+    (tmp_path / "voc.tar").write_bytes(content)
+    with pytest.raises(DownloadError, match=r"voc.tar: damaged tar archive: the header at byte [\d,]+ is none"):
+        extract_voc(tmp_path / "voc.tar", tmp_path, everything)
+    assert os.listdir(tmp_path) == ["voc.tar"]
+
+
+@pytest.mark.parametrize("spoil, match", [
+    (shutil.rmtree, "lacks ImageSets/Segmentation"),
+    (lambda voc: (voc / "JPEGImages" / "a.jpg").unlink(), r"lacks 1 files, such as JPEGImages/a.jpg"),
+    (lambda voc: shutil.rmtree(voc / "SegmentationClass"), r"files, such as SegmentationClass"),
+    (lambda voc: shutil.rmtree(voc / "ImageSets"), "lacks ImageSets/Segmentation"),
+    (lambda voc: [os.unlink(path) or os.mkfifo(path) for path in (voc / "ImageSets" / "Segmentation").glob("*.txt")],
+     "lacks readable lists")])
+def test_a_folder_that_is_not_whole_is_no_success(tmp_path, spoil, match):
+    (tmp_path / "voc.tar").write_bytes(tar(VOC))
+    voc = extract_voc(tmp_path / "voc.tar", tmp_path)
+    assert download("voc2012", tmp_path) == voc
+    spoil(voc)
+    voc.mkdir(exist_ok=True)
+    with pytest.raises(DownloadError, match=match):
+        download("voc2012", tmp_path)
 
 
 def test_a_half_extracted_tree_never_looks_whole(tmp_path):

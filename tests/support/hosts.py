@@ -14,6 +14,14 @@ BYTES = np.random.default_rng(0).bytes(700_001)             # more than two bloc
 STALL = 0.3                                                 # seconds; the timeout that the tests give
 
 
+REDIRECTS = {"bracket": "http://[bad/file", "port": "http://127.0.0.1:port/", "empty": "http://a..b/", "nul": "http://a\x01b/",
+             "ftp": "ftp://127.0.0.1/file", "own file": "file:///etc/passwd", "loop": "/loop"}
+DRIPS = {                                                   # a beginning, and what comes again and again
+    "hundreds": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"), "headers": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "drip": (b"HTTP/1.1 200 OK\r\nContent-Length: 700001\r\n\r\n", BYTES[:1]),
+    "chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0")}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves server.content; /a/b/c is answered with fault a the first time, then b, and c from then on."""
 
@@ -28,6 +36,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         fault = faults[min(count, len(faults)) - 1]
         server.requests.append((fault, self.headers["Range"]))
         content, start = server.content, 0
+        if fault in REDIRECTS:
+            self.send_response(302)
+            self.send_header("Location", REDIRECTS[fault])
+            return self.end_headers()
+        if fault in DRIPS:
+            self.wfile.write(DRIPS[fault][0])
+            while not server.over.wait(STALL / 10):         # until the other side hangs up
+                self.wfile.write(DRIPS[fault][1])
+        if fault == "escape":
+            return self.wfile.write(b"HTTP/1.0 404 \x1b[2J\x07gone" + b"!" * 1000 + b"\r\n\r\n")
         if fault.isdigit():
             return self.send_error(int(fault))
         if fault == "wrong":
