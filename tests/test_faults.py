@@ -408,7 +408,8 @@ ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
      "voc: test_exif_orientation"),
     ("EXIF orientation in `predict`", "applied", "cli: test_predict_turns_photos_upright"),
     ("bytes behind a whole image", "ignored", "voc: test_bytes_behind_a_whole_image_are_harmless"),
-    ("pipes, devices and folders in place of any file", "refused at once", "regular: test_anything_else_is_an_error_that_names_it"),
+    ("pipes, devices and folders in place of any file", "refused at once",
+     "regular: test_anything_else_is_an_error_that_names_it"),
     ("somebody's files in a folder of synthetic images that would be drawn anew", "refused, naming one; nothing is deleted",
      "synthetic: test_files_beside_synthetic_ones_are_not_deleted"),
 ]
