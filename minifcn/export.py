@@ -24,7 +24,7 @@ from minifcn.models.fcn import FCN, Skip
 from minifcn.models.resnet import BasicBlock, PreActivationBlock, ResNetTrunk, ResNetV2Trunk
 
 OPSET = 13                  # the oldest in which all that is needed exists; newer ones are refused by some runtimes
-WRITERS = {}                # class of a layer -> function (graph, name, layer, *inputs) -> name(s) of the output
+WRITERS: dict = {}          # class of a layer -> function (graph, name, layer, *inputs) -> name(s) of the output
 
 
 def exports(layer_class):

@@ -1,4 +1,5 @@
 """The engine: arrays on two devices, shapes, the fast-path switch, and reverse-mode differentiation.
 
-Read in this order: backend, shapes, dispatch, tensor, gradcheck. The operations stand in functional/, each with its checks.
+Read in this order: backend, shapes, dispatch, tensor, gradcheck; attached.py lists what functional/ adds to a Tensor. The
+operations stand in functional/, each with its checks.
 """

@@ -24,8 +24,8 @@ import sys
 from collections import Counter
 from typing import NamedTuple
 
-REPLACEMENTS = {}                               # definition's wrapper -> [Twin, ...] in the order in which they are asked
-NOTES = []                                      # functions without arguments that say what else decides: a sentence each
+REPLACEMENTS: dict = {}                         # definition's wrapper -> [Twin, ...] in the order in which they are asked
+NOTES: list = []                                # functions without arguments that say what else decides: a sentence each
 _readable = os.environ.get("MINIFCN_READABLE", "0") not in ("", "0")
 
 

@@ -28,6 +28,7 @@ import warnings
 
 import numpy as np
 
+from minifcn.core.attached import Attached
 from minifcn.core.backend import array_module, device_of, to_device, to_host
 from minifcn.core.shapes import dims
 
@@ -65,7 +66,7 @@ class Node:
         self.parents = self.backward = None
 
 
-class Tensor:
+class Tensor(Attached):
     """An array of float32 or float64 with an optional gradient.
 
     array: a NumPy or CuPy array of float32 or float64, kept without a copy; lists and numbers become float32.

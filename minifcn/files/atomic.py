@@ -121,7 +121,7 @@ def _lock(handle):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_warned = set()
+_warned: set[tuple] = set()
 
 
 def _warn_once(folder, what):

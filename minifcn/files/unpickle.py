@@ -58,7 +58,7 @@ class Storage(NamedTuple):
     """A flat run of numbers in the file."""
     kind: str               # a value of STORAGES
     key: str                # entry data/<key> of the zip archive
-    count: int              # numbers
+    count: int              # type: ignore[assignment]  # numbers
 
 
 class Tensor(NamedTuple):

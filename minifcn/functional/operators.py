@@ -83,7 +83,7 @@ def copy_(x, value):
 
 for name, symbol in {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
     setattr(Tensor, f"__{name}__", _comparison(symbol, getattr(operator, name)))
-Tensor.__hash__ = object.__hash__               # by identity
+Tensor.__hash__ = object.__hash__               # type: ignore[method-assign]  # by identity
 Tensor.__iadd__, Tensor.__isub__ = _in_place("+=", add, operator.iadd), _in_place("-=", sub, operator.isub)
 Tensor.__imul__, Tensor.__itruediv__ = _in_place("*=", mul, operator.imul), _in_place("/=", div, operator.itruediv)
 Tensor.__ipow__ = _power_in_place

@@ -11,7 +11,7 @@ import numpy as np
 
 from minifcn.grade.subjects import SUBJECTS
 
-ENTRIES = {}                                    # name of the function -> its wrong versions
+ENTRIES: dict[str, list] = {}                   # name of the function -> its wrong versions
 
 
 class Entry(NamedTuple):
