@@ -19,6 +19,7 @@ from minifcn.data.voc import Folder
 from minifcn.export import OPSET, to_onnx, write_onnx
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.grade.command import COMMANDS as GRADING
+from minifcn.grade.mine import usable
 from minifcn.inference import METHODS
 from minifcn.photos import predict_files
 from minifcn.training import chapter, parallel
@@ -27,6 +28,7 @@ from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Optio
 from minifcn.training.report import score_table
 from minifcn.training.run import Interrupted, TrainingError, resume, stored_options, train
 from minifcn.training.scoring import evaluate
+from minifcn.training.theirs import in_place_of_definitions
 
 SHAPES = DOWNLOADS / "synthetic"            # where `train` without --data draws its images
 
@@ -85,6 +87,8 @@ def _train_arguments(parser):
                                          "--backbone, --void, --flip, --drop-last and what stands above here")
     groups["run"].add_argument("--out", type=Path, metavar="DIR",
                                help="folder for the results (default runs/<name of the data>)")
+    groups["run"].add_argument("--with", dest="theirs", type=Path, metavar="DIR",
+                               help="train with your own functions (minifcn exercises) in place of the definitions, on the CPU")
     either = groups["run"].add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true",
                         help="go on from the checkpoint in --out; its options are used, given ones must agree with them")
@@ -92,6 +96,20 @@ def _train_arguments(parser):
 
 
 def _train(args):
+    if args.theirs is None:
+        return _train_plainly(args)
+    if getattr(args, "device", "cpu") == "gpu":
+        raise ValueError("--with: your functions take NumPy arrays; leave --device gpu out")
+    args.device, functions = "cpu", usable(args.theirs)
+    if not functions:
+        raise ValueError(f"--with: nothing in {args.theirs} is begun")
+    with in_place_of_definitions(functions) as ledger:
+        code = _train_plainly(args)
+    print("", *ledger.table(functions), sep="\n")
+    return code
+
+
+def _train_plainly(args):
     world = parallel.world()
     given = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
     given = chapter.RECIPES.get(args.chapter, {}) | given

@@ -83,8 +83,8 @@ def _case(draw, stage):
         program = tuple((ops[draw.integer(0, 3)], draw.integer(0, count + i - 1), draw.integer(0, count + i - 1))
                         for i in range(length))
     if stage == 3:
-        leaves["a"] = draw.array(1, M) if draw.flag() else draw.array(M, 1)
-        program = (("add", 0, 0), *((op if op != "matmul" else "mul", p, q) for op, p, q in program[1:]))
+        leaves["a"] = draw.array(*((1, M), (M, 1), (M,), ())[draw.integer(0, 3)])
+        program = (("mul", 0, min(1, count - 1)), *((op if op != "matmul" else "mul", p, q) for op, p, q in program[1:]))
     if stage == 4 or stage >= 6 and draw.flag():
         program = (*program, ("sum", count + len(program) - 1, 0))
     again = stage == 5 or stage >= 6 and draw.flag()

@@ -1,0 +1,40 @@
+"""The reader's functions of a file or folder, loaded into this process, to be used and not only graded.
+
+Read after command.py. training/theirs.py puts them in place of the definitions.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from minifcn.grade.call import Caller, NotBegun, Wrong
+from minifcn.grade.levels import levels_of
+from minifcn.grade.load import find, load
+from minifcn.grade.subjects import SUBJECTS
+
+
+def usable(path):
+    """name -> function of everything that is there and gets its worked example right; what is not begun is left out.
+
+    Raises ValueError that names the first function which cannot be loaded or is wrong: it would spoil a training.
+    """
+    functions = {}
+    for target in find(path):
+        if target.error:
+            raise ValueError(f"{target.file}: {target.error}")
+        try:
+            function = load(target.file, target.name)
+        except Exception as error:
+            raise ValueError(f"{target.file}: {type(error).__name__}: {error}") from error
+        subject = SUBJECTS[target.subject]
+        example = next(level for level in levels_of(subject) if level.name == "worked example")
+        try:
+            with np.errstate(all="ignore"):
+                example.check(Caller(subject, function), None)
+        except NotBegun:
+            continue
+        except Wrong as wrong:
+            raise ValueError(f"{Path(target.file).name}: {target.name} is not right yet ({wrong.note}): "
+                             f"minifcn grade {target.file}:{target.name}") from None
+        functions[target.subject] = function
+    return functions
