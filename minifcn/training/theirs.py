@@ -18,6 +18,7 @@ Read after step.py; read next scoring.py.
 """
 
 import contextlib
+import textwrap
 import time
 
 import numpy as np
@@ -153,16 +154,16 @@ class Ledger:
 
     def table(self, functions):
         """Lines: theirs and ours with calls and seconds; at the end what training has no use for."""
-        lines = [f"{'function':<26} {'whose':<7} {'calls':>8} {'seconds':>9}"]
+        lines = [f"{'function':<33} {'whose':<7} {'calls':>8} {'seconds':>9}"]
         for (whose, name), (calls, seconds) in self.rows.items():
             if calls:
-                lines.append(f"{name:<26} {whose:<7} {calls:>8} {seconds:>9.1f}")
+                lines.append(f"{name:<33} {whose:<7} {calls:>8} {seconds:>9.1f}")
         total = {who: sum(s for (whose, _), (_, s) in self.rows.items() if whose == who) for who in ("theirs", "ours")}
         lines.append(f"theirs {total['theirs']:.1f} s, ours {total['ours']:.1f} s, without what has no twin (ReLU, sums, data)")
         used = {name for (whose, names), (calls, _) in self.rows.items() if whose == "theirs" and calls
                 for name in names.split(" + ")}
         unused = [name for name in functions if name not in used]
-        return [*lines, *([f"not called by training: {', '.join(unused)}"] if unused else [])]
+        return lines + textwrap.wrap(f"not called by training: {', '.join(unused)}", 80, subsequent_indent="    ") * bool(unused)
 
 
 @contextlib.contextmanager
