@@ -163,7 +163,8 @@ class Ledger:
         used = {name for (whose, names), (calls, _) in self.rows.items() if whose == "theirs" and calls
                 for name in names.split(" + ")}
         unused = [name for name in functions if name not in used]
-        return lines + textwrap.wrap(f"not called by training: {', '.join(unused)}", 80, subsequent_indent="    ") * bool(unused)
+        rest = f"not called by training: {', '.join(unused)}" if unused else ""
+        return lines + textwrap.wrap(rest, 80, subsequent_indent="    ")
 
 
 @contextlib.contextmanager
