@@ -105,7 +105,7 @@ def device(options):
                 result["gemm_tflops"][f"{name} {what} {precision}"] = 2 * M * N * K / ms / 1e9
     backend.set_precision("fp32")
     x = cupy.zeros(4, np.float32)
-    calls = {"kernel": lambda: launch.launch("sgd", (1,), (x, x, None, 4, None, 0.0, 0.0, 0.0, None, 1.0)),
+    calls = {"kernel": lambda: launch.launch("sgd", (1,), (x, x, None, 4, None, 0.0, 0.0, 0.0, None)),
              "x + x": lambda: x + x, "empty": lambda: cupy.empty(1000, np.float32)}
     for name, call in calls.items():
         call()

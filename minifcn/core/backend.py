@@ -72,6 +72,16 @@ def to_device(array, device):
     raise ValueError(f"device must be 'cpu' or 'gpu', not {device!r}")
 
 
+def has_tensor_cores():
+    """True if the current GPU multiplies in tf32 or fp16: compute capability 8.0 (Ampere, 2020) or later; a T4 has 7.5."""
+    return int(cupy.cuda.Device().compute_capability) >= 80
+
+
+def address(array):
+    """Where an array's numbers begin in memory, as an int; None for None."""
+    return None if array is None else array.ctypes.data if array_module(array) is np else array.data.ptr
+
+
 def set_precision(name):
     """How factors are rounded in the GPU's convolutions, on cards with tensor cores for it (NVIDIA's since 2020): "fp32" (the
     default) not at all; "tf32" to 11 bits, several times faster; "fp16" to 11 bits where a kernel for it is faster still, with

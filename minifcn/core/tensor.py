@@ -373,7 +373,8 @@ def as_tensor(value, like=None):
     if isinstance(value, Tensor):
         return value
     if like is not None and (not hasattr(value, "dtype") or isinstance(value, np.generic)):
-        value = array_module(like.data).asarray(_numbers(value), dtype=like.dtype)
+        numbers, xp = _numbers(value), array_module(like.data)           # a fill on a GPU, not a copy that waits
+        value = xp.full((), numbers.item(), like.dtype) if numbers.ndim == 0 else xp.asarray(numbers, dtype=like.dtype)
     elif like is not None and value.dtype.kind in "biu":
         value = value.astype(like.dtype)
     return Tensor(value)

@@ -37,11 +37,29 @@ def normalize(images, dtype=np.float32):
 
 
 @replaceable
-def descend(w, g, v, lr, momentum, weight_decay):
+def unscale(g, scale):
+    """g = g / scale, in place: gradients of a loss that was multiplied by `scale`, a power of two, become those of the loss.
+
+    Returns an int32 array (): 1 if any of them is infinite or no number, as after an overflow in fp16, else 0.
+    """
+    g *= 1 / scale
+    return (~array_module(g).isfinite(g).all()).astype(np.int32)
+
+
+@replaceable
+def descend(w, g, v, lr, momentum, weight_decay, skip=None):
     """v = momentum v + g + weight_decay w;  w = w - lr v, both in place.
 
     w: the weights, any shape. g: their gradient, unchanged. v: the velocity, or None without momentum. The rest: numbers.
+    skip: None, or an int32 array (): where it is not 0, w and v stay.
     """
+    if skip is not None:
+        new_w, new_v, where = w.copy(), None if v is None else v.copy(), array_module(w).where
+        descend(new_w, g, new_v, lr, momentum, weight_decay)
+        w[...] = where(skip == 0, new_w, w)
+        if v is not None:
+            v[...] = where(skip == 0, new_v, v)
+        return
     if weight_decay:
         g = g + weight_decay * w
     if v is not None:

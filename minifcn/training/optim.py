@@ -7,9 +7,11 @@ Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.
 
 from itertools import groupby
 
+import numpy as np
+
 from minifcn.core.backend import array_module, device_of, to_device, to_host
 from minifcn.core.tensor import Tensor
-from minifcn.functional.step import descend
+from minifcn.functional.step import descend, unscale
 from minifcn.nn.module import Module
 from minifcn.training.arena import Arena
 
@@ -63,31 +65,42 @@ class SGD:
         if len({id(p) for p in everything}) < len(everything):
             raise ValueError("SGD: a parameter appears more than once")
         self.arena = Arena(everything)
+        self.skipped = None
         self.velocity = self.arena.zeros() if any(group["momentum"] for group in self.param_groups) else None    # flat
 
-    def step(self, factor=1.0):
+    def step(self, factor=1.0, scale=1.0):
         """Move every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr.
+
+        scale: the power of two by which the loss was multiplied before backward(). With one, a step whose gradients are not
+        all finite (an overflow in fp16) moves nothing, and `skipped`, an array () on the device, counts it.
 
         Raises TypeError for a function: torch's closure would compute the loss again, which plain descent never needs.
         """
         if callable(factor):
             raise TypeError("SGD.step: a closure is left out; call loss.backward() and then step()")
         self.check()
+        skip = None
+        if scale != 1:
+            skip = unscale(self.arena.grad, scale)                       # ()
+            if self.skipped is None:
+                self.skipped = array_module(skip).zeros((), np.int64)
+            self.skipped += skip
         for group in self.param_groups:
             for has_gradient, run in groupby(group["params"], lambda p: p.grad is not None):
                 if has_gradient:
-                    self._move(list(run), factor * group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+                    self._move(list(run), factor * group["lr"], group["momentum"], group["weight_decay"], group["nesterov"],
+                               skip)
 
-    def _move(self, run, lr, momentum, weight_decay, nesterov):
+    def _move(self, run, lr, momentum, weight_decay, nesterov, skip):
         """Descend along neighbours in the arena."""
         span = slice(self.arena.span(run[0]).start, self.arena.span(run[-1]).stop)
         w, g, v = self.arena.data[span], self.arena.grad[span], self.velocity[span] if momentum else None
         if nesterov:                            # momentum * v + g, as two steps of the plain rule
             g = g + weight_decay * w
-            descend(w, g, v, lr * momentum, momentum, 0)
-            descend(w, g, None, lr, 0, 0)
+            descend(w, g, v, lr * momentum, momentum, 0, skip)
+            descend(w, g, None, lr, 0, 0, skip)
         else:
-            descend(w, g, v, lr, momentum, weight_decay)
+            descend(w, g, v, lr, momentum, weight_decay, skip)
         for p in run:
             p.mark_written()
 

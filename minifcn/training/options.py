@@ -18,7 +18,8 @@ from minifcn.training.optim import SCHEDULES
 from minifcn.training.step import REDUCTIONS
 
 DOWNLOADS = Path("runs/data")               # where `download` without --to and `--pretrained resnet18` put files
-PRECISION_HELP = "of the factors in a GPU's convolutions: 24 bits, or 11 and several times faster; the CPU keeps 24"
+PRECISION_HELP = ("of the factors in a GPU's convolutions: fp32, 24 bits; tf32, 11 bits and several times faster; fp16, 11 "
+                  "bits, faster still, but a gradient may overflow (such a step is skipped). The CPU keeps 24 bits")
 LARGEST = sys.float_info.max               # the range of a float ends here: infinity is no setting
 # What differs from the defaults, which are VOC's, when the data is synthetic: a minute on two cores.
 SYNTHETIC = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 4, "lr": 0.1, "weight_decay": 1e-4}

@@ -19,12 +19,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minifcn import nn
-from minifcn.core.backend import array_module, choose_device, set_precision, to_host
+from minifcn.core.backend import array_module, choose_device, has_tensor_cores, set_precision, to_host
 from minifcn.data.loader import Loader
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
 from minifcn.files.atomic import locked
 from minifcn.functional import activation
+from minifcn.functional.step import repeat
 from minifcn.training import checkpoint as checkpoints
 from minifcn.training import parallel, report
 from minifcn.training.checkpoint import Checkpoint, CheckpointError, State
@@ -32,7 +33,7 @@ from minifcn.training.optim import SCHEDULES, SGD
 from minifcn.training.options import Options
 from minifcn.training.pretrained import load_pretrained
 from minifcn.training.scoring import evaluate
-from minifcn.training.step import train_step
+from minifcn.training.step import Step
 
 READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
 
@@ -163,6 +164,9 @@ class Run:
         self.world, self.device = parallel.world(), choose_device(options.device)
         parallel.start(self.world, self.device)
         set_precision(options.precision)
+        if self.device == "gpu" and options.precision != "fp32" and not has_tensor_cores():
+            print(f"--precision {options.precision}: this GPU has no tensor cores for it (they came with NVIDIA's Ampere); "
+                  "factors keep 24 bits, as in fp32", file=sys.stderr)
         self.upload = Uploader(self.device)
 
         self.loss = own.loss if own else None
@@ -212,7 +216,8 @@ class Run:
                 self.optimizer.load_state_dict(saved.optimizer)
             except ValueError as error:
                 raise CheckpointError(f"{self.path}: {error}") from error
-        self.pending = []
+        self.train_step = Step(self.net, self.optimizer, self.classes.void, options.reduction, self.loss, self.world)
+        self.pending, self.skipped = [], 0
         self.last_read = 0.0
 
     def new_end(self, epochs):
@@ -272,6 +277,7 @@ class Run:
                 look = fifth or late and self.world.size == 1                       # the ranks' clocks differ
                 if look:
                     self._read()
+                    self._tell_skipped(bar)
                 clock = self._time(waited, clock)
                 if look:
                     bar.set_postfix_str(report.progress(state), refresh=False)
@@ -289,8 +295,8 @@ class Run:
         factor = SCHEDULES[options.schedule](state.step, self.steps)
         rank = self.world.rank
         activation.seed((options.seed, state.step, *[rank] * (rank > 0)))           # dropout's masks: the same after a resume
-        sums = train_step(self.net, self.optimizer, batch, self.classes.void, options.reduction, factor, self.upload, self.loss,
-                          self.world)
+        inputs = *self.upload(batch.images, batch.labels), factor
+        sums = repeat(self.train_step, inputs if self.world.size == 1 else (*inputs, len(batch.ids)))
         state.step, state.batch = state.step + 1, state.batch + 1
         state.images, state.row_images = state.images + len(batch.ids), state.row_images + len(batch.ids)
         self.pending.append(_Pending(state.step, batch.ids, *sums))
@@ -317,6 +323,14 @@ class Run:
             state.correct, state.pixels = state.correct + sum(correct), state.pixels + sum(valid)
             self.pending.clear()
         self.last_read = time.perf_counter()
+
+    def _tell_skipped(self, bar):
+        """Say how many steps of fp16 moved nothing because a gradient overflowed."""
+        skipped = self.optimizer.skipped
+        if skipped is not None and (count := int(to_host(skipped))) > self.skipped:
+            self.skipped = count
+            bar.write(f"step {self.state.step}: {count} steps so far moved nothing, a gradient overflowed in fp16",
+                      file=sys.stderr)
 
     def _advice(self):
         return (f"nothing of it was saved. Lower --lr (it is {self.options.lr}), or look for broken images: "

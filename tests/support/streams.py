@@ -9,6 +9,7 @@ fresh from the pool counts as used until then. The host must have waited for a c
 import numpy as np
 
 clock = 1
+recorded = None                                 # while a stream records: what it was asked for, a list of functions
 in_use = {}                                     # address of device memory -> time of its last use
 
 
@@ -25,7 +26,52 @@ class Event:
             self.stream.host_knows = max(self.stream.host_knows, self.count)
 
 
+class Graph:
+    """What a stream has recorded; `launch` does it."""
+
+    def __init__(self, tasks):
+        self.tasks, self.launches = tasks, 0
+
+    def launch(self, stream):
+        if recorded is not None or stream is not current:
+            raise RuntimeError("a graph is played on the current stream, while nothing records")
+        self.launches += 1
+        for task in self.tasks:
+            task()
+
+
 class Stream:
+    """The current one computes at once; another one copies when it must. `with stream:` makes it current."""
+
+    def __enter__(self):
+        global current
+        self.outer, current = current, self
+        return self
+
+    def __exit__(self, *exception):
+        global current
+        current = self.outer
+
+    @property
+    def ptr(self):
+        return id(self)
+
+    def record(self):
+        event = Event()
+        event.record(self)
+        return event
+
+    def begin_capture(self):
+        global recorded
+        if self is not current or self is default:
+            raise RuntimeError("only the current stream can record, and not the default one")
+        recorded = []
+
+    def end_capture(self):
+        global recorded
+        tasks, recorded = recorded, None
+        return Graph(tasks)
+
     def __init__(self, non_blocking=False):
         self.queue, self.ran, self.knows, self.host_knows = [], 0, 0, 0
         self.sources = {}                       # address of host memory -> place of its last copy in the queue
@@ -52,7 +98,7 @@ class Stream:
             self.ran += 1
 
 
-current = Stream()
+current = default = Stream()
 
 
 def alloc_pinned_memory(size):

@@ -69,12 +69,15 @@ class ndarray:
         return f"device {self._host!r}"
 
     def get(self):
+        _no_waiting()
         return self._host.copy()
 
     def item(self):
+        _no_waiting()
         return self._host.item()
 
     def tolist(self):
+        _no_waiting()
         return self._host.tolist()
 
     def set(self, host, stream=None):
@@ -86,13 +89,49 @@ class ndarray:
             stream.copy(self._host, host)
 
     def __getitem__(self, index):
-        return _wrap(self._host[_wrapped_around(index, self.shape)])
+        index = _wrapped_around(index, self.shape)
+        index = index if isinstance(index, tuple) else (index,)
+        basic = all(not isinstance(i, (np.ndarray, list)) for i in index)
+        if basic and Ellipsis not in index:
+            index = (*index, Ellipsis)          # one element: a view too, as in CuPy
+        return _noted(_wrap(self._host[index]), lambda: self._host[index], [self._host] if basic else ())
 
     def __setitem__(self, index, value):
-        self._host[_wrapped_around(index, self.shape)] = _unwrap(value)
+        index, value = _wrapped_around(index, self.shape), _unwrap(value)
+        do(lambda: self._host.__setitem__(index, value))
 
     def take(self, indices, axis=None):
         return take(self, indices, axis)
+
+
+# While a stream records (streams.recorded), what changes an array is noted and not done; a result has memory at once, and gets
+# its numbers when the graph is played.
+
+def do(change):
+    """Change an array, now or when it is played."""
+    if streams.recorded is None:
+        change()
+    else:
+        streams.recorded.append(change)
+
+
+def _noted(result, again, arguments):
+    """The result of a function; while a stream records, it is computed again whenever that is played. Views need not be."""
+    if streams.recorded is not None and isinstance(result, ndarray):
+        if not any(np.may_share_memory(result._host, a) for a in _arrays_in(arguments)):
+            streams.recorded.append(lambda: np.copyto(result._host, again()))
+    return result
+
+
+def _arrays_in(x):
+    if isinstance(x, np.ndarray):
+        return [x]
+    return [a for y in x for a in _arrays_in(y)] if isinstance(x, (tuple, list)) else []
+
+
+def _no_waiting():
+    if streams.recorded is not None:
+        raise RuntimeError("the host waits for the device while a stream records")
 
 
 def _unwrap(x):
@@ -117,10 +156,14 @@ def _on_device(function, name):
     def call(*args, **kwargs):
         if LACKING & kwargs.keys():
             raise TypeError(f"{name}: CuPy has no keyword {', '.join(LACKING & kwargs.keys())}")
-        y = function(*_unwrap(args), **_unwrap(kwargs))
+        host, host_kwargs = _unwrap(args), _unwrap(kwargs)
         if kwargs.get("out") is not None:
+            do(lambda: function(*host, **host_kwargs))
             return kwargs["out"]
-        return args[0] if args and isinstance(args[0], ndarray) and y is args[0]._host else _wrap(y)
+        y = function(*host, **host_kwargs)
+        if args and isinstance(args[0], ndarray) and y is args[0]._host:
+            return args[0]
+        return _noted(_wrap(y), lambda: function(*host, **host_kwargs), host)
 
     call.__name__ = name
     return call
@@ -162,11 +205,14 @@ def asarray(a, dtype=None):
     """To the device: a copy of a host array, the array itself if it is there already."""
     if isinstance(a, ndarray):
         return a if dtype is None or a.dtype == dtype else a.astype(dtype)
+    if streams.recorded is not None:
+        raise RuntimeError("a copy from the host while a stream records")
     return array(a, dtype)
 
 
 def array(a, dtype=None, order="K"):
-    return ndarray(np.array(a._host if isinstance(a, ndarray) else a, dtype=dtype, order=order))
+    host = a._host if isinstance(a, ndarray) else a
+    return _noted(ndarray(np.array(host, dtype=dtype, order=order)), lambda: host, ())
 
 
 def asnumpy(a):
@@ -221,14 +267,17 @@ def _operator(name):
     def call(self, *other):
         if any(getattr(o, "__array_ufunc__", True) is None for o in other):       # such as minifcn.Tensor: its turn
             return NotImplemented
-        return _wrap(getattr(self._host, name)(*_unwrap(other)))
+        host = _unwrap(other)
+        again = lambda: getattr(self._host, name)(*host)  # noqa: E731
+        return _noted(_wrap(again()), again, ())
 
     return call
 
 
 def _in_place(name):
     def call(self, other):
-        getattr(self._host, name)(_unwrap(other))
+        other = _unwrap(other)
+        do(lambda: getattr(self._host, name)(other))
         return self
 
     return call

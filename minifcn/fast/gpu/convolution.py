@@ -18,7 +18,7 @@ import numpy as np
 
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
-from minifcn.fast.gpu.launch import HOPPER, TENSOR_CORES, blocks_of, capability, gemm, launch
+from minifcn.fast.gpu.launch import HOPPER, attribute, blocks_of, capability, exact, gemm, launch
 from minifcn.fast.gpu.layout import by_four, contiguous, first, fits, float32_on_gpu, last, no_dilation, row_blocks
 from minifcn.functional import conv
 
@@ -56,19 +56,19 @@ def fitting(tiles, F):
 
 
 def _attribute(name):
-    return backend.cupy.cuda.Device().attributes[name]
+    return attribute(backend.cupy, name)
 
 
 # ---- conditions ----
 
 def rounded_operands():
     """Factors may be rounded (tf32, fp16), and the card's tensor cores can (Ampere or later)."""
-    return backend.precision() != "fp32" and capability(backend.cupy) >= TENSOR_CORES
+    return not exact()
 
 
 def half_operands():
-    """Factors may be rounded to fp16."""
-    return backend.precision() == "fp16"
+    """Factors may be rounded to fp16, and the card's tensor cores can."""
+    return backend.precision() == "fp16" and not exact()
 
 
 def hopper():

@@ -7,7 +7,7 @@ import numpy as np
 
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
-from minifcn.fast.gpu.launch import blocks_of, launch
+from minifcn.fast.gpu.launch import BLOCKS, blocks_of, launch
 from minifcn.fast.gpu.layout import contiguous, first, on_gpu
 from minifcn.functional import step
 
@@ -32,7 +32,19 @@ def weights_on_gpu(w, g, v):
 
 
 @replaces(step.descend, when=(weights_on_gpu,))
-def descend_gpu(w, g, v, lr, momentum, weight_decay):
-    on_device = isinstance(lr, backend.cupy.ndarray)                     # in a recorded step: read when it is played
-    launch("sgd", (blocks_of(w.size),), (w, contiguous(g), v, w.size, lr.reshape(1) if on_device else None,
-                                         0.0 if on_device else lr, momentum, weight_decay, None, 1.0))
+def descend_gpu(w, g, v, lr, momentum, weight_decay, skip=None):
+    recorded = isinstance(lr, backend.cupy.ndarray)                      # float64 on the device: read when it is played
+    launch("sgd", (blocks_of(w.size),), (w, contiguous(g), v, w.size, lr if recorded else None, 0.0 if recorded else lr,
+                                         momentum, weight_decay, skip))
+
+
+def flat_gradients(g):
+    """float32 on the GPU, one run of memory."""
+    return on_gpu(g) and g.flags.c_contiguous
+
+
+@replaces(step.unscale, when=(flat_gradients,))
+def unscale_gpu(g, scale):
+    overflowed = backend.cupy.zeros((), np.int32)
+    launch("unscale", (min(blocks_of(g.size), BLOCKS),), (g, g.size, 1 / scale, overflowed))
+    return overflowed

@@ -7,6 +7,7 @@ Read after kernels/; read next layout.py. Sources: docs.cupy.dev, "User-Defined 
 cublasGemmStridedBatchedEx.
 """
 
+import ctypes as C
 import functools
 import operator
 import re
@@ -19,10 +20,10 @@ from minifcn.core import backend
 KERNELS = Path(__file__).with_name("kernels")
 T = 256                                         # threads of most blocks, as in kernels/common.cuh
 BLOCKS = 1024                                   # that fill a large GPU: eight for each of 132 multiprocessors
-DTYPES = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64}
-TENSOR_CORES = 80                               # compute capability times ten: mma.sync of tf32, cp.async (Ampere)
-NEED_TENSOR_CORES = {"implicit_gemm", "pack", "patch", "weight_gradient"}      # files of kernels/ that no older card can run
-HOPPER = 90                                     # wgmma, on this one alone: file warpgroup
+DTYPES = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64,
+          "double": np.float64}
+NEED_TENSOR_CORES = {"implicit_gemm", "pack", "patch", "weight_gradient"}      # files that no card before Ampere runs
+HOPPER = 90                                     # compute capability times ten; wgmma is on this one alone: file warpgroup
 
 
 @functools.cache
@@ -55,6 +56,17 @@ def signatures():
 def capability(cupy):
     """Compute capability of the current device times ten: 75 for a T4, 80 for an A100, 90 for an H100."""
     return int(cupy.cuda.Device().compute_capability)
+
+
+def exact():
+    """Do factors keep their 24 bits? In fp32, and on cards without tensor cores for anything else."""
+    return backend.precision() == "fp32" or capability(backend.cupy) < 80
+
+
+@functools.cache
+def attribute(cupy, name):
+    """What CUDA calls this property of the current device, such as MultiProcessorCount."""
+    return cupy.cuda.Device().attributes[name]
 
 
 @functools.cache
@@ -122,6 +134,7 @@ def blocks_of(n):
 FLOAT32, DEFAULT_ALGORITHM = 0, -1              # CUDA_R_32F, CUBLAS_GEMM_DEFAULT
 EXACT, TF32 = 68, 77                            # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32: 24 or 11 bits of factors
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)      # alpha and beta, read by cuBLAS on the host
+WORKSPACE, _workspaces = 64 << 20, []           # bytes, as NVIDIA advises for Hopper
 TILE, SHORTEST = 128, 512                       # edge of the output tile of a block; least length of a slice
 
 
@@ -143,15 +156,54 @@ def gemm(a, b, transpose_a=False, transpose_b=False, out=None):
     product(int(transpose_b), int(transpose_a), N, M, length, ONE.ctypes.data,
             b.data.ptr, FLOAT32, b.shape[1], length * (1 if transpose_b else N),
             a.data.ptr, FLOAT32, a.shape[1], length * (M if transpose_a else 1), ZERO.ctypes.data,
-            c.data.ptr, FLOAT32, N, M * N, slices, EXACT if backend.precision() == "fp32" else TF32, DEFAULT_ALGORITHM)
+            c.data.ptr, FLOAT32, N, M * N, slices, EXACT if exact() else TF32, DEFAULT_ALGORITHM)
     if slices > 1:
         return c.sum(axis=0) if out is None else c.sum(axis=0, out=out)
     return c[0] if out is None else out
 
 
 def gemm_function(cupy):
-    """cublasGemmStridedBatchedEx with CuPy's handle; graph.py puts another one in its place while it records."""
-    return functools.partial(cupy.cuda.cublas.gemmStridedBatchedEx, cupy.cuda.device.get_cublas_handle())
+    """cublasGemmStridedBatchedEx on the current stream, as a function of all its arguments but the handle.
+
+    Called through ctypes: CuPy's own call refuses to be recorded into a graph, and takes longer. A handle belongs to one
+    stream and keeps its workspace, which a recorded product needs.
+    """
+    library, handle = cublas(), _handle(cupy, cupy.cuda.get_current_stream().ptr)
+
+    def product(transpose_b, transpose_a, N, M, K, alpha, b, b_type, ldb, stride_b, a, a_type, lda, stride_a, beta, c, c_type,
+                ldc, stride_c, batch, compute, algorithm):
+        _check(library.cublasGemmStridedBatchedEx(
+            handle, C.c_int(transpose_b), C.c_int(transpose_a), C.c_int(N), C.c_int(M), C.c_int(K), C.c_void_p(alpha),
+            C.c_void_p(b), C.c_int(b_type), C.c_int(ldb), C.c_longlong(stride_b),
+            C.c_void_p(a), C.c_int(a_type), C.c_int(lda), C.c_longlong(stride_a), C.c_void_p(beta),
+            C.c_void_p(c), C.c_int(c_type), C.c_int(ldc), C.c_longlong(stride_c), C.c_int(batch), C.c_int(compute),
+            C.c_int(algorithm)), f"a product {M} x {K} x {N}")
+
+    return product
+
+
+@functools.cache
+def cublas():
+    """The library that CuPy uses."""
+    from cuda import pathfinder
+
+    return C.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+
+
+@functools.cache
+def _handle(cupy, stream):
+    library, handle = cublas(), C.c_void_p()
+    _check(library.cublasCreate_v2(C.byref(handle)), "creating a handle")
+    _check(library.cublasSetStream_v2(handle, C.c_void_p(stream)), "setting its stream")
+    workspace = cupy.cuda.alloc(WORKSPACE)      # kept by this cache; the stream first: setting it takes the workspace away
+    _check(library.cublasSetWorkspace_v2(handle, C.c_void_p(workspace.ptr), C.c_size_t(WORKSPACE)), "giving it a workspace")
+    _workspaces.append(workspace)
+    return handle
+
+
+def _check(status, what):
+    if status:
+        raise RuntimeError(f"cuBLAS: {what} failed with status {status}")
 
 
 @functools.cache

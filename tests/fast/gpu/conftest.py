@@ -5,6 +5,7 @@ strict cuBLAS, and memory is surrounded by canaries and never zero by luck.
 """
 
 import contextlib
+import ctypes
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,53 @@ def gpu(request):
         pytest.skip("no CUDA device, or CuPy is not installed")
 
 
+class Recordable:
+    """A RawModule whose kernels are noted, and not run, while a stream records."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def get_function(self, name):
+        return RecordableKernel(self.module.get_function(name))
+
+
+class RecordableKernel:
+    def __init__(self, kernel):
+        object.__setattr__(self, "kernel", kernel)
+
+    def __setattr__(self, name, value):
+        setattr(self.kernel, name, value)
+
+    def __call__(self, *args, **kwargs):
+        strict_cupy.do(lambda: self.kernel(*args, **kwargs))
+
+
+class Library:
+    """libcublas as ctypes calls it, in front of a FakeCublas."""
+
+    def __init__(self, blas):
+        self.blas = blas
+
+    def cublasCreate_v2(self, handle):
+        handle._obj.value = 1
+        return 0
+
+    def cublasSetStream_v2(self, handle, stream):
+        return 0 if stream.value == streams.current.ptr else 1
+
+    def cublasSetWorkspace_v2(self, handle, workspace, size):
+        return 0 if workspace.value == size.value == launch.WORKSPACE else 1
+
+    def cublasGemmStridedBatchedEx(self, handle, *arguments):
+        assert [type(a) for a in arguments] == WIDTHS
+        strict_cupy.do(lambda: self.blas.gemmStridedBatchedEx(handle.value, *(a.value for a in arguments)))
+        return 0
+
+
+# Of cublasGemmStridedBatchedEx's arguments behind the handle, in the manual's order: int, pointer, long long.
+WIDTHS = [{"i": ctypes.c_int, "p": ctypes.c_void_p, "l": ctypes.c_longlong}[c] for c in "iiiiip" "piil" "piil" "p" "piil" "iii"]
+
+
 @contextlib.contextmanager
 def pretended():
     if COMPILER is None:
@@ -49,7 +97,7 @@ def pretended():
     def module(code, options=()):
         if code not in modules:
             modules[code] = RawModule(code, options, host=lambda a: a._host if isinstance(a, strict_cupy.ndarray) else a)
-        return modules[code]
+        return Recordable(modules[code])
 
     def pointer(array):
         blas.extents[array._host.ctypes.data] = array._host.nbytes
@@ -60,8 +108,8 @@ def pretended():
         streams.in_use[array.ctypes.data] = streams.clock
         return strict_cupy.ndarray(array)
 
-    cuda = SimpleNamespace(**vars(strict_cupy.cuda), cublas=blas, device=SimpleNamespace(get_cublas_handle=lambda: 0),
-                           Device=lambda: PRETENDED)
+    cuda = SimpleNamespace(**vars(strict_cupy.cuda), Device=lambda: PRETENDED, alloc=lambda size: SimpleNamespace(ptr=size),
+                           MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=contextlib.nullcontext)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_cupy.ndarray, "data", property(pointer), raising=False)
         patch.setattr(strict_cupy, "empty", empty)
@@ -70,6 +118,7 @@ def pretended():
         patch.setattr(strict_cupy, "blas", blas, raising=False)
         patch.setattr(strict_cupy, "modules", modules, raising=False)
         patch.setattr(backend, "cupy", strict_cupy)
-        for cached in (launch._kernel, launch._module, launch.capability):
+        patch.setattr(launch, "cublas", lambda: Library(blas))
+        for cached in (launch._kernel, launch._module, launch._handle, launch.capability, launch.attribute):
             cached.cache_clear()
         yield strict_cupy

@@ -19,7 +19,8 @@ import numpy as np
 
 SHIM = Path(__file__).with_name("cuda_shim.h")
 SCALARS = {"int": (np.int32, ctypes.c_int), "float": (np.float32, ctypes.c_float)}
-POINTERS = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64}
+POINTERS = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64,
+            "double": np.float64}
 NEED_NOT_ASK = 48 * 1024                        # bytes of shared memory that a launch gets without being asked for more first
 GUARD = 1024                                    # bytes before and after an array
 COMPILER = shutil.which("g++")

@@ -152,7 +152,7 @@ def arguments_of(twin, case, draw):
 
 def needs(gpu, twin):
     """Skip where the card has no such tensor cores."""
-    if launch.capability(gpu) < launch.TENSOR_CORES or "warpgroup" in twin and launch.capability(gpu) != launch.HOPPER:
+    if not backend.has_tensor_cores() or "warpgroup" in twin and launch.capability(gpu) != launch.HOPPER:
         pytest.skip("this card has no such tensor cores")
 
 
@@ -229,8 +229,8 @@ def test_odd_channels_fall_to_the_next_twin(gpu, precision, C):
 def test_a_card_before_ampere_takes_the_exact_twins(gpu_on_cpu, precision, monkeypatch):
     """A T4 has neither tf32 nor the shared memory: no twin for tensor cores applies."""
     precision("tf32")
-    monkeypatch.setattr(convolution, "capability", lambda cupy: 75)
-    assert not convolution.rounded_operands()
+    monkeypatch.setattr(launch, "capability", lambda cupy: 75)
+    assert launch.exact() and not convolution.rounded_operands() and not convolution.half_operands()
     x, w = gpu_on_cpu.ones((1, 64, 4, 4), np.float32), gpu_on_cpu.ones((64, 64, 3, 3), np.float32)
     asked = [t.function.__name__ for t in dispatch.REPLACEMENTS[conv.correlate] if t.refusal((x, w, *PADDED)) is None]
     assert asked == ["correlate_columns_gpu"]
@@ -240,7 +240,7 @@ def test_a_card_before_ampere_takes_the_exact_twins(gpu_on_cpu, precision, monke
 def test_a_card_with_little_shared_memory_takes_smaller_tiles(gpu_on_cpu, precision, monkeypatch, stride):
     """99 KB a block, as the cards for games have: the same numbers from the tiles that fit."""
     precision("tf32")
-    monkeypatch.setitem(gpu_on_cpu.cuda.Device().attributes, "MaxSharedMemoryPerBlockOptin", 99 * 1024)
+    monkeypatch.setattr(convolution, "_attribute", {"MaxSharedMemoryPerBlockOptin": 99 * 1024, "MultiProcessorCount": 2}.get)
     rng = np.random.default_rng(0)
     geometry = (stride, (1, 1), (1, 1))
     ohw = conv.output_size((12, 9), (3, 3), *geometry)

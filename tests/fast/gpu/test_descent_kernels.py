@@ -29,7 +29,7 @@ def test_descend(gpu, n, with_velocity, weight_decay, seed):
 
 def test_the_learning_rate_may_lie_on_the_device(gpu):
     w, g = gpu.ones(5, np.float32), gpu.ones(5, np.float32)
-    descent.descend_gpu(w, g, None, gpu.asarray(np.float32(0.25)), 0.0, 0.0)
+    descent.descend_gpu(w, g, None, gpu.asarray(np.float64(0.25)), 0.0, 0.0)
     assert (w.get() == 0.75).all()
 
 

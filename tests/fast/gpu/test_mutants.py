@@ -391,8 +391,8 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
     ),
     "numbers beyond the last": (
         "descent",
-        "if (i >= n || overflowed && *overflowed) return;",
-        "if (overflowed && *overflowed) return;",
+        "if (i >= n || skip && *skip) return;",
+        "if (skip && *skip) return;",
         descents.test_descend,
         (300, True, 0.0),
     ),

@@ -21,20 +21,23 @@ extern "C" __global__ void normalize_images(const unsigned char* images, float* 
 }
 
 // step.descend. lr lies on the device where a recorded step is to be played with another one (null: lr_number). v is null without
-// momentum. Where *overflowed is not 0, nothing moves (null: no such flag); gradients are multiplied by `unscale` first.
+// momentum. Where *skip is not 0, nothing moves (null: no such flag).
 
-extern "C" __global__ void sgd(float* w, const float* g, float* v, int n, const float* lr, float lr_number, float momentum,
-                               float weight_decay, const int* overflowed, float unscale) {
+extern "C" __global__ void sgd(float* w, const float* g, float* v, int n, const double* lr, float lr_number, float momentum,
+                               float weight_decay, const int* skip) {
   int i = blockIdx.x * T + threadIdx.x;
-  if (i >= n || overflowed && *overflowed) return;
-  float step = g[i] * unscale + weight_decay * w[i];
+  if (i >= n || skip && *skip) return;
+  float step = g[i] + weight_decay * w[i];
   if (v) step = v[i] = momentum * v[i] + step;
-  w[i] -= (lr ? *lr : lr_number) * step;
+  w[i] -= (lr ? (float)*lr : lr_number) * step;
 }
 
-// *overflowed = 1 where any of n numbers is infinite or no number; left alone else. All who write, write the same.
+// step.unscale: g *= factor, and *overflowed = 1 where a result is infinite or no number; left alone else. All who write, write
+// the same.
 
-extern "C" __global__ void find_overflow(const float* g, int n, int* overflowed) {
-  for (int i = blockIdx.x * T + threadIdx.x; i < n; i += gridDim.x * T)
+extern "C" __global__ void unscale(float* g, int n, float factor, int* overflowed) {
+  for (int i = blockIdx.x * T + threadIdx.x; i < n; i += gridDim.x * T) {
+    g[i] *= factor;
     if (!(fabsf(g[i]) <= 3.4028234e38f)) *overflowed = 1;
+  }
 }

@@ -1,0 +1,162 @@
+"""A recorded step against the same step as it is: the same bits, whatever happens between two calls. On the pretended device,
+where a stream notes what it is asked for and does it when the graph is played; and on a real one."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from minifcn import nn
+from minifcn.core import backend
+from minifcn.core.dispatch import readable_only
+from minifcn.data.upload import Uploader
+from minifcn.fast.gpu import graph
+from minifcn.functional.step import repeat
+from minifcn.models import fcn32s
+from minifcn.models.resnet import TRUNKS, BasicBlock, conv
+from minifcn.training import SGD
+from minifcn.training.step import LOSS_SCALE, Step
+
+K, CALLS = 3, 5
+
+
+class Short(nn.Module):
+    """The first stages of a trunk."""
+
+    def __init__(self, width):
+        self.out_channels = (width, width, 2 * width)
+        self.conv1, self.bn1, self.maxpool = conv(3, width, 7, 2), nn.BatchNorm2d(width), nn.MaxPool2d(3, 2, 1)
+        self.block = BasicBlock(width, 2 * width, 2)
+
+    def features(self, x):
+        x = nn.conv_norm_relu_pool(self.conv1, self.bn1, self.maxpool, x)
+        return x, x, self.block(x)
+
+
+@pytest.fixture(autouse=True)
+def short_trunk(monkeypatch):
+    monkeypatch.setitem(TRUNKS, "short", Short)
+
+
+def step():
+    """A new network and the step that trains it."""
+    nn.init.seed(1)
+    net = fcn32s(num_classes=K, backbone="short", width=4).to("gpu").train()
+    return Step(net, SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4))
+
+
+def batches(sizes):
+    rng = np.random.default_rng(0)
+    for N in sizes:
+        labels = rng.integers(0, K, (N, 15, 17)).astype(np.uint8)
+        labels[:, :5] = 255
+        yield rng.integers(0, 256, (N, 3, 15, 17), dtype=np.uint8), labels
+
+
+def run(call, trained, sizes=(2,) * CALLS, between=lambda k: None):
+    """Losses, right pixels and weights after some calls, each with another batch and another factor."""
+    upload, sums = Uploader("gpu"), []
+    for k, batch in enumerate(batches(sizes)):
+        sums.append(call(trained, (*upload(*batch), 1 - 0.1 * k)))       # read at the end: the next call must not write them
+        between(k)
+    sums = [[backend.to_host(s).item() for s in three] for three in sums]
+    return sums, trained.net.state_dict(), trained.optimizer.state_dict()
+
+
+def same(a, b):
+    (sums, weights, velocities), (sums_b, weights_b, velocities_b) = a, b
+    assert sums == sums_b
+    assert all(np.array_equal(weights[n], weights_b[n]) for n in weights)
+    assert all(np.array_equal(velocities[n], velocities_b[n]) for n in velocities)
+
+
+def directly(step, inputs):
+    return step(*inputs)
+
+
+def recording(trained):
+    return next(iter(graph._recorders[trained].recordings.values()))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_same_bits(gpu, precision):
+    backend.set_precision(precision)
+    try:
+        recorded = step()
+        same(run(repeat, recorded), run(directly, step()))
+        assert recording(recorded).graph is not None and recording(recorded).calls == CALLS
+        if precision == "fp16":
+            assert recorded.optimizer.skipped.item() == 0
+    finally:
+        backend.set_precision("fp32")
+
+
+def test_a_last_smaller_batch(gpu):
+    recorded, sizes = step(), (2, 2, 1, 2, 2, 1, 2)
+    same(run(repeat, recorded, sizes), run(directly, step(), sizes))
+    assert {len(r.inputs[0]) for r in graph._recorders[recorded].recordings.values()} == {1, 2}
+
+
+@pytest.mark.parametrize("change", ["lr", "velocity", "mode", "weights"])
+def test_what_changes_between_two_calls_is_noticed(gpu, change):
+    """A setting, an array that moved, the mode, and weights that are written where they lie."""
+    def between(trained):
+        def act(k):
+            if k != 3:
+                return
+            if change == "lr":
+                trained.optimizer.param_groups[0]["lr"] = 0.01
+            elif change == "velocity":
+                trained.optimizer.velocity = trained.optimizer.velocity * 0.5
+            elif change == "mode":
+                trained.net.eval()
+            else:
+                trained.net.load_state_dict({n: a + 0.01 for n, a in trained.net.state_dict().items()})
+        return act
+
+    recorded, plain = step(), step()
+    same(run(repeat, recorded, between=between(recorded)), run(directly, plain, between=between(plain)))
+
+
+def test_it_is_released_with_its_step(gpu):
+    recorded = step()
+    run(repeat, recorded)
+    held = weakref.ref(recording(recorded))
+    del recorded
+    gc.collect()
+    assert held() is None
+
+
+def test_only_a_step_that_says_so_is_recorded(gpu):
+    calls = []
+    x = backend.to_device(np.ones(3, np.float32), "gpu")
+    for _ in range(CALLS):
+        repeat(lambda a: calls.append(1) or (a,), (x,))
+    assert len(calls) == CALLS
+    own = step()
+    own.loss = lambda logits, labels: logits.sum()
+    assert not own.recordable
+    with readable_only():
+        recorded = step()
+        run(repeat, recorded, (2,) * 4)
+        assert recorded not in graph._recorders
+
+
+def test_an_overflow_skips_the_step_and_is_counted(gpu):
+    """A gradient that is infinite moves nothing: neither weights nor velocities; the next step moves again."""
+    trained = step()
+    run(directly, trained, (2,))
+    before, velocities = trained.net.state_dict(), trained.optimizer.state_dict()
+    for bad in (np.inf, np.nan, None):
+        for p in trained.net.parameters():
+            p.grad = backend.to_device(np.full(p.shape, LOSS_SCALE, np.float32), "gpu")
+        if bad is not None:
+            grad = np.full(p.shape, 1, np.float32)
+            grad.reshape(-1)[-1] = bad
+            p.grad = backend.to_device(grad, "gpu")
+        trained.optimizer.step(1.0, LOSS_SCALE)
+        moved = any(not np.array_equal(a, before[n]) for n, a in trained.net.state_dict().items())
+        assert moved == (bad is None)
+        assert bad is None or all(np.array_equal(v, velocities[n]) for n, v in trained.optimizer.state_dict().items())
+    assert trained.optimizer.skipped.item() == 2
