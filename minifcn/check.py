@@ -167,7 +167,8 @@ def cases(rng, device):
     yield "max_pool2d", "", lambda x: F.max_pool2d(x, 3, 2, 1), (distinct(2, 3, 7, 9),)
     yield "avg_pool2d", "", lambda x: F.avg_pool2d(x, (3, 2), 2, 1), (x,)
     yield "adaptive_avg_pool2d", "", lambda x: F.adaptive_avg_pool2d(x, (3, 4)), (x,)
-    yield "interpolate", "bilinear", lambda x: F.interpolate(x, (11, 5), mode="bilinear"), (x,)
+    for mode in ("bilinear", "nearest"):
+        yield "interpolate", mode, lambda x, mode=mode: F.interpolate(x, (11, 5), mode=mode), (x,)
     labels = rng.integers(0, 3, (2, 7, 9))
     labels[0, :2] = 255
     labels = to_device(labels, device)

@@ -53,7 +53,7 @@ def runtime():
     return session
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet18_v2"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet18_v2", "resnet34"])
 @pytest.mark.parametrize("model", ["fcn32s", "fcn16s", "fcn8s"])
 def test_onnxruntime_computes_the_same(model, backbone, runtime):
     """Any size, any batch, with its optimisations and without: 1e-5 of the largest logit."""

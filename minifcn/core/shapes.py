@@ -56,6 +56,18 @@ def conv_transpose_size(H, KH, SH, PH, DH, OP):
     return (H - 1) * SH - 2 * PH + DH * (KH - 1) + 1 + OP
 
 
+class Size(int):
+    """A Tensor's x.size: the number of elements, as in NumPy; called, x.size() or x.size(0), the shape, as in torch."""
+
+    def __new__(cls, array):
+        size = super().__new__(cls, array.size)
+        size.shape = array.shape
+        return size
+
+    def __call__(self, dim=None):
+        return self.shape if dim is None else self.shape[dim]
+
+
 def dims(array):
     """A shape as it stands in error messages: 2x3x8x8."""
     return "x".join(map(str, array.shape)) or "scalar"

@@ -16,7 +16,7 @@ every write (an optimiser's step, load_state_dict, `x += y`, `x[...] = y`, `x.da
 backward refuses an operation with an operand or a result that was written later. Only a write into the ndarray itself,
 `x.data[...] = y`, goes unseen: do that before forward or after backward.
 
-The operators (`+`, `==`, `x[...]`, `.sum()`) are attached by functional/basic.py, operators.py and linear.py.
+The operators (`+`, `==`, `x[...]`, `.sum()`) and conversions are attached by functional/basic.py, operators.py and linear.py.
 Read after dispatch.py; read next integers.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
 """
 
@@ -30,7 +30,7 @@ import numpy as np
 
 from minifcn.core.attached import Attached
 from minifcn.core.backend import array_module, device_of, to_device, to_host
-from minifcn.core.shapes import dims
+from minifcn.core.shapes import Size, dims
 
 _clock = itertools.count(1)                     # numbers operations and writes in the order in which they happen
 
@@ -123,7 +123,7 @@ class Tensor(Attached):
     shape = property(lambda self: self._data.shape)
     dtype = property(lambda self: self._data.dtype)
     ndim = property(lambda self: self._data.ndim)
-    size = property(lambda self: _Size(self._data))
+    size = property(lambda self: Size(self._data))
     device = property(lambda self: device_of(self._data))
 
     def mark_written(self):
@@ -138,19 +138,6 @@ class Tensor(Attached):
 
     def __float__(self):
         return self.item()
-
-    def __int__(self):
-        return int(self.item())
-
-    def __format__(self, spec):
-        return format(self.item() if spec else str(self), spec)
-
-    def __array__(self, dtype=None, copy=None):
-        """For np.asarray(x), plt.imshow(x) and `a[...] = x`. TypeError on a GPU, or where a gradient would be lost."""
-        if self.requires_grad or self.device != "cpu":
-            raise TypeError("NumPy takes a Tensor only on the CPU and without gradient: use x.detach(), x.numpy(), or "
-                            "minifcn.functional")
-        return np.array(self.data, dtype, copy=copy)
 
     def __repr__(self):
         made = f", op={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
@@ -171,14 +158,6 @@ class Tensor(Attached):
         y = Tensor(self.data)
         y.written = self.written
         return y
-
-    def cpu(self):
-        """This Tensor on the host: itself if it is there."""
-        return self.to("cpu")
-
-    def long(self):
-        """The values cut to integers, as an int64 ndarray: a Tensor holds floats only."""
-        return self.data.astype(np.int64)
 
     def to(self, target):
         """This Tensor on another device ("cpu", "gpu") or in another dtype (float32, float64); differentiable.
@@ -306,18 +285,6 @@ def _kept(array, place):
         raise ValueError(f"a Tensor in an arena keeps its shape, {dims(place)}; its data or grad was set to {dims(array)}")
     place[...] = array
     return place
-
-
-class _Size(int):
-    """x.size, the number of elements as in NumPy; called, x.size() or x.size(0), the shape as in torch."""
-
-    def __new__(cls, array):
-        size = super().__new__(cls, array.size)
-        size.shape = array.shape
-        return size
-
-    def __call__(self, dim=None):
-        return self.shape if dim is None else self.shape[dim]
 
 
 def _floats(array):

@@ -1,4 +1,4 @@
-"""What Python's operators mean on a Tensor, beside arithmetic: comparison, and writing in place.
+"""What Python's operators mean on a Tensor, beside arithmetic: comparison, writing in place, and becoming something else.
 
     x == y, x < y, ...          elementwise, a boolean ndarray; identity is `x is y`, and dicts and sets go by identity
     x += y, x[i] = y            write into x's array where nothing is recorded: under no_grad, or if neither needs a gradient
@@ -81,6 +81,19 @@ def copy_(x, value):
     return x
 
 
+def to_array(x, dtype=None, copy=None):
+    """For np.asarray(x), plt.imshow(x) and `a[...] = x`. TypeError on a GPU, or where a gradient would be lost."""
+    if x.requires_grad or x.device != "cpu":
+        raise TypeError("NumPy takes a Tensor only on the CPU and without gradient: use x.detach(), x.numpy(), or "
+                        "minifcn.functional")
+    return np.array(x.data, dtype, copy=copy)
+
+
+def to_integers(x):
+    """The values cut to integers, an int64 ndarray: a Tensor holds floats only."""
+    return integers(x.data.astype(np.int64))
+
+
 for name, symbol in {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
     setattr(Tensor, f"__{name}__", _comparison(symbol, getattr(operator, name)))
 Tensor.__hash__ = object.__hash__               # type: ignore[method-assign]  # by identity
@@ -89,3 +102,6 @@ Tensor.__imul__, Tensor.__itruediv__ = _in_place("*=", mul, operator.imul), _in_
 Tensor.__ipow__ = _power_in_place
 Tensor.__setitem__, Tensor.copy_ = setitem, copy_
 Tensor.fill_, Tensor.zero_ = copy_, lambda x: copy_(x, 0)
+Tensor.__array__, Tensor.long, Tensor.cpu = to_array, to_integers, lambda x: x.to("cpu")
+Tensor.__int__ = lambda x: int(x.item())
+Tensor.__format__ = lambda x, spec: format(x.item() if spec else str(x), spec)

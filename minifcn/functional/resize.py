@@ -1,8 +1,8 @@
-"""Bilinear resizing, what the bilinear transposed convolution is compared with.
+"""Resizing: bilinear, what the bilinear transposed convolution is compared with, and by the nearest pixel.
 
-Each output pixel is a weighted mean of its four nearest input pixels. Rows and columns are independent, so the whole map is
-two small matrices around the image, y = R x Q^T, and its gradient is gx = R^T gy Q. An averaging matrix in their place
-gives adaptive pooling (pool.py).
+Each output pixel is a weighted mean of its four nearest input pixels, or one of them. Rows and columns are independent, so
+the whole map is two small matrices around the image, y = R x Q^T, and its gradient is gx = R^T gy Q. An averaging matrix in
+their place gives adaptive pooling (pool.py).
 
 Read after batchnorm.py; read next pool.py. Source: torch.nn.functional.interpolate (conventions for the half pixel).
 """
@@ -17,20 +17,22 @@ from minifcn.core.tensor import as_tensor, record
 
 
 def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None):
-    """Bilinear resize: y[n,c,i,j] = sum_{h,w} R[i,h] Q[j,w] x[n,c,h,w]; gx = R^T gy Q.
+    """Resize: y[n,c,i,j] = sum_{h,w} R[i,h] Q[j,w] x[n,c,h,w]; gx = R^T gy Q.
 
     x: (N, C, H, W). size: (OH, OW) or int; or scale_factor: number or pair, and OH = floor(H * scale).
-    mode: must be "bilinear"; the default is torch's, and like every other mode raises NotImplementedError.
-    align_corners: False or None: pixel centres at (i + 1/2) of their scale, edge pixels repeated; True: corner pixels
-        of input and output coincide.
+    mode: "nearest": row i is input row floor(i * H / OH), as in torch; or "bilinear". Others raise NotImplementedError.
+    align_corners: for "bilinear"; False or None: pixel centres at (i + 1/2) of their scale, edge pixels repeated; True: corner
+        pixels of input and output coincide.
     Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given. Along an axis where
-    floor(H * scale) is H the given scale still counts; torch on the CPU copies that axis.
+    floor(H * scale) is H a bilinear resize still counts with the given scale; torch on the CPU copies that axis.
     Cost: 2 N C (OH H W + OH OW W) flops as two products; keeps nothing but the two matrices.
     """
     x = as_tensor(x)
     check_image("interpolate", x)
-    if mode != "bilinear":
-        raise NotImplementedError(f"interpolate: only mode='bilinear' is supported, not {mode!r}")
+    if mode not in ("nearest", "bilinear"):
+        raise NotImplementedError(f"interpolate: only the modes 'nearest' and 'bilinear' are supported, not {mode!r}")
+    if mode == "nearest" and align_corners is not None:
+        raise ValueError("interpolate: align_corners is for mode='bilinear'")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate: give either size or scale_factor")
     hw = x.shape[2:]
@@ -45,7 +47,10 @@ def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=N
         ratios = [1 / s for s in scales]
         if min(size) < 1:
             raise ValueError(f"interpolate: scale_factor {scale_factor} leaves no pixel of x: {dims(x)}")
-    matrices = [bilinear_matrix(H, O, ratio, align_corners) for H, O, ratio in zip(hw, size, ratios)]
+    if mode == "nearest":
+        matrices = [nearest_matrix(H, O, ratio) for H, O, ratio in zip(hw, size, ratios)]
+    else:
+        matrices = [bilinear_matrix(H, O, ratio, align_corners) for H, O, ratio in zip(hw, size, ratios)]
     return separable(x, *matrices, "interpolate")
 
 
@@ -64,6 +69,15 @@ def bilinear_matrix(H, O, ratio, align_corners):
     R = np.zeros((O, H))
     np.add.at(R, (i, low), 1 - (s - low))
     np.add.at(R, (i, high), s - low)
+    return R
+
+
+def nearest_matrix(H, O, ratio):
+    """R (O, H): row i is 1 at input row floor(i * ratio), 0 elsewhere. As in torch the ratio is a float32, and 1 for O = H."""
+    ratio = np.float32(1 if O == H else ratio)
+    h = np.floor(np.arange(O, dtype=np.float32) * ratio).astype(int)
+    R = np.zeros((O, H))
+    R[np.arange(O), np.minimum(h, H - 1)] = 1
     return R
 
 

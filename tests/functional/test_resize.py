@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minifcn.functional as F
+from minifcn import Tensor
 from minifcn.grade import oracle
 
 sizes = st.tuples(st.integers(1, 7), st.integers(1, 7))
@@ -51,7 +52,8 @@ def test_complaints():
     x = np.ones((2, 3, 4, 5), np.float32)
     for kwargs, error, message in [
         ({"x": x[0], "size": 2, "mode": "bilinear"}, ValueError, r"interpolate: x must have 4 axes \(N, C, H, W\), got 3"),
-        ({"x": x, "size": 2}, NotImplementedError, "only mode='bilinear' is supported, not 'nearest'"),
+        ({"x": x, "size": 2, "mode": "bicubic"}, NotImplementedError, "only the modes 'nearest' and 'bilinear'.* 'bicubic'"),
+        ({"x": x, "size": 2, "align_corners": False}, ValueError, "align_corners is for mode='bilinear'"),
         ({"x": x, "mode": "bilinear"}, ValueError, "give either size or scale_factor"),
         ({"x": x, "size": 2, "scale_factor": 2, "mode": "bilinear"}, ValueError, "give either size or scale_factor"),
         ({"x": x, "size": 0, "mode": "bilinear"}, ValueError, "interpolate: size must be at least 1"),
@@ -69,3 +71,21 @@ def test_complaints():
 
 def test_scale_that_leaves_one_pixel():
     assert F.interpolate(np.ones((1, 1, 4, 5)), scale_factor=0.25, mode="bilinear").shape == (1, 1, 1, 1)
+
+
+@given(sizes, st.tuples(st.integers(1, 15), st.integers(1, 15)), st.booleans(), seeds)
+def test_nearest_equals_torch(hw, size, by_factor, seed):
+    """The same pixels, and gradients that add up where a pixel was repeated. (Of an odd factor such as 2.25 that doubles 2
+    rows to 4, torch makes a factor of 2.)"""
+    torch = pytest.importorskip("torch")
+    x, = contents(seed, np.float64, (2, 2, *hw))
+    settings = {"scale_factor": tuple(s % 4 + 1 for s in size)} if by_factor else {"size": size}
+    t = torch.tensor(x, requires_grad=True)
+    expected = torch.nn.functional.interpolate(t, **settings)
+    ours = Tensor(x, requires_grad=True)
+    y = F.interpolate(ours, **settings)
+    assert np.array_equal(y.data, expected.detach().numpy())
+    gy = np.random.default_rng(seed).integers(-9, 10, y.shape).astype(float)
+    y.backward(gy)
+    expected.backward(torch.tensor(gy))
+    assert np.array_equal(ours.grad, t.grad.numpy())

@@ -174,7 +174,7 @@ def test_small_layers_equal_torchs():
     t = torch.from_numpy(x)
     for ours, theirs in ((nn.ReLU(inplace=True), torch.nn.ReLU()), (nn.LeakyReLU(), torch.nn.LeakyReLU()),
                          (nn.LeakyReLU(0.2, True), torch.nn.LeakyReLU(0.2)), (nn.Sigmoid(), torch.nn.Sigmoid()),
-                         (nn.Identity(5, a=1), torch.nn.Identity()),
+                         (nn.Identity(5, a=1), torch.nn.Identity()), (nn.Upsample((7, 9)), torch.nn.Upsample((7, 9))),
                          (nn.Upsample(scale_factor=2, mode="bilinear"), torch.nn.Upsample(scale_factor=2, mode="bilinear"))):
         np.testing.assert_allclose(ours(Tensor(x)).data, theirs(t).numpy(), rtol=2e-6, atol=2e-7)
     labels = np.array([[[0, 2, 255, 1, 0]] * 4] * 2)
