@@ -24,6 +24,7 @@ from PIL import Image as Image
 
 from minifcn import functional
 from minifcn import nn as nn
+from minifcn.core.absent import absent
 from minifcn.core.backend import has_gpu, to_device, to_host
 from minifcn.core.integers import integers
 from minifcn.core.tensor import Tensor as Tensor
@@ -331,16 +332,7 @@ def train_ch13(net, train_iter, test_iter, loss, trainer, num_epochs, devices=No
 
 # ---- what is not here ----
 
-INSTEAD = {
-    "cuda": 'try_all_gpus() and x.to("gpu")', "device": 'the words "cpu" and "gpu"', "autograd": "Tensor.backward",
-    "save": "np.savez(file, **net.state_dict())", "load": "minifcn.files.weights.load_state(file)",
-    "utils": "minifcn.data.Loader", "float16": "float32", "bfloat16": "float32", "half": "float32",
-    "einsum": "matmul, reshape and permute", "from_numpy": "Tensor(array)", "compile": "the network as it is",
-}
-
-
 def __getattr__(name):
     if name in functional.__all__:                  # torch.matmul, torch.abs, ... are the same operations
         return getattr(functional, name)
-    hint = f"; use {INSTEAD[name]}" if name in INSTEAD else ": it has what the cells of two chapters call"
-    raise AttributeError(f"minifcn.book has no {name!r}{hint}")
+    raise absent("minifcn.book", name)

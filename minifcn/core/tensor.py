@@ -28,6 +28,7 @@ import warnings
 
 import numpy as np
 
+from minifcn.core.absent import absent
 from minifcn.core.attached import Attached
 from minifcn.core.backend import array_module, device_of, to_device, to_host
 from minifcn.core.shapes import Size, dims
@@ -129,6 +130,9 @@ class Tensor(Attached):
     def mark_written(self):
         """Say that the array was written: a backward that would still read the old values will refuse."""
         self.written[0] = next(_clock)
+
+    def __getattr__(self, name):                # of a name that is not there
+        raise absent("Tensor", name)
 
     def __len__(self):
         return len(self.data)

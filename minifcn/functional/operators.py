@@ -18,6 +18,7 @@ from minifcn.core.backend import array_module
 from minifcn.core.integers import integers
 from minifcn.core.shapes import dims
 from minifcn.core.tensor import Tensor, as_tensor, recording
+from minifcn.functional.basic import abs as abs_
 from minifcn.functional.basic import add, div, mul, power, sub
 
 
@@ -103,5 +104,6 @@ Tensor.__ipow__ = _power_in_place
 Tensor.__setitem__, Tensor.copy_ = setitem, copy_
 Tensor.fill_, Tensor.zero_ = copy_, lambda x: copy_(x, 0)
 Tensor.__array__, Tensor.long, Tensor.cpu = to_array, to_integers, lambda x: x.to("cpu")
+Tensor.__abs__ = abs_
 Tensor.__int__ = lambda x: int(x.item())
 Tensor.__format__ = lambda x, spec: format(x.item() if spec else str(x), spec)

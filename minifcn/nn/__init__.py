@@ -3,6 +3,7 @@
 Reading order: init, module, layers, blocks.
 """
 
+from minifcn.core.absent import absent
 from minifcn.nn import init
 from minifcn.nn.blocks import (
     conv_add,
@@ -39,3 +40,7 @@ __all__ = [
     "AdaptiveAvgPool2d", "Linear", "Flatten", "conv_norm", "norm_relu", "conv_norm_relu", "conv_norm_relu_pool", "conv_add",
     "score_loss", "loss_sums", "cut",
 ]
+
+
+def __getattr__(name):                          # of a name that is not there
+    raise absent("minifcn.nn", name)

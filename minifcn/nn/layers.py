@@ -125,6 +125,8 @@ class Dropout(Module):
 
     def __init__(self, p=0.5, inplace=False):
         del inplace
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p must be in 0..1, got {p}")
         self.p = p
 
     def forward(self, x):

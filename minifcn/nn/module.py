@@ -16,6 +16,7 @@ from collections import namedtuple
 
 import numpy as np
 
+from minifcn.core.absent import absent
 from minifcn.core.backend import array_module, to_device, to_host
 from minifcn.core.tensor import Tensor, float_dtype
 
@@ -83,6 +84,9 @@ class Module:
             raise TypeError(f"{type(self).__name__}.{name} is a buffer: assign an ndarray, not a Tensor")
         _refuse_hidden(self, name, value)
         super().__setattr__(name, value)
+
+    def __getattr__(self, name):                # of a name that is not there
+        raise absent("Module", name, type(self).__name__)
 
     # ---- looking ----
 
@@ -193,6 +197,8 @@ class Module:
         Raises ValueError that lists every missing and unexpected name and wrong shape; then nothing was changed.
         """
         own = self._arrays()
+        if not hasattr(state, "items"):
+            raise TypeError(f"load_state_dict: a dict from names to arrays is wanted, got a {type(state).__name__}")
         state = {name: _plain(name, a) for name, a in state.items() if name.split(".")[-1] != "num_batches_tracked"}
         report = LoadReport([n for n in own if n not in state], [n for n in state if n not in own])
         problems = [f"{name}: expected shape {own[name].shape}, got {tuple(state[name].shape)}"

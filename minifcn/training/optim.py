@@ -6,6 +6,7 @@ Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.
 """
 
 from itertools import groupby
+from numbers import Real
 
 import numpy as np
 
@@ -51,6 +52,8 @@ class SGD:
                 raise ValueError(f"SGD: unknown setting {', '.join(sorted(unknown))} in a parameter group")
             group = defaults | group | {"params": [p[1] if isinstance(p, tuple) else p for p in group["params"]]}
             for name in defaults:
+                if not isinstance(group[name], Real):
+                    raise TypeError(f"SGD: {name} must be a number, got {group[name]!r}")
                 if not group[name] >= 0:
                     raise ValueError(f"SGD: {name} is {group[name]}, must be at least 0")
             if group["nesterov"] and not group["momentum"]:

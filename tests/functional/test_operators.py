@@ -63,7 +63,7 @@ def test_format():
     assert f"{Tensor([1.0])}" == repr(Tensor([1.0]))
     with pytest.raises(ValueError, match="only one element"):
         f"{Tensor([1.0, 2.0]):.1f}"
-    assert int(Tensor(3.7)) == 3
+    assert int(Tensor(3.7)) == 3 and abs(Tensor(-2.0)).item() == 2
 
 
 def test_the_books_sgd_trains(xp):

@@ -197,7 +197,7 @@ def test_dropout():
     assert np.array_equal(x.grad, y.data) and y.dtype == np.float32
     assert (nn.Dropout(1.0)(x).data == 0).all() and nn.Dropout(0.0)(x) is x
     with pytest.raises(ValueError, match="p must be in 0..1, got 1.5"):
-        nn.Dropout(1.5)(x)
+        F.dropout(x, 1.5)
 
 
 @pytest.mark.parametrize("make, error, words", [
@@ -208,6 +208,7 @@ def test_dropout():
     (lambda: nn.Linear(0, 3), ValueError, "Linear: in_features must be at least 1"),
     (lambda: nn.BatchNorm2d(0), ValueError, "BatchNorm2d: num_features must be at least 1"),
     (lambda: nn.BatchNorm2d(3, momentum=None), ValueError, "momentum must be a number in 0..1, got None"),
+    (lambda: nn.Dropout(1.5), ValueError, "Dropout: p must be in 0..1, got 1.5"),
     (lambda: nn.BatchNorm2d(3, momentum=1.5), ValueError, "momentum must be a number in 0..1, got 1.5"),
 ])
 def test_settings_that_make_no_layer(make, error, words):

@@ -239,6 +239,8 @@ def test_loads_torch_tensors():
     assert ours.bias.data.tolist() == [1, 2] and ours.weight.data.sum() == 6
     with pytest.raises(ValueError, match=r"'state' holds a dict of its own, not an array; load that one: state\['state'\]"):
         ours.load_state_dict({"state": theirs.state_dict()})
+    with pytest.raises(TypeError, match="a dict from names to arrays is wanted, got a list"):
+        ours.load_state_dict([1.0])
     report = ours.load_state_dict({"weight": theirs.weight, "other": theirs.bias}, strict=False)
     assert report.missing_keys == ["bias"] and report.unexpected_keys == ["other"]
 

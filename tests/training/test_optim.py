@@ -140,6 +140,8 @@ def test_bad_parameters():
     for wrong in (p.data, "p", p * 2):
         with pytest.raises(TypeError, match="only leaves can be trained"):
             SGD([wrong], lr=1)
+    with pytest.raises(TypeError, match="lr must be a number, got '0.1'"):
+        SGD([p], lr="0.1")
     with pytest.raises(TypeError, match="SGD.step: a closure is left out"):
         SGD([p], lr=1).step(lambda: 1)
 
