@@ -143,6 +143,9 @@ class Tensor(Attached):
     def __float__(self):
         return self.item()
 
+    def __format__(self, spec):
+        return format(self.item() if spec else str(self), spec)
+
     def __repr__(self):
         made = f", op={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({to_host(self.data)}, shape={dims(self)}, dtype={self.dtype}, device={self.device}{made})"

@@ -106,4 +106,3 @@ Tensor.fill_, Tensor.zero_ = copy_, lambda x: copy_(x, 0)
 Tensor.__array__, Tensor.long, Tensor.cpu = to_array, to_integers, lambda x: x.to("cpu")
 Tensor.__abs__ = abs_
 Tensor.__int__ = lambda x: int(x.item())
-Tensor.__format__ = lambda x, spec: format(x.item() if spec else str(x), spec)
