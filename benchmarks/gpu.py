@@ -1,17 +1,20 @@
-"""Everything there is to know about the GPU path, measured in one command of at most nine minutes:
+"""Everything there is to know about the GPU path, measured in one command of at most nine minutes (--quick: three):
 
     python -m benchmarks.gpu --data VOCdevkit/VOC2012 --weights resnet18.npz --json gpu.json
 
-    device    ceilings of this GPU: copy, products at the network's shapes, cost of a launch
-    ops       each op at real shapes: distance to float64 and milliseconds, beside PyTorch
-    steps     whole training steps: images/s of the definitions, of the kernels in fp32 and tf32, and of PyTorch
-    accuracy  distance of the network's gradient to float64, median of five seeds, beside PyTorch
-    kernels   where a step's time goes: each kernel with its share of the ceiling
-    training  the command line on real data: mean IoU, images/s end to end, share of time waiting for data
     tests     pytest -m gpu: every kernel and op on the device
+    steps     whole training steps at full size and at 16 x 160 x 224: the definitions; the kernels in fp32, tf32 and fp16, as
+              one recorded graph and as they are; PyTorch, eager, at its best in each
+    images    logits of 1, 8 and 32 images in tf32, beside PyTorch in channels_last
+    kernels   where a step's time goes: each kernel with its share of the ceiling
+    accuracy  distance of the network's gradient to float64, median of some seeds, beside PyTorch
+    training  the command line on real data: mean IoU, images/s end to end, share of time waiting for data
+    ops       each op at real shapes: distance to float64 and milliseconds, beside PyTorch
+    device    ceilings of this GPU: copy, products at the network's shapes, cost of a launch
 
-Variants are timed alternately, one run each in turn, and the median is reported. Each section is written to the JSON file
-when it is done, with what it needed; one that fails is noted and the others go on. Needs CuPy, PyTorch and a CUDA device.
+Variants are timed alternately, one run each in turn, and the median is reported; what takes long to prepare says so. Each
+section is written to the JSON file when it is done, with what it needed; one that fails is noted and the others go on. Needs
+CuPy, PyTorch and a CUDA device.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -31,19 +35,21 @@ from pathlib import Path
 
 import numpy as np
 
-import minifcn.functional as F
 from benchmarks.shapes import CLASSES
 from benchmarks.timing import table
 from minifcn import nn
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
-from minifcn.core.tensor import Tensor
 from minifcn.fast.gpu import launch
+from minifcn.functional.step import normalize, repeat
+from minifcn.inference import whole
 from minifcn.models import fcn32s
 from minifcn.training import SGD
+from minifcn.training.step import Step
 
 ROOT = Path(__file__).parents[1]
-ROUNDS = 20                                     # runs of each variant, of which the median is reported
+ROUNDS = 12                                     # runs of each variant, of which the median is reported
+WARM = 4                                        # calls that do not count: a step is recorded at its third
 LEAST_MS = 5.0                                  # a run repeats what is shorter, so that starting and stopping weigh little
 
 
@@ -58,7 +64,12 @@ def alternate(variants, rounds=ROUNDS):
     """Median milliseconds of one call of each function, timed in turn: {name: function} -> {name: ms}."""
     counts, times = {}, {name: [] for name in variants}
     for name, function in variants.items():
-        function()                              # compiles, chooses algorithms, fills the memory pools
+        start = time.perf_counter()
+        for _ in range(WARM):
+            function()                          # compiles, chooses algorithms, fills the memory pools, records
+        synchronize()
+        if time.perf_counter() - start > 3:
+            print(f"    {name}: ready after {time.perf_counter() - start:.0f} s", flush=True)
         counts[name] = max(1, int(LEAST_MS / max(timed(function, 1), 1e-3)))
     for _ in range(rounds):
         for name, function in variants.items():
@@ -142,21 +153,17 @@ def ops(options):
     return result
 
 
-def our_step(options, state, images, labels):
-    """A function that makes one training step of ours: mean loss, SGD with momentum; its weights come from `state`."""
+def our_step(options, state, images, labels, recorded=False):
+    """The net and a function that makes one training step of ours: mean loss, SGD with momentum; its weights come from `state`.
+
+    recorded: played as one graph from its third call on, as the trainer does.
+    """
     net = fcn32s(options.classes, width=options.width)
     net.load_state_dict(state)
-    net.to("gpu")
-    optimizer = SGD(net.parameters(), 1e-3, 0.9, 1e-4)
-    x, labels = backend.to_device(images, "gpu"), backend.to_device(labels, "gpu")
-
-    def step():
-        loss = F.cross_entropy(net(Tensor(x)), labels, ignore_index=255)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return net, step
+    net.to("gpu").train()
+    step = Step(net, SGD(net.parameters(), 1e-3, 0.9, 1e-4))
+    inputs = backend.to_device(images, "gpu"), backend.to_device(labels, "gpu"), 1.0
+    return net, (lambda: repeat(step, inputs)) if recorded else (lambda: step(*inputs))
 
 
 def torch_net(options, state):
@@ -169,41 +176,48 @@ def torch_net(options, state):
     return net.to(options.torch_device)
 
 
-def torch_step(options, state, images, labels, layout):
-    """The same in PyTorch, eager, in "nchw" or "channels_last"."""
+def torch_step(options, state, images, labels, layout="nchw", half=False):
+    """The same in PyTorch, eager, in "nchw" or "channels_last"; half: mixed precision with fp16, as PyTorch's guide has it."""
     import torch
-    net = torch_net(options, state)
+    net = torch_net(options, state).train()
     net = net.to(memory_format=torch.channels_last) if layout == "channels_last" else net
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, 0.9, weight_decay=1e-4)
-    x = torch.from_numpy(images).to(options.torch_device)
+    x = torch.from_numpy(normalize(images)).to(options.torch_device)
     x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
     labels = torch.from_numpy(labels).to(options.torch_device, torch.int64)
+    scaler = torch.amp.GradScaler(options.torch_device, enabled=half)
 
     def step():
-        loss = torch.nn.functional.cross_entropy(net(x), labels, ignore_index=255)
+        with torch.autocast(options.torch_device, torch.float16, enabled=half):
+            loss = torch.nn.functional.cross_entropy(net(x), labels, ignore_index=255)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return net, step
 
 
 def batch(options, seed=0, N=None, size=None):
-    """Initial weights from a seed, and random images (N, 3, H, W) float32 and labels (N, H, W) uint8."""
+    """Initial weights from a seed, and random images (N, 3, H, W) uint8 and labels (N, H, W) uint8."""
     nn.init.seed(seed)
     state = fcn32s(options.classes, width=options.width).state_dict()
     rng, N, size = np.random.default_rng(seed), N or options.batch, size or options.size
-    images = rng.standard_normal((N, 3, *size), np.float32)
+    images = rng.integers(0, 256, (N, 3, *size), dtype=np.uint8)
     labels = rng.integers(0, options.classes, (N, *size)).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.05] = 255
     return state, images, labels
 
 
-def in_precision(precision, function, readable=False):
-    """The function with both libraries set to a precision, and with our definitions only if wanted."""
+def in_precision(precision, function, readable=False, tuned=False):
+    """The function with both libraries set to a precision, with our definitions only if wanted; tuned: cuDNN tries all its
+    algorithms first, which takes 20 to 30 seconds a network."""
     def run():
+        import torch
+
         from benchmarks.gpu_ops import set_torch_precision
         set_torch_precision(precision)
+        torch.backends.cudnn.benchmark = tuned
         backend.set_precision(precision)
         with readable_only() if readable else contextlib.nullcontext():
             return function()
@@ -211,23 +225,53 @@ def in_precision(precision, function, readable=False):
     return run
 
 
+TORCH = {"fp32": {"layout": "nchw"}, "tf32": {"layout": "channels_last"}, "fp16": {"layout": "channels_last", "half": True}}
+
+
 def steps(options):
     """Milliseconds a step and images/s of every variant, timed alternately in one process; peak memory of ours."""
-    given = batch(options)
-    variants, step = {}, our_step(options, *given)[1]
-    variants["minifcn definitions fp32"] = in_precision("fp32", step, readable=True)
-    for precision in options.precisions:
-        variants[f"minifcn {precision}"] = in_precision(precision, step)
-        for layout in ("nchw", "channels_last"):
-            variants[f"torch {precision} {layout}"] = in_precision(precision, torch_step(options, *given, layout)[1])
-    ms = alternate(variants, options.rounds)
-    result = {name: {"ms": t, "images_per_second": 1e3 * options.batch / t} for name, t in ms.items()}
-    show(["one training step", "ms", "images/s"], [(n, v["ms"], v["images_per_second"]) for n, v in result.items()])
-    result["our memory pool, GB"] = backend.cupy.get_default_memory_pool().total_bytes() / 1e9
-    for precision in options.precisions:
-        best = min(t for name, t in ms.items() if name.startswith(f"torch {precision}"))
-        result[f"speed relative to PyTorch's best {precision}"] = best / ms[f"minifcn {precision}"]
-        print(f"{precision}: {best / ms[f'minifcn {precision}']:.2f} of PyTorch's best speed")
+    result = {}
+    small = tuple(n // 2 // 32 * 32 or 32 for n in options.size)
+    for N, size, precisions in ((options.batch, tuple(options.size), options.precisions),
+                                (max(2, options.batch // 2), small, options.precisions[1:2])):
+        given, variants, what = batch(options, 0, N, size), {}, f"{N} x {size[0]} x {size[1]}"
+        full = size != small
+        for precision in precisions:
+            tuned = full and not options.quick and precision != "fp16"
+            variants[f"minifcn {precision}"] = in_precision(precision, our_step(options, *given, recorded=True)[1])
+            theirs = torch_step(options, *given, **TORCH[precision])[1]
+            variants[f"torch {precision}"] = in_precision(precision, theirs, tuned=tuned)
+        variants["minifcn tf32, not recorded"] = in_precision("tf32", our_step(options, *given)[1])
+        if full:
+            variants["definitions and block walk fp32"] = in_precision("fp32", our_step(options, *given)[1], readable=True)
+        ms = alternate(variants, options.rounds)
+        show([f"one training step, {what}", "ms", "images/s"], [(n, t, 1e3 * N / t) for n, t in ms.items()])
+        result[what] = {name: {"ms": t, "images_per_second": 1e3 * N / t} for name, t in ms.items()}
+        for precision in precisions:
+            ratio = ms[f"minifcn {precision}"] / ms[f"torch {precision}"]
+            result[what][f"time relative to PyTorch's {precision}"] = ratio
+            print(f"{what}, {precision}: {ratio:.2f} of PyTorch's time", flush=True)
+        release()
+    return result
+
+
+def images(options):
+    """Milliseconds of the logits of some images in tf32, normalised on the device, ours recorded from its third call on."""
+    import torch
+    rows, result = [], {}
+    for N in options.inference:
+        state, pictures, _ = batch(options, 0, N)
+        net = fcn32s(options.classes, width=options.width)
+        net.load_state_dict(state)
+        net.to("gpu").eval()
+        x = normalize(backend.to_device(pictures, "gpu"))
+        theirs = torch_net(options, state).eval().to(memory_format=torch.channels_last)
+        torch_x = torch.from_numpy(normalize(pictures)).to(options.torch_device).to(memory_format=torch.channels_last)
+        ms = alternate({"minifcn": in_precision("tf32", partial(whole, net, x)),
+                        "torch": in_precision("tf32", torch.no_grad()(partial(theirs, torch_x)))}, options.rounds)
+        result[str(N)] = ms | {"ratio": ms["minifcn"] / ms["torch"]}
+        rows.append((N, ms["minifcn"], ms["torch"], ms["minifcn"] / ms["torch"]))
+    show(["images", "minifcn ms", "torch ms", "ratio"], rows)
     return result
 
 
@@ -240,8 +284,8 @@ def accuracy(options):
         given = batch(options, seed, 4, size)
         exact = gradient64(options, *given)
         for precision in options.precisions:
-            for name, make in (("ours", our_step), ("torch", torch_step)):
-                net, step = make(options, *given, *(["nchw"] if name == "torch" else []))
+            both = {"ours": our_step(options, *given), "torch": torch_step(options, *given, **TORCH[precision])}
+            for name, (net, step) in both.items():
                 in_precision(precision, step)()
                 g = {n: backend.to_host(p.grad) if name == "ours" else p.grad.cpu().numpy() for n, p in net.named_parameters()}
                 wrong = sum(float(np.sum((g[n].astype(np.float64) - e) ** 2)) for n, e in exact.items())
@@ -259,7 +303,7 @@ def gradient64(options, state, images, labels):
     """name -> the gradient in float64, by PyTorch."""
     import torch
     net = torch_net(options, state).to(torch.float64)
-    x = torch.from_numpy(images).to(options.torch_device, torch.float64)
+    x = torch.from_numpy(normalize(images, np.float64)).to(options.torch_device)
     y = torch.from_numpy(labels).to(options.torch_device, torch.int64)
     torch.nn.functional.cross_entropy(net(x), y, ignore_index=255).backward()
     return {name: p.grad.cpu().numpy() for name, p in net.named_parameters()}
@@ -365,20 +409,24 @@ def training(options):
 
 
 def tests(options):
-    """pytest -m gpu: the exit code, and the end of what it printed."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rfE", "--tb=short", "tests"]
-    try:
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=options.left())
-        code, output = run.returncode, run.stdout
-    except subprocess.TimeoutExpired as late:
-        code, output = "no time left", (late.stdout or b"").decode()
-    print(output[-3000:])
-    return {"exit": code, "output": output[-3000:]}
+    """pytest -m gpu, at most half of the time: the exit code, and what it printed, which is shown as it comes."""
+    where = "tests/fast/gpu" if options.quick else "tests"
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rfE", "--tb=short", where]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    late = threading.Timer(min(options.left(), 30 * options.minutes), run.kill)
+    late.start()
+    output = ""
+    for line in run.stdout:
+        print(line, end="", flush=True)
+        output += line
+    late.cancel()
+    return {"exit": run.wait(), "output": output[-3000:]}
 
 
 # ---- the command ----
 
-SECTIONS = {f.__name__: f for f in (device, ops, steps, accuracy, kernels, training, tests)}
+SECTIONS = {f.__name__: f for f in (tests, steps, images, kernels, accuracy, training, ops, device)}
+QUICK = ["tests", "steps", "images"]
 
 
 class Options(argparse.Namespace):
@@ -386,7 +434,7 @@ class Options(argparse.Namespace):
 
     device = "gpu"
     torch_device = "cuda"
-    rounds, seeds, classes, precisions = ROUNDS, 5, CLASSES, backend.PRECISIONS
+    rounds, seeds, classes, precisions, inference = ROUNDS, 3, CLASSES, backend.PRECISIONS, (1, 8, 32)
     copies = (8, 64, 512, 4096)                 # MB
     products = (("layer1", 64, 307_200, 576), ("layer2", 128, 76_800, 1152), ("layer3", 256, 19_200, 2304),
                 ("layer4", 512, 4800, 4608), ("square", 4096, 4096, 4096))     # filters, N*OH*OW, C*KH*KW
@@ -401,7 +449,8 @@ def parse(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"which, of {', '.join(SECTIONS)} (all)")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="file to write (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no section starts after this (%(default)s)")
+    parser.add_argument("--minutes", type=float, help="no section starts after this (9, or 3 with --quick)")
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} alone, PyTorch without tuning, in 3 minutes")
     parser.add_argument("--batch", type=int, default=32, help="images in a batch (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"), help="of an image (320 480)")
     parser.add_argument("--width", type=int, default=64, help="channels of the stem (%(default)s)")
@@ -410,6 +459,8 @@ def parse(argv):
     parser.add_argument("--epochs", type=int, default=8, help="of it (%(default)s)")
     parser.add_argument("--workers", type=int, default=14, help="threads that decode images (%(default)s)")
     options = parser.parse_args(argv, Options())
+    options.minutes = options.minutes or (3.0 if options.quick else 9.0)
+    options.sections = options.sections or (QUICK if options.quick else list(SECTIONS))
     unknown = set(options.sections) - SECTIONS.keys()
     if unknown:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
@@ -454,12 +505,10 @@ def main(argv=None):
 
 def report(options, about):
     """Run the sections while there is time, and keep the JSON file up to date."""
-    import torch
-    torch.backends.cudnn.benchmark = True
     options.start, options.done = time.perf_counter(), {}
     results = {"environment": about, "batch": options.batch, "size": list(options.size), "width": options.width}
     show(["environment", ""], about.items())
-    for name in options.sections or SECTIONS:
+    for name in options.sections:
         print(f"\n== {name}", flush=True)
         start = time.perf_counter()
         if options.left() <= 1:

@@ -10,14 +10,16 @@ Read after training/chapter.py; read next plotting.py. Source: Long, Shelhamer, 
 """
 
 import contextlib
+import weakref
 
 import numpy as np
 
 import minifcn.functional as F
-from minifcn.core.backend import array_module, to_device, to_host
+from minifcn.core.backend import address, array_module, precision, to_device, to_host
 from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.voc import resized, scaled_size
-from minifcn.functional.step import normalize
+from minifcn.functional.step import normalize, repeat
+from minifcn.models.fcn import FCN
 from minifcn.nn.module import Module
 
 TILE = (320, 480)           # height, width: the crops of the book
@@ -32,7 +34,32 @@ def whole(net, x):
     Returns (1, K, H, W) on x's device.
     """
     with no_grad(), net.evaluating() if isinstance(net, Module) else contextlib.nullcontext():
-        return net(Tensor(x)).data                                                  # (1, K, H, W)
+        if type(net) is not FCN:
+            return net(Tensor(x)).data                                              # (1, K, H, W)
+        if net not in _forwards:
+            _forwards[net] = Forward(net)
+        return repeat(_forwards[net], (x,))[0]                                      # (1, K, H, W)
+
+
+class Forward:
+    """A network's logits, as functional.step.repeat takes them: a function of an array; one for each network."""
+
+    recordable = True
+
+    def __init__(self, net):
+        self.net = weakref.ref(net)
+
+    def __call__(self, x):
+        return (self.net()(Tensor(x)).data,)
+
+    def fixed(self):
+        """What a recording relies on: where the weights lie, and the settings."""
+        net = self.net()
+        arrays = [p.data for p in net.parameters()] + [b for _, b in net.named_buffers()]
+        return precision(), net.training, *map(address, arrays)
+
+
+_forwards = weakref.WeakKeyDictionary()     # network -> Forward
 
 
 def pad_and_crop(net, x):

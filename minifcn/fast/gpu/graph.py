@@ -23,6 +23,7 @@ from minifcn.core.dispatch import replaces
 from minifcn.functional import step as definitions
 
 WARM = 2                                        # calls before one is recorded
+KINDS = 32                                      # sets of shapes that are recorded for a step: images have many sizes
 _recorders = weakref.WeakKeyDictionary()        # step -> _Recorder
 
 
@@ -56,6 +57,8 @@ class _Recorder:
 
     def play(self, step, inputs):
         cuda, kind = backend.cupy.cuda, tuple((a.shape, a.dtype.str) if hasattr(a, "shape") else float for a in inputs)
+        if kind not in self.recordings and len(self.recordings) == KINDS:
+            return step(*inputs)
         current = cuda.get_current_stream()
         self.stream.wait_event(current.record())                         # the inputs are there, and the last results copied
         with self.stream, cuda.using_allocator(self.pool.malloc):

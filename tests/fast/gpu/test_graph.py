@@ -7,12 +7,14 @@ import weakref
 import numpy as np
 import pytest
 
-from minifcn import nn
+from minifcn import inference, nn
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
+from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.upload import Uploader
 from minifcn.fast.gpu import graph
 from minifcn.functional.step import repeat
+from minifcn.inference import whole
 from minifcn.models import fcn32s
 from minifcn.models.resnet import TRUNKS, BasicBlock, conv
 from minifcn.training import SGD
@@ -160,3 +162,18 @@ def test_an_overflow_skips_the_step_and_is_counted(gpu):
         assert moved == (bad is None)
         assert bad is None or all(np.array_equal(v, velocities[n]) for n, v in trained.optimizer.state_dict().items())
     assert trained.optimizer.skipped.item() == 2
+
+
+def test_images_of_several_sizes(gpu):
+    """A network's logits are recorded for each size on its own, and again when a weight has moved."""
+    net, rng = step().net.eval(), np.random.default_rng(0)
+    for shift in (0.0, 0.1):
+        net.load_state_dict({n: a + shift for n, a in net.state_dict().items()})
+        for _ in range(4):
+            for size in ((15, 17), (9, 20)):
+                x = backend.to_device(rng.standard_normal((1, 3, *size), np.float32), "gpu")
+                with no_grad():
+                    expected = backend.to_host(net(Tensor(x)).data)
+                np.testing.assert_array_equal(backend.to_host(whole(net, x)), expected)
+    recordings = graph._recorders[inference._forwards[net]].recordings.values()
+    assert len(recordings) == 2 and all(r.graph is not None for r in recordings)
