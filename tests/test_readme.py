@@ -40,3 +40,19 @@ def test_one_version():
     version = re.search(r'__version__ = "(.+)"', (ROOT / "minifcn" / "__init__.py").read_text())[1]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+
+
+def path_lines(text):
+    """The lines of a file that are on the path: all but those from `# path: end` to the next `# path: begin`."""
+    on, count = True, 0
+    for line in text.splitlines():
+        mark = re.fullmatch(r" *# path: (begin|end)", line)
+        on = mark[1] == "begin" if mark else on
+        count += on and not mark
+    return count
+
+
+def test_the_afternoon_is_as_long_as_it_says():
+    said, files = re.search(r"\*\*An afternoon\*\* is (\d+) lines, more or less: (.*?), without", README, re.DOTALL).groups()
+    lines = [path_lines((ROOT / "minifcn" / name).read_text()) for name in re.findall(r"`([\w/]+\.py)`", files)]
+    assert len(lines) == 7 and abs(sum(lines) - int(said)) <= 30

@@ -95,6 +95,7 @@ class Tensor(Attached):
         self.requires_grad = requires_grad
         self.node = None
 
+    # path: end
     @property
     def data(self):
         return self._data
@@ -180,6 +181,7 @@ class Tensor(Attached):
             back = lambda gy: (gy.astype(self.dtype),)  # noqa: E731
         return self if y is self.data else record(y, (self,), back, "to")
 
+    # path: begin
     def backward(self, gy=None, on_leaf=None):
         """Add to every leaf's `.grad` the gradient of <gy, self>, and free the graph on the way.
 
@@ -256,6 +258,7 @@ def _queue(tensor, heap, leaves):
         heapq.heappush(heap, (-tensor.node.serial, tensor))
 
 
+# path: end
 def _uses(root):
     """id of a leaf -> how many gradients backward from `root` may add up for it: how often an op has it as a parent."""
     uses, seen, todo = {}, {id(root)}, [root]
@@ -271,6 +274,7 @@ def _uses(root):
     return uses
 
 
+# path: begin
 def _add_to_leaf(leaf, g):
     """An op may hand one array to two parents: a leaf copies it, to its home or into an array of its own."""
     xp = array_module(leaf.data)
@@ -280,6 +284,7 @@ def _add_to_leaf(leaf, g):
         leaf.grad = xp.asarray(leaf.grad + g)   # 0-d: an array too
 
 
+# path: end
 def _alike(a, b):
     return a.dtype == b.dtype and array_module(a) is array_module(b)
 
@@ -322,6 +327,7 @@ def float_dtype(target):
     return dtype
 
 
+# path: begin
 def record(y, parents, backward, name):
     """Wrap the result of an operation and remember how to differentiate it.
 

@@ -74,6 +74,7 @@ def mul(a, b):
     return record(a.data * b.data, (a, b), backward, "mul")
 
 
+# path: end
 def div(a, b):
     """y = a / b, elementwise; ga = gy / b, gb = -gy a / b^2."""
     a, b = _operands("div", a, b)

@@ -1,7 +1,10 @@
 """Softmax and the cross-entropy of every pixel, with a label to ignore.
 
 The loss of a pixel is the logarithm of the sum of exponentials minus the logit of the true class, computed after
-subtracting the largest logit so that nothing overflows. Its gradient is the softmax minus the one-hot label.
+subtracting the largest logit so that nothing overflows. Its gradient is the softmax minus the one-hot label:
+
+    d/dx_c log sum_k exp(x_k) = exp(x_c) / sum_k exp(x_k) = softmax_c        d/dx_c (-x_t) = -[c == t]
+
 Pixels labelled `ignore_index` (255, "void", in Pascal VOC) count nowhere and have the gradient 0.
 
 Read after pool.py; read next step.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.

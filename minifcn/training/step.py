@@ -75,6 +75,7 @@ class Step:
         optimizer.step(factor, scale)
         return world.sum(total.data), hits, valid
 
+    # path: end
     @property
     def recordable(self):
         """May the step be recorded and played again? An FCN alone never asks the device and draws no random numbers."""
