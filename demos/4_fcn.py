@@ -167,7 +167,7 @@ for name, recipe in runs.items():
     honest = trained(recipe, out)
     results[name] = chapter.report(out) | {"honest": honest}
     net, saved = load_model(out / "checkpoint.npz")
-    nets[name] = net, saved.info["state"]["history"]
+    nets[name] = net, saved.state.history
 
 # %% [markdown]
 # ## Two ways to keep score

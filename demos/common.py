@@ -10,7 +10,6 @@ sys.path.insert(0, str(ROOT))                                            # a che
 
 from minifcn.data import write_synthetic  # noqa: E402
 from minifcn.training import Options, checkpoint, resume, train  # noqa: E402
-from minifcn.training.run import stored_options  # noqa: E402
 
 OUTPUT = ROOT / "demos" / "output"
 
@@ -46,7 +45,7 @@ def trained(options, out):
     """Train into the folder `out`; a run of the same options that is there is gone on with, or used if it is finished."""
     path = Path(out) / "checkpoint.npz"
     try:
-        if stored_options(checkpoint.load(path), path).epochs != options.epochs:
+        if checkpoint.load(path).options.epochs != options.epochs:
             raise ValueError("resume would go on with it, along another schedule")
         return resume(out, **asdict(options))
     except ValueError:                                                   # none there, or one of other options or images

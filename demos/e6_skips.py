@@ -91,7 +91,7 @@ left, right = figure.subplots(1, 2)
 nets = {}
 for model, style in zip(options, ("o-", "s--", "^:")):
     nets[model], saved = load_model(folders[model] / "checkpoint.npz")
-    history = saved.info["state"]["history"]
+    history = saved.state.history
     ends = [row for row in history if row["val_mean_iou"] is not None]
     left.plot([row["epoch"] for row in history], [row["loss"] for row in history], style[1:], label=model)
     right.plot([row["epoch"] for row in ends], [row["val_mean_iou"] for row in ends], style, markersize=4, label=model)

@@ -21,12 +21,12 @@ from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.grade.command import COMMANDS as GRADING
 from minifcn.grade.mine import usable
 from minifcn.inference import METHODS
-from minifcn.photos import predict_files
+from minifcn.photos import Incomplete, predict_files
 from minifcn.training import chapter, parallel
 from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Options, add_arguments, device, within
 from minifcn.training.report import score_table
-from minifcn.training.run import Interrupted, TrainingError, resume, stored_options, train
+from minifcn.training.run import Interrupted, TrainingError, resume, train
 from minifcn.training.scoring import evaluate
 from minifcn.training.theirs import in_place_of_definitions
 
@@ -47,8 +47,8 @@ examples:
 
 
 def main(argv=None):
-    """Run one command; returns the exit code: 0, 1 when training, a download or a check fails, 2 for a mistake in what was
-    given, 128 + the signal's number after an interruption."""
+    """Run one command; returns the exit code: 0, 1 when training, a download, a check or an image fails, 2 for a mistake in
+    what was given, 128 + the signal's number after an interruption."""
     args = _parser().parse_args(argv)
     before, warnings.formatwarning = warnings.formatwarning, _warning
     world = parallel.ALONE
@@ -62,7 +62,7 @@ def main(argv=None):
         return world.last_words(f"{stop}\ngo on with: {command} {shlex.quote(str(args.out))}", 128 + stop.signal)
     except KeyboardInterrupt:
         return world.last_words("minifcn: interrupted", 130)
-    except (TrainingError, DownloadError) as error:
+    except (TrainingError, DownloadError, Incomplete) as error:
         return world.last_words(f"minifcn: {error}", 1)
     except MemoryError as error:                    # NumPy's and CuPy's
         return world.last_words(f"minifcn: out of memory ({error}): lower --batch-size, --crop or --width, or predict with "
@@ -133,8 +133,10 @@ def _train_plainly(args):
     if args.chapter:
         world.on_first(lambda: chapter.report(args.out))
     print(score_table(metrics))
+    if best := metrics["best"]:                     # none in a run that an older version ended
+        print(f"best.npz: mean IoU {best['mean_iou']:.3f} after epoch {best['epoch']} of {metrics['epochs']}")
     print(f"training: {metrics['images_per_second']:.1f} images/s end to end, {metrics['training_seconds']:.0f} s in all")
-    print(f"written to {args.out}: checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png")
+    print(f"written to {args.out}: checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png")
     return 0
 
 
@@ -157,7 +159,7 @@ def _device_arguments(parser):
 
 def _evaluate(args):
     net, checkpoint = load_model(args.checkpoint)
-    stored = stored_options(checkpoint, args.checkpoint)
+    stored = checkpoint.options
     folder = Folder(args.data or stored.data, args.split, stored.scale if args.scale is None else args.scale)
     if folder.classes.names != checkpoint.classes.names:            # how the masks are read is the folder's affair
         raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
@@ -187,7 +189,7 @@ def _predict_arguments(parser):
 
 def _predict(args):
     net, checkpoint = load_model(args.checkpoint)
-    scale = stored_options(checkpoint, args.checkpoint).scale if args.scale is None else args.scale
+    scale = checkpoint.options.scale if args.scale is None else args.scale
     device = backend.choose_device(args.device)
     backend.set_precision(args.precision)
     for line in predict_files(net.to(device), args.images, args.out, checkpoint.classes, METHODS[args.method], device, scale,
@@ -211,7 +213,7 @@ def _export_arguments(parser):
 
 def _export(args):
     net, checkpoint = load_model(args.checkpoint)
-    scale = stored_options(checkpoint, args.checkpoint).scale
+    scale = checkpoint.options.scale
     write_onnx(args.file, to_onnx(net, checkpoint.classes, args.image, args.size, args.opset, scale))
     print(f"{args.file}: {'image (N, H, W, 3) uint8 -> labels' if args.image else 'x (N, 3, H, W) float32 -> logits'}")
     return 0
@@ -260,7 +262,7 @@ def _check_arguments(parser):
 def _check(args):
     if args.checkpoint is not None:
         net, checkpoint = load_model(args.checkpoint)
-        stored = stored_options(checkpoint, args.checkpoint)
+        stored = checkpoint.options
         for line in check.network_report(net, stored.crop, stored.batch_size):
             print(line, flush=True)
         return 0
@@ -280,8 +282,9 @@ def _check(args):
 COMMANDS = {
     "train": (
         _train, _train_arguments, "train a network",
-        "Train a network and write checkpoint.npz, log.csv, metrics.json, curves.png and predictions.png. Without --data, "
-        "small synthetic images are drawn first and their own defaults apply. Ctrl-C finishes the step and saves; --resume "
+        "Train a network and write checkpoint.npz (the last epoch), best.npz (the one with the highest mean IoU), log.csv, "
+        "metrics.json, curves.png and predictions.png. Without --data, small synthetic images are drawn first and their own "
+        "defaults apply. Ctrl-C finishes the step and saves; --resume "
         "goes on from there, or from the last checkpoint after a crash."),
     "evaluate": (
         _evaluate, _evaluate_arguments, "score a checkpoint on whole images",

@@ -6,10 +6,8 @@ precision shows itself: the bound is 100 roundings of 2^-24, and TF32's 2^-11 wo
 Read after plotting.py.
 """
 
-import copy
 import os
 import platform
-import tracemalloc
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,11 +19,9 @@ from minifcn.core import backend, dispatch
 from minifcn.core.backend import device_of, to_device
 from minifcn.core.gradcheck import check_vjp, cotangent_generator
 from minifcn.core.tensor import Tensor
-from minifcn.data.loader import Batch
 from minifcn.functional import activation
 from minifcn.nn.summary import summary
-from minifcn.training.optim import SGD
-from minifcn.training.step import train_step
+from minifcn.training.memory import estimated_memory
 
 Row = namedtuple("Row", "op form error bound dtype device")
 
@@ -45,27 +41,6 @@ def network_report(net, crop, batch_size):
     yield (f"\n{numbers:,} parameters, {4 * numbers / 1e6:,.2f} MB; {forward / 1e9:.3f} GFLOP an image of {crop[0]} x "
            f"{crop[1]}, about 3 times that with backward")
     yield f"a training step on {batch_size} images takes about {estimated_memory(net, crop, batch_size) / 1e6:,.1f} MB on a CPU"
-
-
-def estimated_memory(net, crop, batch_size):
-    """Bytes of a training step, from those of steps on 2 and on 4 images: every image more takes the same."""
-    two, four = (step_memory(net, crop, n) for n in (2, 4))
-    return two + (batch_size - 2) * (four - two) / 2
-
-
-def step_memory(net, crop, n):
-    """Bytes that a training step on n images holds at its peak: weights, gradients, velocities, activations, workspace."""
-    net, rng = copy.deepcopy(net).train(), np.random.default_rng(0)
-    batch = Batch(rng.integers(0, 256, (n, 3, *crop), np.uint8), np.zeros((n, *crop), np.uint8), ["check"] * n)
-    tracemalloc.start()
-    try:
-        optimizer = SGD(net.parameters(), lr=0.0, momentum=0.9)
-        for _ in range(2):                                               # the first may fill buffers that stay
-            tracemalloc.reset_peak()
-            train_step(net, optimizer, batch)
-        return tracemalloc.get_traced_memory()[1] + sum(a.nbytes for _, a in net.named_buffers())
-    finally:
-        tracemalloc.stop()
 
 
 # ---- this installation ----

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifcn.data.classes import DataError
 from minifcn.data.masks import read_image, write_labels
 from minifcn.data.voc import scaled_size
 from minifcn.files.atomic import atomic
@@ -27,16 +28,22 @@ STRIP = 2**24               # pixels that are overlaid together
 ABSENT = (OSError, ValueError, KeyError, StopIteration, ImportError)
 
 
+class TooLarge(ValueError):
+    """An image does not fit into memory; the message says what does."""
+
+
+class Incomplete(RuntimeError):
+    """Some images could not be segmented, all others were; the message lists them with their reasons."""
+
+
 def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.0, reads=()):
     """Segment image files: for each NAME.jpg write out/NAME.png, its classes, and out/NAME_overlay.png, the image under them.
 
     net, method, device, scale: as in inference.predict. reads: other files that must not be overwritten, such as the
     checkpoint. EXIF orientation is applied. Yields lines about each image.
-    Raises ValueError where a result would overwrite another or an input, and for an image that does not fit into memory;
-    DataError for one that cannot be read.
+    Raises ValueError, before anything is written, where a result would overwrite another or an input; and Incomplete, after the
+    last image, which lists those that cannot be read or do not fit into memory.
     """
-    from PIL import Image
-
     out, stems = Path(out), [Path(path).stem for path in paths]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -44,28 +51,41 @@ def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.
     results = {stem: (out / f"{stem}.png", out / f"{stem}_overlay.png") for stem in stems}
     check_outputs([path for pair in results.values() for path in pair], [*paths, *reads])
     out.mkdir(parents=True, exist_ok=True)
+    failures = []
     for path, stem in zip(paths, stems):
-        image = read_image(path, exif=True, most=LARGEST)                           # (H, W, 3)
-        H, W = image.shape[:2]
-        if method is not tile_and_average and device == "cpu":
-            need, free = memory_needed(net, (H, W), len(classes.names), method, scale), free_memory()
-            if need > LARGE:
-                yield f"{path} ({W} x {H}): needs about {need / 1e9:.1f} GB of memory"
-            if free is not None and need > free:
-                raise ValueError(f"{path}: {W} x {H} pixels at once need about {need / 1e9:.1f} GB of memory, and "
-                                 f"{free / 1e9:.1f} GB are free; use --method tile")
-        labels = predict(net, image, method, device, scale)                         # (H, W)
-        mask, picture = results[stem]
-        with atomic(mask) as file:
-            write_labels(file, labels, classes)
-        rows = max(STRIP // W, 1)
-        for top in range(0, H, rows):
-            image[top:top + rows] = overlay(image[top:top + rows], labels[top:top + rows], classes)
-        with atomic(picture) as file:
-            Image.fromarray(image).save(file, format="PNG")
-        share = np.bincount(labels.ravel(), minlength=len(classes.names)) / labels.size         # (K,)
-        found = ", ".join(f"{classes.names[k]} {share[k]:.0%}" for k in np.argsort(-share) if share[k] >= 0.005)
-        yield f"{path} ({W} x {H}): {found} -> {mask}, {picture}"
+        try:
+            yield from _predict_file(net, path, *results[stem], classes, method, device, scale)
+        except (DataError, TooLarge) as error:
+            failures.append(str(error))
+            yield f"{path}: left out, see below"
+    if failures:
+        raise Incomplete(f"{len(failures)} of {len(paths)} images could not be segmented:\n" + "\n".join(failures))
+
+
+def _predict_file(net, path, mask, picture, classes, method, device, scale):
+    """Segment one image file into two; yields lines about it."""
+    from PIL import Image
+
+    image = read_image(path, exif=True, most=LARGEST)                               # (H, W, 3)
+    H, W = image.shape[:2]
+    if method is not tile_and_average and device == "cpu":
+        need, free = memory_needed(net, (H, W), len(classes.names), method, scale), free_memory()
+        if need > LARGE:
+            yield f"{path} ({W} x {H}): needs about {need / 1e9:.1f} GB of memory"
+        if free is not None and need > free:
+            raise TooLarge(f"{path}: {W} x {H} pixels at once need about {need / 1e9:.1f} GB of memory, and "
+                           f"{free / 1e9:.1f} GB are free; use --method tile")
+    labels = predict(net, image, method, device, scale)                             # (H, W)
+    with atomic(mask) as file:
+        write_labels(file, labels, classes)
+    rows = max(STRIP // W, 1)
+    for top in range(0, H, rows):
+        image[top:top + rows] = overlay(image[top:top + rows], labels[top:top + rows], classes)
+    with atomic(picture) as file:
+        Image.fromarray(image).save(file, format="PNG")
+    share = np.bincount(labels.ravel(), minlength=len(classes.names)) / labels.size             # (K,)
+    found = ", ".join(f"{classes.names[k]} {share[k]:.0%}" for k in np.argsort(-share) if share[k] >= 0.005)
+    yield f"{path} ({W} x {H}): {found} -> {mask}, {picture}"
 
 
 def memory_needed(net, hw, K, method, scale):

@@ -5,9 +5,22 @@ without pyplot, so that nothing here touches the reader's own matplotlib state o
 Read after inference.py; read next fast/cpu.py. training/report.py calls this.
 """
 
+import io
+
 import numpy as np
 
 from minifcn.data.classes import VOID_COLOUR, index_to_colour
+
+
+def png(draw):
+    """The PNG, bytes, of the Figure that draw() returns, whatever the reader's own matplotlib settings are (usetex, ...)."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        draw().savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def overlay(image, labels, classes, alpha=0.6):
@@ -99,7 +112,9 @@ def picture_rows(rows, classes, titles=()):
         axes_row[0].set_ylabel(name)
     for place, title in zip(axes.ravel(), titles):
         place.set_title(title, fontsize="medium")
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)                                                  # a name may hold a $
     return figure
 
 
@@ -119,7 +134,8 @@ def show_mask(axes, labels, classes, fontsize=8):
             axes.contour(inside, levels=[0.5], colors="white", linewidths=1.6)
             axes.contour(inside, levels=[0.5], colors="black", linewidths=0.7)
         for row, column in roomy(inside):
-            name = axes.text(column, row, classes.names[index], ha="center", va="center", fontsize=fontsize, clip_on=True)
+            name = axes.text(column, row, classes.names[index], ha="center", va="center", fontsize=fontsize, clip_on=True,
+                             parse_math=False)
             name.set_path_effects([withStroke(linewidth=2, foreground="white")])
             name.set_in_layout(False)                                               # it may stick out, never push
 

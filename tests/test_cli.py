@@ -58,9 +58,9 @@ def refused(capsys, command, *parts):
 
 
 def test_train_takes_the_options(trained):
-    options = load(trained / "checkpoint.npz").info["options"]
-    assert (options["lr"], options["flip"], options["crop"], options["epochs"]) == (0.01, False, [64, 64], 1)
-    assert (options["weight_decay"], options["schedule"]) == (5e-4, "poly")             # VOC's defaults where not given
+    options = load(trained / "checkpoint.npz").options
+    assert (options.lr, options.flip, options.crop, options.epochs) == (0.01, False, (64, 64), 1)
+    assert (options.weight_decay, options.schedule) == (5e-4, "poly")                   # VOC's defaults where not given
 
 
 def test_train_without_data_draws_it(tmp_path, monkeypatch, capsys):
@@ -68,10 +68,10 @@ def test_train_without_data_draws_it(tmp_path, monkeypatch, capsys):
     assert main(["train", *SMALL, "--limit", "4"]) == 0
     out = capsys.readouterr().out
     scores = json.loads((tmp_path / "runs" / "synthetic" / "metrics.json").read_text())
-    assert scores["images"] == 100 and f"mean IoU                {scores['mean_iou']:.3f}" in out
+    assert scores["images"] == 4 and scores["unscored"] == 96 and f"mean IoU                {scores['mean_iou']:.3f}" in out
     assert f"({scores['always_background']['mean_iou']:.3f})" in out and "disc" in out
-    options = load(tmp_path / "runs" / "synthetic" / "checkpoint.npz").info["options"]
-    assert options["weight_decay"] == 1e-4 and options["width"] == 2                    # synthetic defaults, unless given
+    options = load(tmp_path / "runs" / "synthetic" / "checkpoint.npz").options
+    assert options.weight_decay == 1e-4 and options.width == 2                          # synthetic defaults, unless given
     assert main(["train", "--resume"]) == 0                                             # finds it by the same rule
 
 
@@ -184,5 +184,6 @@ def test_mistakes_of_evaluate_and_predict(checkpoint, data, tmp_path, capsys):
     (other / "classes.json").unlink()                                                   # now VOC's 21 classes
     fails(capsys, ["evaluate", checkpoint, "--data", other], "trained on other classes", "disc")
     (tmp_path / "bad.jpg").write_bytes(b"hello")
-    fails(capsys, ["predict", checkpoint, tmp_path / "bad.jpg", "--out", tmp_path], "bad.jpg", "not a readable image")
+    assert main(["predict", checkpoint, str(tmp_path / "bad.jpg"), "--out", str(tmp_path)]) == 1
+    assert re.match(r"minifcn: 1 of 1 images could not be segmented:\n.*bad.jpg: not a readable image", capsys.readouterr().err)
     fails(capsys, ["predict", checkpoint, "a/x.jpg", "b/x.png", "--out", tmp_path], "more than one image is called x")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from minifcn.__main__ import main
 from minifcn.data.classes import VOC, Classes
 from minifcn.export import exports, to_onnx, write_onnx
 from minifcn.inference import predict, whole
-from minifcn.training.checkpoint import Checkpoint, save
+from minifcn.training.checkpoint import Checkpoint, State, save
 from minifcn.training.options import Options
 
 onnx = pytest.importorskip("onnx")
@@ -162,8 +161,7 @@ def test_a_network_of_ones_own(runtime):
 def checkpoint(tmp_path):
     net = trained("fcn16s", width=2)
     options = Options(data="nowhere", width=2, model="fcn16s", crop=(64, 96), batch_size=4, scale=0.5)
-    save(tmp_path / "c.npz", Checkpoint({"name": "fcn16s", "backbone": "resnet18", "width": 2}, SEVEN, net.state_dict(), {},
-                                        {"options": asdict(options)}))
+    save(tmp_path / "c.npz", Checkpoint(SEVEN, net.state_dict(), {}, options, State()))
     return tmp_path / "c.npz"
 
 

@@ -57,6 +57,18 @@ def test_results_that_would_overwrite_something(net, tmp_path, names, match):
         {name for name in names if "/" not in name})                    # nothing was written
 
 
+def test_a_broken_picture_does_not_stop_the_rest(net, tmp_path):
+    paths = [draw(tmp_path / name, seed=seed) for seed, name in enumerate(("a.jpg", "b.jpg", "c.jpg", "d.jpg"))]
+    paths[1].write_bytes(paths[1].read_bytes()[:900])
+    paths[2].write_bytes(b"hello")
+    lines = predict_files(net, paths, tmp_path / "out", CLASSES)
+    seen = [next(lines) for _ in paths]
+    assert "left out" in seen[1] and "left out" in seen[2] and "-> " in seen[3]
+    with pytest.raises(photos.Incomplete, match=r"2 of 4 images .*:\n.*b.jpg: .*truncated.*\n.*c.jpg: not a"):
+        next(lines)
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a_overlay.png", "d.png", "d_overlay.png"]
+
+
 def test_the_checkpoint_is_not_overwritten(net, tmp_path):
     path = draw(tmp_path / "a.jpg")
     (tmp_path / "a.png").write_text("weights")
@@ -95,7 +107,7 @@ def test_a_photograph_that_does_not_fit_is_refused_with_the_way_out(net, tmp_pat
     need = memory_needed(net, (400, 300), 3, METHODS["whole"], 1.0)
     assert 8 * 3 * 120_000 < need < 60 * 120_000                       # two arrays of logits at least
     monkeypatch.setattr(photos, "free_memory", lambda: need // 2)
-    with pytest.raises(ValueError, match=r"a.png: 300 x 400 pixels at once need about 0.0 GB.*--method tile"):
+    with pytest.raises(photos.Incomplete, match=r"a.png: 300 x 400 pixels at once need about 0.0 GB.*--method tile"):
         run(net, [path], tmp_path / "out")
     assert os.listdir(tmp_path / "out") == []
     monkeypatch.setattr(photos, "free_memory", lambda: 2 * need)
@@ -134,5 +146,5 @@ def test_more_pixels_than_training_takes(net, tmp_path):
     with opened(path, most=photos.LARGEST) as (_, image):
         assert image.size == (65_535, 1_400)
     path.write_bytes(png_header(65_535, 4_097))                         # 268.5
-    with pytest.raises(DataError, match="the limit is 268435456 pixels"):
+    with pytest.raises(photos.Incomplete, match="the limit is 268435456 pixels"):
         run(net, [path], tmp_path / "out")

@@ -114,6 +114,11 @@ def readable_only():
         _readable = before
 
 
+def readable():
+    """Whether the twins are switched off now."""
+    return _readable
+
+
 # ---- explain ----
 
 def explain(f, *args, **kwargs):

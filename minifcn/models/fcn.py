@@ -11,9 +11,13 @@ Read after resnet.py; read next files/regular.py.
 Sources: Long, Shelhamer & Darrell 2015; d2l.ai, "Fully Convolutional Networks".
 """
 
+import warnings
+
 from minifcn import nn
 from minifcn.models.resnet import TRUNKS
 from minifcn.nn import init
+
+LARGE = 30_000_000          # numbers of a kernel: 86 classes of FCN-32s; a step then takes several times that of 21 classes
 
 
 def enlarge(num_classes, factor):
@@ -43,6 +47,11 @@ class FCN(nn.Module):
         self.final_conv.weight.data[...] = init.xavier(self.final_conv.weight.shape)
         self.skips = nn.Sequential(*(Skip(channels[1 - i], num_classes) for i in range(skips)))
         self.transpose_conv = enlarge(num_classes, 32 >> skips)
+        size = self.transpose_conv.weight.size
+        if size > LARGE:
+            warnings.warn(f"enlarging {num_classes} classes {32 >> skips} times takes a kernel of {size / 1e6:.0f} million "
+                          f"numbers, K x K x {64 >> skips} x {64 >> skips}, which each step computes with; FCN-8s (fcn8s) "
+                          f"takes {num_classes**2 * 256 / 1e6:.1f} million", stacklevel=3)
 
     def scores(self, x):
         """What transpose_conv enlarges: scores at 1/32 of the image, or 1/16, 1/8 with skips. x: Tensor or array."""

@@ -16,8 +16,8 @@ from minifcn.data.loader import Loader
 from minifcn.data.voc import Folder
 from minifcn.functional.step import normalize
 from minifcn.inference import whole
-from minifcn.training.checkpoint import State, load_model
-from minifcn.training.run import stored_options, training_folder
+from minifcn.training.checkpoint import load_model
+from minifcn.training.run import training_folders
 
 # The crop, 320 x 480, is Options' default.
 COMMON = {"batch_size": 32, "epochs": 5, "momentum": 0.0, "weight_decay": 1e-3, "schedule": "constant", "lr_pretrained": 1.0,
@@ -46,8 +46,7 @@ def report(out):
     included; neither counts the evaluation).
     """
     net, saved = load_model(out / "checkpoint.npz")
-    options = stored_options(saved, out / "checkpoint.npz")
-    state, device = State(**saved.info["state"]), choose_device(options.device)
+    options, state, device = saved.options, saved.state, choose_device(saved.options.device)
     steps = np.diff([0, *(row["step"] for row in state.history)])                   # of each row
     last = np.array([row["epoch"] > options.epochs - 1 for row in state.history])
     loss, accuracy = (float(np.average([row[key] for row in state.history], weights=steps * last))
@@ -78,7 +77,7 @@ def crop_accuracy(net, loader, device="cpu"):
 def _loader(options, split):
     """Random crops of a split, in its order: neither mirrored nor scaled, the last batch left out."""
     if split == "train":
-        folder = training_folder(options)
+        folder = training_folders(options)[-1]
     else:
         folder = Folder(options.data, split, options.scale).at_least(options.crop)
     return Loader(folder, options.batch_size, options.crop, options.seed, flip=False, void=options.void, shuffle=False,

@@ -1,11 +1,14 @@
 """A run in one file: weights, classes, optimiser, position and options, written atomically, read back completely or not at all.
 
 checkpoint.npz is an ordinary NumPy archive: one array per name, and "meta", a JSON text as uint8. No pickle, neither way.
+What the JSON must be is written down once, in META, and checked once, in `load`: nothing behind it meets a wrong type, a
+number that is not finite, or options that contradict the weights.
 Read after scoring.py; read next pretrained.py.
 """
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ from minifcn.data.classes import Classes
 from minifcn.files.atomic import atomic
 from minifcn.files.weights import load_state
 from minifcn.models.fcn import MODELS
+from minifcn.training.options import Options
 
 FORMAT = "minifcn checkpoint 1"
 
@@ -30,6 +34,7 @@ class State:
     batch: int = 0              # batches of it that are done
     step: int = 0               # steps of the run that are done
     loss: float = 0.0           # sums since the last row of log.csv: loss of the valid pixels,
+    weight: float = 0.0         # their weights (their number, where classes have none),
     correct: int = 0            # those predicted right,
     pixels: int = 0             # their number,
     row_images: int = 0         # images trained on,
@@ -39,26 +44,102 @@ class State:
     seconds: float = 0.0
     waited: float = 0.0
     history: list = field(default_factory=list)     # rows of log.csv
-    scores: dict | None = None                      # what evaluate() gave last
+    scores: dict | None = None                      # what evaluate() gave last, and "epoch", how many were done then
+    best: dict | None = None                        # the scores with the highest mean IoU, of equals the earliest
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds. model, optimizer: name -> ndarray. info: JSON-able; what the run wants back."""
+    """What a checkpoint holds. model, optimizer: name -> ndarray."""
 
-    architecture: dict      # {"name": "fcn32s", "backbone": "resnet18", "width": 64}, or {"own": name of a Module's class}
     classes: Classes
-    model: dict             # Module.state_dict()
-    optimizer: dict         # SGD.state_dict()
-    info: dict              # {"options": ..., "state": ..., ...}
+    model: dict                 # Module.state_dict()
+    optimizer: dict             # SGD.state_dict()
+    options: Options
+    state: State
+    pretrained: tuple = ()      # names of the arrays that --pretrained loaded
+    images: int = 0             # checksum of the names of the training images, in their order
+    data: dict | None = None    # digests of what was trained on and validated with; None: written before there were any
+    arithmetic: dict | None = None  # what the last bits depend on: libraries, kernels, threads; None as above
+    own: str | None = None      # name of the class of fit()'s network; None: one of minifcn's, that options name
 
+
+# ---- what the JSON must be ----
+
+ANY = object()                  # a value that is checked elsewhere
+NUMBER = float                  # any finite number; int: an integer of 0..2^63
+SCORES = {"pixel_accuracy": NUMBER, "mean_accuracy": NUMBER, "mean_iou": NUMBER, "frequency_weighted_iou": NUMBER,
+          "loss": NUMBER, "images": int, "iou_per_class": {str: (NUMBER, None)},
+          "always_background": {"pixel_accuracy": NUMBER, "mean_iou": NUMBER}, "epoch?": int, "unscored?": int}
+ROW = {"epoch": NUMBER, "step": int, "lr": NUMBER, "loss": NUMBER, "accuracy": NUMBER, "images_per_second": NUMBER,
+       "waiting": NUMBER, "val_loss": (NUMBER, None), "val_pixel_accuracy": (NUMBER, None), "val_mean_iou": (NUMBER, None)}
+ADDED = ("class_weights", "val_every", "sync_norm")    # options that older checkpoints do not have
+META = {
+    "format": str,
+    "architecture": {"name?": str, "backbone?": str, "width?": int, "own?": str},
+    "classes": ANY,
+    "info": {
+        "options": {f.name + "?" * (f.name in ADDED): ANY for f in fields(Options)},
+        "state": {"epoch": int, "batch": int, "step": int, "loss": NUMBER, "weight?": NUMBER, "correct": int, "pixels": int,
+                  "row_images?": int, "row_seconds?": NUMBER, "row_waited?": NUMBER, "images": int, "seconds": NUMBER,
+                  "waited": NUMBER, "history": [ROW], "scores": (SCORES, None), "best?": (SCORES, None)},
+        "pretrained": [str],
+        "images": int,
+        "data?": {"train": str, "val": str},
+        "arithmetic?": {str: str},
+    },
+}
+
+
+def conform(value, schema, place):
+    """Raise ValueError, naming the place, where a value of a JSON text is not what a schema says.
+
+    A schema is str, int or float; None; [schema of every item]; {key: schema}, where "key?" may be missing and the key `str`
+    stands for any; or a tuple of schemas, of which one must hold.
+    """
+    if schema is ANY:
+        return
+    if isinstance(schema, tuple):
+        if value is None and None in schema:
+            return
+        conform(value, next(s for s in schema if s is not None), place)
+    elif isinstance(schema, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{place} is not a list")
+        for i, item in enumerate(value):
+            conform(item, schema[0], f"{place}[{i}]")
+    elif isinstance(schema, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{place} is not an object")
+        known = {key.removesuffix("?"): content for key, content in schema.items() if key is not str}
+        missing = [key for key in schema if key is not str and not key.endswith("?") and key not in value]
+        foreign = [key for key in value if key not in known and str not in schema]
+        if missing or foreign:
+            raise ValueError(f"{place} {f'lacks {missing[0]!r}' if missing else f'has the unknown key {foreign[0][:80]!r}'}")
+        for key, item in value.items():
+            conform(item, known.get(key, schema.get(str)), f"{place}.{key[:80]}")
+    elif schema is str:
+        if not isinstance(value, str):
+            raise ValueError(f"{place} is not a text")
+    elif schema is int:
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise ValueError(f"{place} is not an integer of 0..2^63")
+    elif type(value) not in (int, float) or not -math.inf < value < math.inf:
+        raise ValueError(f"{place} is not a finite number")
+
+
+# ---- writing and reading ----
 
 def save(path, checkpoint):
     """Write a Checkpoint to `path`. Raises CheckpointError (disk full, read-only, ...): what was at `path` is still there."""
+    options = checkpoint.options
+    info = {"options": asdict(options), "state": asdict(checkpoint.state), "pretrained": list(checkpoint.pretrained),
+            "images": checkpoint.images}
+    info |= {name: value for name in ("data", "arithmetic") if (value := getattr(checkpoint, name)) is not None}
     meta = {
         "format": FORMAT,
-        "architecture": checkpoint.architecture,
+        "architecture": _architecture(options, checkpoint.own),
         "classes": checkpoint.classes.content(),
-        "info": checkpoint.info,
+        "info": info,
     }
     arrays = {f"model/{name}": array for name, array in checkpoint.model.items()}
     arrays |= {f"optimizer/{name}": array for name, array in checkpoint.optimizer.items()}
@@ -73,7 +154,7 @@ def save(path, checkpoint):
 def load(path):
     """Read a Checkpoint, every byte of it, checking the CRC-32 of each array.
 
-    Raises CheckpointError when the file is missing, cut short, damaged, or something else than a checkpoint.
+    Raises CheckpointError when the file is missing, cut short, damaged, contradicts itself, or is something else.
     """
     try:
         arrays = load_state(path)
@@ -82,30 +163,68 @@ def load(path):
     except ValueError as error:                                                     # WeightsError; it names the file
         raise CheckpointError(f"not a checkpoint, or damaged: {error}") from error
     try:
+        if "meta" not in arrays:
+            raise ValueError("it has no array called meta")
         meta = json.loads(arrays.pop("meta").tobytes())
-        if meta["format"] != FORMAT:
-            raise ValueError(f"its format is {meta['format']!r}, this version reads {FORMAT!r}")
-        classes = Classes.of(meta["classes"])
-        parts = {"model": {}, "optimizer": {}}
-        for name, array in arrays.items():
-            part, _, name = name.partition("/")
-            parts[part][name] = array
-        return Checkpoint(meta["architecture"], classes, parts["model"], parts["optimizer"], meta["info"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of minifcn: {error!r}") from error
+        if isinstance(meta, dict) and meta.get("format") != FORMAT:
+            raise ValueError(f"its format is {str(meta.get('format'))[:80]!r}, this version reads {FORMAT!r}")
+        conform(meta, META, "meta")
+        info, classes = meta["info"], Classes.of(meta["classes"])
+        state, options = State(**info["state"]), Options(**info["options"])
+        _check_state(state, options, classes)
+        own = meta["architecture"].get("own")
+        if meta["architecture"] != _architecture(options, own):
+            raise ValueError("its options name another network than its architecture")
+        model, optimizer = _parts(arrays)
+    except (ValueError, RecursionError) as error:                                   # UnicodeDecodeError and DataError too
+        raise CheckpointError(f"{path}: not a checkpoint of minifcn: {error}") from error
+    return Checkpoint(classes, model, optimizer, options, state, tuple(info["pretrained"]), info["images"],
+                      info.get("data"), info.get("arithmetic"), own)
 
 
-def build(architecture, num_classes):
-    """A new net for {"name", "backbone", "width"}. Raises ValueError for a name that minifcn does not have."""
-    name = architecture["name"]
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}, known are {', '.join(MODELS)}")
-    return MODELS[name](num_classes, backbone=architecture["backbone"], width=architecture["width"])
+def _architecture(options, own):
+    """How the file names the network."""
+    return {"own": own} if own else {"name": options.model, "backbone": options.backbone, "width": options.width}
+
+
+def _check_state(state, options, classes):
+    """What a schema cannot say; and what older checkpoints do not have."""
+    if state.epoch > options.epochs:
+        raise ValueError(f"epoch {state.epoch} of {options.epochs}")
+    for scores in (state.scores, state.best):
+        if scores is not None:
+            if scores["iou_per_class"].keys() != set(classes.names):
+                raise ValueError("its scores are of other classes than its own")
+            scores.setdefault("epoch", state.epoch)
+    if not state.weight:
+        state.weight = float(state.pixels)
+
+
+def _parts(arrays):
+    """The arrays of the model and of the optimiser. Raises ValueError for others, and for numbers that no training gives."""
+    parts = {"model": {}, "optimizer": {}}
+    for name, array in arrays.items():
+        part, _, short = name.partition("/")
+        if part not in parts:
+            raise ValueError(f"the array {name[:80]!r} belongs nowhere")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name[:80]} holds numbers that are not finite")
+        if short.endswith("running_var") and (array < 0).any():
+            raise ValueError(f"{name[:80]} holds negative variances")
+        parts[part][short] = array
+    return parts["model"], parts["optimizer"]
+
+
+# ---- the network ----
+
+def build(options, num_classes):
+    """A new net of an Options' model, backbone and width."""
+    return MODELS[options.model](num_classes, backbone=options.backbone, width=options.width)
 
 
 def _check_width(checkpoint):
     """Compare the width with the largest array, before a net is built that takes far more memory than the file."""
-    name, width = "trunk.layer4.1.conv2.weight", checkpoint.architecture["width"]
+    name, width = "trunk.layer4.1.conv2.weight", checkpoint.options.width
     if name not in checkpoint.model:
         raise ValueError(f"{name} is missing")
     shape = checkpoint.model[name].shape
@@ -119,14 +238,14 @@ def restore(checkpoint, path, own=None):
     own: the Module that fit() was given, to put the arrays into; None for a network of minifcn's, which is built.
     Raises CheckpointError when the arrays do not fit the net that the checkpoint names.
     """
-    held, wanted = checkpoint.architecture.get("own", "an FCN"), "an FCN" if own is None else type(own).__name__
+    held, wanted = checkpoint.own or "an FCN", "an FCN" if own is None else type(own).__name__
     try:
         if held != wanted:
             raise ValueError(f"holds {held}, not {wanted}; for one's own network: "
                              "net.load_state_dict(minifcn.training.checkpoint.load(path).model)")
         if own is None:
             _check_width(checkpoint)
-            own = build(checkpoint.architecture, len(checkpoint.classes.names))
+            own = build(checkpoint.options, len(checkpoint.classes.names))
         own.load_state_dict(checkpoint.model)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -47,8 +47,8 @@ class Options:
     flip: bool = _option("data", "mirror images at random", True)
     jitter: tuple = _option("data", "scale images at random by a factor from this range", (1.0, 1.0), low=0.01, high=100,
                             metavar=("LOW", "HIGH"))
-    limit: int | None = _option("data", "train on the first N images only, after the size rule", None, low=1, high=2**63 - 1,
-                                metavar="N")
+    limit: int | None = _option("data", "train on the first N images only, after the size rule, and evaluate on the first N",
+                                None, low=1, high=2**63 - 1, metavar="N")
 
     model: str = _option("network", "architecture", "fcn32s", choices=MODELS)
     backbone: str = _option("network", "trunk of the network", "resnet18", choices=TRUNKS)
@@ -71,8 +71,13 @@ class Options:
                              "per-image means; mxnet: their mean", "mean", choices=REDUCTIONS)
     sync_norm: bool = _option("training", "several processes (mpiexec): batch norm over the images of all of them, so that n "
                               "processes train as one does; --no-sync-norm: each over its own, as on the book's two GPUs", True)
+    class_weights: str | tuple | None = _option(
+        "training", "weight of each class in the loss: one number a class, or the word balanced, which makes the weights "
+        "inverse to the classes' shares of the training pixels", None, metavar="WEIGHT")
     seed: int = _option("training", "everything random follows from it", 0, high=2**63 - 1)
 
+    val_every: int = _option("run", "epochs from one evaluation to the next; also after the last epoch", 1, low=1, high=10**6,
+                             metavar="EPOCHS")
     save_every: int = _option("run", "steps from one checkpoint to the next; also after each epoch", 100, low=1,
                               high=2**63 - 1, metavar="STEPS")
     device: str = _option("run", "auto, cpu or gpu", "auto", choices=("auto", "cpu", "gpu"))
@@ -80,7 +85,8 @@ class Options:
     workers: int = _option("run", "threads that decode images; the results do not depend on it", 2, low=1, high=256,
                            metavar="N")
 
-    ELSEWHERE = ("data", "save_every", "device", "precision", "workers")    # where and how, not what: free to change on resume
+    # Free to change on resume: where and how a run computes, how long it goes on, how often it is scored.
+    FREE = ("data", "epochs", "val_every", "save_every", "device", "precision", "workers")
 
     def __post_init__(self):
         for f in fields(self):
@@ -92,15 +98,17 @@ class Options:
 
 
 def _kind(f):
-    """The type of a field's value or, for a tuple, of its items."""
+    """The type of a field's value or, for a tuple, of its items. Weights of classes are texts on the command line."""
     if f.type is tuple:
         return type(f.default[0])
-    return next(kind for kind in (bool, int, float, str) if f.type in (kind, kind | None))
+    return next(kind for kind in (bool, int, float, str) if f.type in (kind, kind | None, kind | tuple | None))
 
 
 def _checked(f, value):
     """The value in its field's type and range: JSON has no tuples, and users write 1 for 1.0. Raises ValueError."""
     kind, low, high = _kind(f), f.metadata["low"], f.metadata["high"]
+    if f.name == "class_weights":
+        return _checked_weights(value, low, high)
     if f.type is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(f.default):
             raise ValueError(f"{f.name} is {value!r}, must be {len(f.default)} numbers")
@@ -115,6 +123,18 @@ def _checked(f, value):
     if value not in choices:
         raise ValueError(f"{f.name} is {value!r}, must be one of {', '.join(choices)}")
     return value
+
+
+def _checked_weights(value, low, high):
+    """"balanced", or a tuple of numbers; the command line gives a list of texts."""
+    try:
+        items = [value] if isinstance(value, str) else list(value)
+        if items == ["balanced"]:
+            return "balanced"
+        return tuple(_checked_number("class_weights", float(item), float, low, high) for item in items)
+    except (TypeError, ValueError):
+        raise ValueError(f"class_weights is {_shown(value)}, must be the word balanced or one number of at least 0 for each "
+                         "class") from None
 
 
 def _checked_number(name, value, kind, low, high):
@@ -144,6 +164,8 @@ def add_arguments(parser):
             settings["choices"] = list(settings["choices"])
         if f.type is tuple:
             settings["nargs"] = len(f.default)
+        if f.name == "class_weights":
+            settings["nargs"] = "+"
         text = f.metadata["help"]
         if f.default not in (MISSING, None):
             synthetic = f"; synthetic data: {_shown(SYNTHETIC[f.name])}" if f.name in SYNTHETIC else ""
@@ -154,7 +176,7 @@ def add_arguments(parser):
 
 
 def _shown(value):
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
 
 
 def within(name):

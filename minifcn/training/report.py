@@ -6,12 +6,45 @@ Read after checkpoint.py; read next run.py.
 import csv
 import io
 import json
+import warnings
 
 from minifcn import plotting
 from minifcn.files.atomic import atomic
 from minifcn.inference import predict
+from minifcn.training.memory import estimated_memory
 
 PICTURES = 6                # columns of predictions.png
+
+
+def network(net, options, images, device, processes=1):
+    """Print the size of the network, and of a training step of each process on a CPU. images: how many there are."""
+    numbers, batch = sum(p.size for p in net.parameters()), -(-min(options.batch_size, images) // processes)
+    line = f"{type(net).__name__}: {numbers:,} parameters, {4 * numbers / 1e6:,.1f} MB"
+    if device == "cpu":
+        line += f"; a step on {batch} images takes about {estimated_memory(net, options.crop, batch) / 1e6:,.0f} MB"
+    print(line, flush=True)
+
+
+def used(options, listed, large, trained, val, scored):
+    """Print how many images are used, and why the others are not.
+
+    listed: the Folder of train. large: of it, the images of the crop's size. trained: of these, what --limit leaves.
+    val, scored: the Folder of validation, and what --limit leaves.
+    """
+    lines, batch = [f"training uses {len(trained)} of the {len(listed)} images of train"], options.batch_size
+    if len(large) < len(listed):
+        crop = " x ".join(map(str, options.crop))
+        lines.append(f"    {len(listed) - len(large)} are smaller than the crop of {crop} at scale {options.scale:g}: "
+                     "choose a smaller --crop or a larger --scale to use them")
+    if len(trained) < len(large):
+        lines.append(f"    {len(large) - len(trained)} are left out by --limit {options.limit}")
+    if options.drop_last and len(trained) % batch:
+        lines.append(f"    {len(trained) % batch}, others in each epoch, are left out by --drop-last: the last batch of "
+                     f"{batch} is not full")
+    lines.append(f"validation uses {len(scored)} of the {len(val)} images of val")
+    if len(scored) < len(val):
+        lines.append(f"    {len(val) - len(scored)} are left out by --limit {options.limit}")
+    print(*lines, sep="\n", flush=True)
 
 
 def log_row(state, epoch, lr):
@@ -23,7 +56,7 @@ def log_row(state, epoch, lr):
         "epoch": epoch,
         "step": state.step,
         "lr": lr,
-        "loss": state.loss / max(state.pixels, 1),
+        "loss": state.loss / (state.weight or 1),
         "accuracy": state.correct / max(state.pixels, 1),
         "images_per_second": state.row_images / state.row_seconds,
         "waiting": state.row_waited / state.row_seconds,
@@ -31,7 +64,7 @@ def log_row(state, epoch, lr):
         "val_pixel_accuracy": None,
         "val_mean_iou": None,
     })
-    state.loss, state.correct, state.pixels = 0.0, 0, 0
+    state.loss, state.weight, state.correct, state.pixels = 0.0, 0.0, 0, 0
     state.row_images, state.row_seconds, state.row_waited = 0, 0.0, 0.0
 
 
@@ -42,23 +75,31 @@ def speed(images_per_second, waiting):
 
 def progress(state):
     """The words beside the progress bar: what the next row of log.csv would hold."""
-    pixels = max(state.pixels, 1)
-    return (f"loss {state.loss / pixels:.3f}, accuracy {state.correct / pixels:.3f}, "
+    return (f"loss {state.loss / (state.weight or 1):.3f}, accuracy {state.correct / max(state.pixels, 1):.3f}, "
             + speed(state.row_images / state.row_seconds, state.row_waited / state.row_seconds))
 
 
 def epoch_line(state, epochs):
     """The line after an epoch: the last row of log.csv, in words."""
     row, scores = state.history[-1], state.scores
-    return (f"epoch {state.epoch}/{epochs}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f} | "
-            f"validation: loss {scores['loss']:.3f}, accuracy {scores['pixel_accuracy']:.3f}, "
-            f"mean IoU {scores['mean_iou']:.3f} | {speed(row['images_per_second'], row['waiting'])}")
+    line = f"epoch {state.epoch}/{epochs}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f} | "
+    if row["val_loss"] is not None:
+        line += (f"validation: loss {scores['loss']:.3f}, accuracy {scores['pixel_accuracy']:.3f}, "
+                 f"mean IoU {scores['mean_iou']:.3f}{_some_images(scores)}{', the best so far' * (state.best is scores)} | ")
+    return line + speed(row["images_per_second"], row["waiting"])
+
+
+def _some_images(scores):
+    """What --limit leaves out, beside a score: "" where that is nothing."""
+    left = scores.get("unscored", 0)
+    return f" of {scores['images']} images ({left} more are left out by --limit)" if left else ""
 
 
 def metrics(state):
-    """The last scores, and the speed of the whole run from end to end: data and checkpoints included, evaluations not."""
-    return state.scores | {"images_per_second": state.images / state.seconds, "epochs": state.epoch, "steps": state.step,
-                           "training_seconds": state.seconds}
+    """The last scores; the best ones; the speed of the whole run from end to end: data and checkpoints included, evaluations
+    not."""
+    return state.scores | {"best": state.best, "images_per_second": state.images / state.seconds, "epochs": state.epoch,
+                           "steps": state.step, "training_seconds": state.seconds}
 
 
 def write_tables(out, state):
@@ -72,23 +113,25 @@ def write_tables(out, state):
 
 
 def write_pictures(out, state, net, folder, device):
-    """curves.png, and predictions.png of the first images of a Folder. Puts net, which is on `device`, in eval mode."""
-    _write(out / "curves.png", _png(plotting.curves(state.history, state.scores["always_background"])))
-    net.eval()
+    """curves.png, and predictions.png of the first images of a Folder. A picture that cannot be drawn is warned of."""
+    _picture(out / "curves.png", lambda: plotting.curves(state.history, state.scores["always_background"]))
     images, truths = zip(*[folder.read_whole(i) for i in range(min(PICTURES, len(folder)))])
     predictions = [predict(net, image, device=device, scale=folder.scale) for image in images]
-    _write(out / "predictions.png", _png(plotting.prediction_rows(images, predictions, truths, folder.classes)))
+    _picture(out / "predictions.png", lambda: plotting.prediction_rows(images, predictions, truths, folder.classes))
+
+
+def _picture(path, draw):
+    try:
+        content = plotting.png(draw)
+    except Exception as error:          # matplotlib raises what it likes: a run's results do not hang on a picture
+        warnings.warn(f"{path} could not be drawn: {type(error).__name__}: {str(error)[:500]}", stacklevel=3)
+    else:
+        _write(path, content)
 
 
 def _write(path, content):
     with atomic(path) as file:
         file.write(content)
-
-
-def _png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
 
 
 def score_table(scores):
@@ -103,4 +146,5 @@ def score_table(scores):
         f"mean accuracy           {scores['mean_accuracy']:.3f}",
         f"mean IoU                {scores['mean_iou']:.3f}     ({nothing['mean_iou']:.3f})",
         f"frequency-weighted IoU  {scores['frequency_weighted_iou']:.3f}",
+        *([f"\nscored:{_some_images(scores)}"] if scores.get("unscored") else []),
     ])

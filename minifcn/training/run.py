@@ -11,21 +11,26 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import zlib
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from minifcn import nn
-from minifcn.core.backend import array_module, choose_device, has_tensor_cores, set_precision, to_host
+from minifcn.core import backend, dispatch
+from minifcn.core.backend import array_module, choose_device, has_tensor_cores, set_precision, to_device, to_host
+from minifcn.data.classes import DataError
 from minifcn.data.loader import Loader
+from minifcn.data.survey import survey
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
 from minifcn.files.atomic import locked
 from minifcn.functional import activation
-from minifcn.functional.step import repeat
+from minifcn.functional.step import normalize, repeat
+from minifcn.inference import whole
 from minifcn.training import checkpoint as checkpoints
 from minifcn.training import parallel, report
 from minifcn.training.checkpoint import Checkpoint, CheckpointError, State
@@ -35,6 +40,7 @@ from minifcn.training.pretrained import load_pretrained
 from minifcn.training.scoring import evaluate
 from minifcn.training.step import Step
 
+GAP = 0.2                   # between the accuracies of one batch in two modes, above which it is said
 READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
 
 
@@ -54,7 +60,7 @@ def train(options, out, overwrite=False, own=None):
     """Train from the start and write everything into the folder `out`; returns what metrics.json holds.
 
     own: what fit() was given, None for a network of minifcn's.
-    out gets checkpoint.npz, log.csv, metrics.json, curves.png, predictions.png. Raises ValueError when it holds a run
+    out gets checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png. Raises ValueError when it holds a run
     already (unless overwrite) or another process is training into it; DataError; CheckpointError; TrainingError;
     Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
@@ -73,7 +79,7 @@ def resume(out, own=None, **given):
     """Go on with the run in the folder `out` where its checkpoint stands; returns what metrics.json holds.
 
     own: what fit() was given, None for a network of minifcn's.
-    given: options to compare with the stored ones; those in Options.ELSEWHERE may differ and are taken over. Other `epochs`
+    given: options to compare with the stored ones; those in Options.FREE may differ and are taken over. Other `epochs`
         train longer (or shorter) than was planned: the end of the schedule moves, which is printed.
     Raises ValueError naming every other option that differs, for fewer epochs than are done, and what train() raises.
     """
@@ -87,12 +93,11 @@ def resume(out, own=None, **given):
 
     with contextlib.ExitStack() as held:
         saved = parallel.world().on_first(start)
-        stored = stored_options(saved, path)
-        options = replace(stored, **given)
+        stored, options = saved.options, replace(saved.options, **given)
         conflicts = [
             f"{f.name}: {getattr(stored, f.name)} stored, {getattr(options, f.name)} given"
             for f in fields(Options)
-            if f.name not in (*Options.ELSEWHERE, "epochs") and getattr(stored, f.name) != getattr(options, f.name)
+            if f.name not in Options.FREE and getattr(stored, f.name) != getattr(options, f.name)
         ]
         if conflicts:
             raise ValueError(f"{path} was made with other options ({'; '.join(conflicts)}); leave them out to resume")
@@ -100,14 +105,6 @@ def resume(out, own=None, **given):
         if options.epochs != stored.epochs:
             print(run.new_end(stored.epochs), flush=True)
         return run.finish()
-
-
-def stored_options(saved, path):
-    """The Options that a Checkpoint, read from `path`, was trained with. Raises CheckpointError if it holds none."""
-    try:
-        return Options(**saved.info["options"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its options do not fit this version: {error}") from error
 
 
 class _Signals:
@@ -135,15 +132,21 @@ class _Pending(NamedTuple):
 
     step: int
     ids: list
-    loss: object                # 0-d arrays on the device
+    loss: object                # arrays () on the device, as train_step returns them
     correct: object
-    valid: object
+    weight: object
+    pixels: object              # valid ones
 
 
-def training_folder(options):
-    """The Folder that a run trains on: the size rule first, then --limit."""
-    folder = Folder(options.data, "train", options.scale).at_least(options.crop)
-    return folder if options.limit is None else folder.first(options.limit)
+def training_folders(options, own=None):
+    """Three Folders, each a part of the one before: all of train; the images of the crop's size; what --limit leaves."""
+    listed = own.train if own else Folder(options.data, "train", options.scale)
+    large = listed.at_least(options.crop)
+    return listed, large, _first(large, options.limit)
+
+
+def _first(folder, limit):
+    return folder if limit is None else folder.first(limit)
 
 
 class Own(NamedTuple):
@@ -167,58 +170,99 @@ class Run:
         if self.device == "gpu" and options.precision != "fp32" and not has_tensor_cores():
             print(f"--precision {options.precision}: this GPU has no tensor cores for it (they came with NVIDIA's Ampere); "
                   "factors keep 24 bits, as in fp32", file=sys.stderr)
-        self.upload = Uploader(self.device)
+        self.upload, self.arithmetic = Uploader(self.device), arithmetic(self.device, self.world)
 
-        self.loss = own.loss if own else None
-        if own:
-            folder, self.val = own.train.at_least(options.crop), own.val
-        else:
-            folder, self.val = training_folder(options), Folder(options.data, "val", options.scale)
-        self.val.sizes()                                                            # finds faults before training starts
+        listed, large, folder = training_folders(options, own)
+        val = own.val if own else Folder(options.data, "val", options.scale)
+        val.sizes()                                                                 # finds faults before training starts
+        self.val = _first(val, options.limit)
+        self.unscored = len(val) - len(self.val)
         self.loader = Loader(folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
                              options.void, drop_last=options.drop_last, workers=options.workers, share=self.world.share)
-        self.steps = options.epochs * len(self.loader)
-        self.classes, self.images = folder.classes, zlib.crc32("\n".join(folder.ids).encode())   # which, in which order
-        what = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in Options.ELSEWHERE}
+        self.steps, self.classes = options.epochs * len(self.loader), folder.classes
+        self._check_batches(len(folder), own)
+        what = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in ("data", "workers")}
         self.world.check_same(code=parallel.code(), options=(what, self.device), data=[
             (f.ids, f.sizes(), self.classes.names) for f in (folder, self.val)])
+        seen = self.world.on_first(lambda: survey(folder, self.val))
+        if problems := seen.problems(options.void):
+            raise DataError(problems[0])
+        print(*seen.lines(), sep="\n")
+        report.used(options, listed, large, folder, val, self.val)
+        self.images = zlib.crc32("\n".join(folder.ids).encode())                   # which, in which order
+        self.data = {part.folder.split: part.digest for part in seen.parts}
+        self.weight, self.loss = _class_weights(options, self.classes, seen.parts[0].pixels), own.loss if own else None
+        if self.loss is not None and self.weight is not None:
+            raise ValueError("class_weights are those of the cross-entropy; a loss of one's own has its own")
 
-        self.architecture = {"name": options.model, "backbone": options.backbone, "width": options.width}
-        if own:
-            self.architecture = {"own": type(own.net).__name__}
         if saved is None:
             nn.init.seed(options.seed)
-            self.net = own.net if own else checkpoints.build(self.architecture, len(self.classes.names))
-            self.state, self.pretrained = State(), set()
+            self.net, self.state = own.net if own else checkpoints.build(options, len(self.classes.names)), State()
+            self.pretrained = set()
             if options.pretrained:
                 self.pretrained = self.world.on_first(lambda: load_pretrained(self.net, options.pretrained, self.classes))
             self.net.load_state_dict(self.world.broadcast(self.net.state_dict()))
-        elif saved.classes != self.classes or saved.info["images"] != self.images:
-            raise ValueError(f"{options.data}: not the classes and training images that {self.path} was trained on")
+            self.world.on_first(lambda: report.network(self.net, options, len(folder), self.device, self.world.size))
         else:
-            self.net = checkpoints.restore(saved, self.path, own and own.net)
-            self.state = State(**saved.info["state"])
-            self.pretrained = set(saved.info["pretrained"])
+            self._compare(saved)
+            self.net, self.state = checkpoints.restore(saved, self.path, own and own.net), saved.state
+            self.pretrained = set(saved.pretrained)
             print(f"{self.path}: going on after step {self.state.step} of {self.steps}")
+        self.own = own and type(own.net).__name__
         self.net.to(self.device)
+        self.weight = None if self.weight is None else to_device(self.weight, self.device)
         if options.sync_norm:
             parallel.sync_norm(self.net, self.world)
-        smallest = options.batch_size if options.drop_last else (len(folder) - 1) % options.batch_size + 1
-        if smallest < self.world.size and (self.loss or not options.sync_norm):
-            raise ValueError(f"a batch of {smallest} images has none for some of {self.world.size} processes, and "
-                             "--no-sync-norm or a loss of one's own needs some; choose another --batch-size, or --drop-last")
-        if self.world.size > 1 and not options.sync_norm:
+        elif self.world.size > 1:
             print("batch norm: every process has the statistics of its own images only (--no-sync-norm)")
 
-        self.optimizer = _optimizer(self.net, self.pretrained, options)
+        self.frozen = self.pretrained if options.lr_pretrained == 0 else set()
+        self.optimizer = _optimizer(self.net, self.pretrained, self.frozen, options)
         if saved is not None:
             try:
-                self.optimizer.load_state_dict(saved.optimizer)
+                self.optimizer.load_state_dict(_of_trained(saved.optimizer, self.optimizer) if self.frozen else saved.optimizer)
             except ValueError as error:
                 raise CheckpointError(f"{self.path}: {error}") from error
-        self.train_step = Step(self.net, self.optimizer, self.classes.void, options.reduction, self.loss, self.world)
+        self.train_step = Step(self.net, self.optimizer, self.classes.void, options.reduction, self.loss, self.world,
+                               self.weight)
         self.pending, self.skipped = [], 0
         self.last_read = 0.0
+
+    def _check_batches(self, images, own):
+        """Raise ValueError where a batch is too small for batch norm, or for the processes. images: how many there are."""
+        options, full = self.options, min(images, self.options.batch_size)
+        smallest = full if options.drop_last else (images - 1) % options.batch_size + 1
+        if smallest == 1 and max(options.crop) <= 32:
+            raise ValueError(f"a batch of one image, with crops of {options.crop[0]} x {options.crop[1]}: batch norm has one "
+                             "value a channel at 1/32 of that and cannot train. Choose a larger --crop"
+                             + (" or --batch-size" if full == 1 else
+                                f", --drop-last, or another --batch-size ({images} images leave one over)"))
+        if smallest < self.world.size and (own and own.loss or not options.sync_norm):
+            raise ValueError(f"a batch of {smallest} images has none for some of {self.world.size} processes, and "
+                             "--no-sync-norm or a loss of one's own needs some; choose another --batch-size, or --drop-last")
+
+    def _compare(self, saved):
+        """Compare a Checkpoint with what it meets. Raises ValueError where it cannot go on, warns where bits may differ."""
+        state, batches = saved.state, len(self.loader)
+        if saved.classes != self.classes or saved.images != self.images:
+            raise ValueError(f"{self.options.data}: not the classes and training images that {self.path} was trained on")
+        if state.batch > batches or state.step != state.epoch * batches + state.batch:
+            raise CheckpointError(f"{self.path}: step {state.step} is not batch {state.batch} of epoch {state.epoch}, with "
+                                  f"{batches} batches an epoch")
+        odd = []
+        if saved.data is None:
+            odd.append("what the files of the data set were then cannot be told")
+        elif saved.data["train"] != self.data["train"]:
+            odd.append("files of the training images or masks have changed")
+        before = saved.arithmetic or {}
+        odd += [f"{name}: {before[name]} before, {self.arithmetic.get(name, 'none')} now" for name in before
+                if before[name] != self.arithmetic.get(name)]
+        if odd:
+            warnings.warn("the run goes on, but perhaps not with the bits of one that was left alone: " + "; ".join(odd),
+                          stacklevel=4)
+        if saved.data is not None and saved.data["val"] != self.data["val"]:
+            warnings.warn("the validation images have changed: scores before and after, and the choice of best.npz, compare "
+                          "different pictures", stacklevel=4)
 
     def new_end(self, epochs):
         """The line that says what becomes of the schedule when the run ends elsewhere than after `epochs`. ValueError if that
@@ -232,28 +276,50 @@ class Run:
                 f"{self.steps}, so the learning rate goes on at {now:.3g} from step {state.step}, not at {before:.3g}")
 
     def finish(self):
-        """Train to the end, evaluate after each epoch, write everything. Returns the metrics."""
+        """Train to the end, evaluate after the epochs that --val-every wants, write everything. Returns the metrics."""
         state, options = self.state, self.options
         with _Signals() as signals, self._progress() as bar:
             if state.step == 0:
-                self.save()                         # finds a full disk or a read-only folder before hours of training
+                self.save(self.path)                # finds a full disk or a read-only folder before hours of training
+                self.world.on_first(lambda: (self.out / "best.npz").unlink(missing_ok=True))        # of a run before this one
             while state.epoch < options.epochs:
-                self._train_epoch(signals, bar)
+                try:
+                    self._train_epoch(signals, bar)
+                except DataError as error:          # an image whose pixels are damaged; the survey reads masks
+                    if self.world.size > 1:         # the other ranks do not know of it
+                        raise
+                    self.save(self.path)
+                    raise DataError(f"{error}; all steps before are in {self.path}: mend the file and go on with "
+                                    "--resume") from error
                 if not options.sync_norm:           # each rank has running statistics of its own: rank 0's count
                     self.net.load_state_dict(self.world.broadcast(self.net.state_dict()))
-                state.scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None, self.loss,
-                                        self.world)
-                self._leave_if(signals)
-                if not math.isfinite(state.scores["loss"]):
-                    raise TrainingError(f"the validation loss is {state.scores['loss']} after step {state.step}; "
-                                        + self._advice())
+                if (state.epoch + 1) % options.val_every == 0 or state.epoch + 1 == options.epochs:
+                    self._evaluate(signals, state.epoch + 1)
                 self._end_epoch(bar)
+            if state.scores is None or state.scores["epoch"] != state.epoch:        # --epochs was lowered to what is done
+                self._evaluate(signals, state.epoch)
+                self.save(self.path)
         self.world.on_first(self._report)
         return report.metrics(state)
 
     def _report(self):
         report.write_tables(self.out, self.state)   # again: a run killed just before it wrote them is complete after this
         report.write_pictures(self.out, self.state, self.net, self.val, self.device)
+
+    def _evaluate(self, signals, epoch):
+        """Score the validation images, and keep the net beside the checkpoint if none was better. epoch: how many are done."""
+        state = self.state
+        scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None, self.loss, self.world)
+        self._leave_if(signals)
+        if not math.isfinite(scores["loss"]):
+            raise TrainingError(f"the validation loss is {scores['loss']} after step {state.step}; " + self._advice())
+        state.scores = scores | {"epoch": epoch, "unscored": self.unscored}
+        state.history[-1] |= {f"val_{name}": scores[name] for name in ("loss", "pixel_accuracy", "mean_iou")}
+        if state.best is None or scores["mean_iou"] > state.best["mean_iou"]:
+            state.best = state.scores
+            position, state.epoch, state.batch = (state.epoch, state.batch), epoch, 0
+            self.save(self.out / "best.npz")        # before checkpoint.npz: a run that is killed between them writes it again
+            state.epoch, state.batch = position
 
     def _progress(self):
         from tqdm import tqdm
@@ -266,9 +332,11 @@ class Run:
         """The rest of the current epoch."""
         state, options, n = self.state, self.options, len(self.loader)
         self.net.train()
+        _freeze(self.net, self.frozen)
         bar.set_description(f"epoch {state.epoch + 1}/{options.epochs}", refresh=False)
         with contextlib.closing(self.loader.epoch(state.epoch, state.batch)) as batches:
             clock = idle = time.perf_counter()
+            last = None
             for batch in batches:
                 waited = time.perf_counter() - idle
                 factor = self._step(batch)
@@ -286,8 +354,11 @@ class Run:
                 bar.update()
                 self._leave_if(signals)
                 if state.step % options.save_every == 0:
-                    self.save()
+                    self.save(self.path)
                 idle = time.perf_counter()
+                last = batch
+        if last is not None:
+            self._compare_modes(last, bar)
 
     def _step(self, batch):
         """One step; returns its factor on the learning rates."""
@@ -299,8 +370,26 @@ class Run:
         sums = repeat(self.train_step, inputs if self.world.size == 1 else (*inputs, len(batch.ids)))
         state.step, state.batch = state.step + 1, state.batch + 1
         state.images, state.row_images = state.images + len(batch.ids), state.row_images + len(batch.ids)
-        self.pending.append(_Pending(state.step, batch.ids, *sums))
+        pixels = sums[2] if self.weight is None else self.world.sum(np.array(self._valid(batch)))
+        self.pending.append(_Pending(state.step, batch.ids, *sums, pixels))
         return factor
+
+    def _valid(self, batch):
+        """How many pixels of a batch are not void."""
+        return np.count_nonzero(batch.labels != self.classes.void)
+
+    def _compare_modes(self, batch, bar):
+        """Say it where the last batch of an epoch comes out right in train mode and wrong in eval mode, or the reverse."""
+        correct = 0
+        if len(batch.labels):                                                       # else: others have the whole batch
+            images, labels = self.upload(batch.images, batch.labels)                # (N, 3, h, w), (N, h, w)
+            correct = (whole(self.net, normalize(images)).argmax(axis=1) == labels).sum().item()
+        correct, pixels = self.world.sum(np.array([correct, self._valid(batch)])).tolist()
+        training, evaluation = self.last_correct / max(pixels, 1), correct / max(pixels, 1)
+        if abs(training - evaluation) >= GAP:
+            bar.write(f"the last batch has the accuracy {training:.2f} in training and {evaluation:.2f} in evaluation: batch "
+                      "norm's running statistics, which evaluation uses, lag behind the weights. More steps help (more epochs, "
+                      "smaller batches), or a lower --lr")
 
     def _time(self, waited, clock):
         """Count the seconds since `clock`, of which `waited` were spent waiting for data; returns the time now."""
@@ -313,14 +402,17 @@ class Run:
         """Bring the pending sums from the device into the state. Raises TrainingError for a loss that is not finite."""
         if self.pending:
             xp, state = array_module(self.pending[0].loss), self.state
-            losses, correct, valid = (to_host(xp.stack([getattr(p, name) for p in self.pending])).tolist()
-                                      for name in ("loss", "correct", "valid"))
+            losses, correct, weights = (to_host(xp.stack([getattr(p, name) for p in self.pending])).tolist()
+                                        for name in ("loss", "correct", "weight"))
             for pending, loss in zip(self.pending, losses):
                 if not math.isfinite(loss):
                     raise TrainingError(f"the loss is {loss} at step {pending.step}, with the images "
                                         f"{', '.join(pending.ids)}; {self._advice()}")
                 state.loss += loss
-            state.correct, state.pixels = state.correct + sum(correct), state.pixels + sum(valid)
+            pixels = weights if self.weight is None else [p.pixels.item() for p in self.pending]
+            state.correct, state.pixels = state.correct + sum(correct), state.pixels + sum(pixels)
+            state.weight += sum(weights)
+            self.last_correct = correct[-1]
             self.pending.clear()
         self.last_read = time.perf_counter()
 
@@ -337,11 +429,10 @@ class Run:
                 f"minifcn check --data {self.options.data}")
 
     def _end_epoch(self, bar):
-        """Log the evaluation, move to the next epoch, save. Print last: a closed pipe raises."""
-        state, scores = self.state, self.state.scores
-        state.history[-1] |= {f"val_{name}": scores[name] for name in ("loss", "pixel_accuracy", "mean_iou")}
+        """Move to the next epoch and save. Print last: a closed pipe raises."""
+        state = self.state
         state.epoch, state.batch = state.epoch + 1, 0
-        self.save()
+        self.save(self.path)
         self.world.on_first(lambda: report.write_tables(self.out, state))
         bar.write(report.epoch_line(state, self.options.epochs))
         sys.stdout.flush()                          # into a log file as well, now and not hours later
@@ -349,28 +440,75 @@ class Run:
     def _leave_if(self, signals):
         number = max(self.world.gather(signals.number or 0))    # one rank may have got the signal, or got it a step earlier
         if number:
-            self.save()
+            self.save(self.path)
             raise Interrupted(number, self.state.step, self.path)
 
-    def save(self):
-        """Write the checkpoint. Raises TrainingError, and leaves the last one alone, when a number in it is not finite."""
+    def save(self, path):
+        """Write a checkpoint. Raises TrainingError, and leaves the last one alone, when a number in it is not finite."""
         self._read()
-        self.world.on_first(self._write)
+        self.world.on_first(lambda: self._write(path))
 
-    def _write(self):
+    def _write(self, path):
         model = self.net.state_dict()
         for name, array in model.items():
             if not np.isfinite(array).all():
                 raise TrainingError(f"{name} holds numbers that are not finite after step {self.state.step}; {self._advice()}")
-        info = {"options": asdict(self.options), "state": asdict(self.state), "images": self.images,
-                "pretrained": sorted(self.pretrained)}
-        checkpoints.save(self.path, Checkpoint(self.architecture, self.classes, model, self.optimizer.state_dict(), info))
+        checkpoints.save(path, Checkpoint(self.classes, model, self.optimizer.state_dict(), self.options, self.state,
+                                          sorted(self.pretrained), self.images, self.data, self.arithmetic, self.own))
 
 
-def _optimizer(net, pretrained, options):
-    """SGD with the pretrained parameters (a set of names) in a group of their own, at --lr-pretrained times the rate."""
+# ---- what a run is assembled of ----
+
+def arithmetic(device, world):
+    """What the last bits of a run depend on, beside its options: {name: words}."""
+    found = {"numpy": np.__version__, "path": "readable" if dispatch.readable() else "fast", "device": device,
+             "processes": str(world.size)}
+    if device == "gpu":
+        return found | {"cupy": backend.cupy.__version__}
+    return found | {"threads and BLAS": "; ".join(note() for note in dispatch.NOTES)}
+
+
+def _class_weights(options, classes, pixels):
+    """(K,) float32, or None. pixels: (K + 1,), how many of each class, and of void, are trained on. Raises ValueError."""
+    K, weights = len(classes.names), options.class_weights
+    if weights is None:
+        return None
+    if weights == "balanced":
+        counts = pixels[:K] + (np.arange(K) == 0) * (pixels[K] if options.void == "background" else 0)      # (K,)
+        there = counts > 0
+        weights = np.divide(counts.sum(), there.sum() * counts, out=np.ones(K), where=there)
+    elif len(weights) != K:
+        raise ValueError(f"{len(weights)} numbers in --class-weights for {K} classes ({', '.join(classes.names)})")
+    if not any(weights):
+        raise ValueError("--class-weights are all 0: there is nothing to learn")
+    return np.asarray(weights, np.float32)
+
+
+def _optimizer(net, pretrained, frozen, options):
+    """SGD with the pretrained parameters (a set of names) in a group of their own, at --lr-pretrained times the rate.
+
+    Those in `frozen` are no parameters any more: no gradient is computed for them.
+    """
     named = list(net.named_parameters())
+    for name, p in named:
+        p.requires_grad = name not in frozen
     new = [p for name, p in named if name not in pretrained]
-    old = [p for name, p in named if name in pretrained]
-    groups = [{"params": new}, {"params": old, "lr": options.lr * options.lr_pretrained}]
+    old = [p for name, p in named if name in pretrained - frozen]
+    if frozen and not new:
+        raise ValueError("--lr-pretrained 0 freezes what --pretrained loaded, and that is the whole network")
+    groups = [{"params": new}] + [{"params": old, "lr": options.lr * options.lr_pretrained}] * bool(old)
     return SGD(groups, options.lr, options.momentum, options.weight_decay)
+
+
+def _freeze(net, frozen):
+    """Put the batch norms whose statistics are in `frozen` (a set of names) in eval mode: they use them and do not change."""
+    kept = {id(array) for name, array in net.named_buffers() if name in frozen}
+    for module in net.modules():
+        if any(id(value) in kept for value in vars(module).values()):
+            module.eval()
+
+
+def _of_trained(velocities, optimizer):
+    """The velocities of the parameters that are trained: older checkpoints have those of frozen ones, too, behind them."""
+    count = len(optimizer.state_dict())
+    return {name: array for name, array in velocities.items() if not name.isdigit() or int(name) < count}

@@ -30,7 +30,8 @@ REDUCTIONS = {
 LOSS_SCALE = 2.0**16
 
 
-def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY, loss=None, world=ALONE):
+def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY, loss=None, world=ALONE,
+               weight=None):
     """One step of gradient descent.
 
     net: a Module from images (N, 3, H, W) to logits (N, K, H, W), in train mode. Its method `loss`, if it has one, is called
@@ -38,18 +39,20 @@ def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, up
     reduction: one of REDUCTIONS. factor: multiplies the learning rates. upload: an Uploader to the net's device.
     loss: None, or a function of (logits, labels) to minimise instead; of more than one number, the mean is taken.
     world: who trains together (parallel.py): each has a share of the batch, whose ids are those of the whole.
-    Returns, of the whole batch, (sum of the pixel losses, number of right pixels, number of valid pixels): arrays () on the
-    device.
+    weight: (K,) of the classes on the net's device, or None for 1; "mean" then divides by the sum of the pixels' weights.
+    Returns, of the whole batch, (sum of the pixel losses, number of right pixels, number of valid pixels, or sum of their
+    weights): arrays () on the device.
     """
-    return Step(net, optimizer, void, reduction, loss, world)(*upload(batch.images, batch.labels), factor, len(batch.ids))
+    step = Step(net, optimizer, void, reduction, loss, world, weight)
+    return step(*upload(batch.images, batch.labels), factor, len(batch.ids))
 
 
 class Step:
     """The part of `train_step` that runs on the device, as functional.step.repeat takes it: a function of arrays."""
 
-    def __init__(self, net, optimizer, void=255, reduction="mean", loss=None, world=ALONE):
+    def __init__(self, net, optimizer, void=255, reduction="mean", loss=None, world=ALONE, weight=None):
         self.net, self.optimizer, self.world = net, optimizer, world
-        self.void, self.reduction, self.loss = void, reduction, loss
+        self.void, self.reduction, self.loss, self.weight = void, reduction, loss, weight
 
     def __call__(self, images, labels, factor, N=None):
         """images: uint8 (n, 3, H, W). labels: (n, H, W). N: images of the whole batch. Returns what `train_step` returns."""
@@ -59,9 +62,9 @@ class Step:
             logits = net(Tensor(x))                                                 # (n, K, H, W)
             _, hits, valid = nn.loss_sums(logits.detach(), labels, ignore_index=self.void)
         elif hasattr(net, "loss"):
-            total, hits, valid = net.loss(x, labels, ignore_index=self.void)
+            total, hits, valid = net.loss(x, labels, self.weight, ignore_index=self.void)
         else:
-            total, hits, valid = nn.loss_sums(net(Tensor(x)), labels, ignore_index=self.void)
+            total, hits, valid = nn.loss_sums(net(Tensor(x)), labels, self.weight, ignore_index=self.void)
         hits, valid = world.sum(hits), world.sum(valid)
         N, H, W = N or len(labels), *labels.shape[1:]
         if self.loss is None:                                                       # this share's part of the batch's mean

@@ -447,11 +447,11 @@ def test_a_checkpoint_for_pytorch(tmp_path):
     from benchmarks.torch_fcn import FCN32s
     from minifcn import models, nn
     from minifcn.data.classes import VOC
-    from minifcn.training.checkpoint import Checkpoint, load_model, save
+    from minifcn.training.checkpoint import Checkpoint, State, load_model, save
+    from minifcn.training.options import Options
 
     nn.init.seed(0)
-    architecture = {"name": "fcn32s", "backbone": "resnet18", "width": 8}
-    save(tmp_path / "checkpoint.npz", Checkpoint(architecture, VOC, models.fcn32s(width=8).state_dict(), {}, {}))
+    save(tmp_path / "checkpoint.npz", Checkpoint(VOC, models.fcn32s(width=8).state_dict(), {}, Options("d", width=8), State()))
     net, _ = load_model(tmp_path / "checkpoint.npz")
     save_safetensors(tmp_path / "fcn.safetensors", net.state_dict())
     theirs = FCN32s(width=8).eval()

@@ -1,5 +1,6 @@
 """ResNet-18 and FCN: sizes, names, any image size, and PyTorch's values layer for layer."""
 
+import warnings
 from math import ceil
 
 import numpy as np
@@ -188,3 +189,13 @@ def torch_v2(torch, net):
         return TF.relu(bn("bn2", x))
 
     return forward
+
+
+def test_a_head_for_many_classes_is_announced():
+    """The head of FCN-32s grows with K^2: 92 million numbers for ADE20K's 150 classes."""
+    with pytest.warns(UserWarning, match=r"150 classes 32 times takes a kernel of 92 million .* \(fcn8s\) takes 5.8 million"):
+        models.fcn32s(150, width=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for K, model in ((21, models.fcn32s), (85, models.fcn32s), (150, models.fcn8s)):
+            model(K, width=2)

@@ -35,6 +35,7 @@ NAMES = {
         ravel repeat reshape round sort squeeze std sum swapaxes trace transpose var view""",
     "attributes": "T dtype flags itemsize nbytes ndim shape size strides",
 }
+__version__ = "stand-in"
 LACKING = {"where", "initial", "subok"}         # keywords of NumPy's reductions and ufuncs that CuPy's do not all have
 
 

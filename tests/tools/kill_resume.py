@@ -88,7 +88,7 @@ def differences(path, reference):
         mine, other = getattr(a, part), getattr(b, part)
         found += sorted(f"{part}/{name}" for name in mine.keys() | other.keys()
                         if name not in mine or name not in other or mine[name].tobytes() != other[name].tobytes())
-    a_rows, b_rows = ([{k: v for k, v in row.items() if k not in TIMES} for row in c.info["state"]["history"]] for c in (a, b))
+    a_rows, b_rows = ([{k: v for k, v in row.items() if k not in TIMES} for row in c.state.history] for c in (a, b))
     return found + ([] if a_rows == b_rows else ["log"])
 
 
@@ -111,8 +111,8 @@ def kill_and_resume(folder, moments, data=None):
         while not kill(start(arguments(data, out, *["--resume"] * path.exists())), path, *moment):
             finished()
         in_writes += path.with_name(path.name + ".tmp").exists()
-        state = checkpoint.load(path).info["state"] if path.exists() else None
-        positions.append(state and (state["epoch"], state["batch"]))
+        state = checkpoint.load(path).state if path.exists() else None
+        positions.append(state and (state.epoch, state.batch))
     run(arguments(data, out, *["--resume"] * path.exists()))
     finished()
     return positions, in_writes, found

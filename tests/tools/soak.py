@@ -51,19 +51,19 @@ def arguments(data, out, epochs):
 
 def train(data, folder, steps):
     """A Sample after each step, and one before and one after the run."""
-    samples, train_step = [], run.train_step
+    samples, repeat = [], run.repeat
 
     def watched(*given):
-        result = train_step(*given)
+        result = repeat(*given)
         samples.append(sample())
         return result
 
     assert command_line(["train", *arguments(data, folder / "short", 1)]) == 0
-    before, run.train_step = sample(), watched
+    before, run.repeat = sample(), watched
     try:
         assert command_line(["train", *arguments(data, folder / "long", -(-steps // EPOCH))]) == 0
     finally:
-        run.train_step = train_step
+        run.repeat = repeat
     return samples, before, sample()
 
 

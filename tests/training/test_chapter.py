@@ -7,9 +7,9 @@ from minifcn import __main__ as cli
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
 from minifcn.training import chapter
-from minifcn.training.checkpoint import State, load_model
+from minifcn.training.checkpoint import load_model
 from minifcn.training.options import Options
-from minifcn.training.run import stored_options, train
+from minifcn.training.run import train
 from minifcn.training.scoring import evaluate
 
 SMALL = {"width": 2, "crop": (64, 64), "batch_size": 4, "epochs": 2, "device": "cpu"}
@@ -57,7 +57,7 @@ def test_lines(run):
 def test_drops_the_last_batch_and_counts_the_last_epoch(run):
     out, _, result = run
     _, saved = load_model(out / "checkpoint.npz")
-    state = State(**saved.info["state"])
+    state = saved.state
     assert (state.step, state.images) == (4, 16)                         # 2 epochs of 2 batches of 4: 2 of 10 images left out
     last = [row for row in state.history if row["epoch"] > 1]
     assert [row["step"] for row in last] == [3, 4]
@@ -70,7 +70,7 @@ def test_void_is_scored_as_background_on_one_crop_each(data, run):
     """A net that says background everywhere is right on void as well: its accuracy is the share of 0 and 255 in the crops."""
     out, _, _ = run
     net, saved = load_model(out / "checkpoint.npz")
-    options = stored_options(saved, out)
+    options = saved.options
     net.final_conv.weight.data[...] = 0
     net.transpose_conv.bias.data[...] = [1, 0, 0, 0, 0]
     loader = chapter._loader(options, "val")
@@ -94,7 +94,7 @@ def test_command_line(data, tmp_path, capsys):
     assert cli.main([*arguments, "--width", "2", "--batch-size", "4", "--epochs", "1", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "read 10 examples" in printed and "examples/sec on [cpu]" in printed and "mean IoU" in printed
-    options = stored_options(load_model(tmp_path / "run" / "checkpoint.npz")[1], "")
+    options = load_model(tmp_path / "run" / "checkpoint.npz")[1].options
     assert (options.lr, options.backbone, options.batch_size, options.epochs) == (0.1, "resnet18_v2", 4, 1)
     assert cli.main([*arguments, "--batch-size", "4", "--epochs", "1", "--resume"]) == 0
     assert "loss" in capsys.readouterr().out

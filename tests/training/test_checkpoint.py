@@ -16,19 +16,23 @@ from hypothesis import strategies as st
 
 from minifcn import models, nn
 from minifcn.data.classes import VOC, Classes
-from minifcn.training.checkpoint import Checkpoint, CheckpointError, load, load_model, save
+from minifcn.training.checkpoint import ROW, Checkpoint, CheckpointError, State, load, load_model, save
+from minifcn.training.options import Options
 
 CLASSES = Classes(("nothing", "thing"), np.array([[0, 0, 0], [9, 8, 7]], np.uint8), void=200, map={"3": "thing", "*": None})
 
 
 def example(value=1.0, size=3):
     model = {"trunk.conv1.weight": np.full((2, size), value, np.float32), "trunk.bn1.running_mean": np.arange(4.0)}
-    info = {"options": {"lr": 0.1, "crop": [3, 4]}, "state": {"step": 7, "loss": 1 / 3, "history": [{"val_loss": None}]}}
-    return Checkpoint({"name": "fcn32s", "backbone": "resnet18", "width": 2}, CLASSES, model, {"0": np.ones(2)}, info)
+    row = dict.fromkeys(ROW, 0.5) | {"step": 7, "val_loss": None}
+    state = State(step=7, batch=7, loss=1 / 3, weight=9.0, pixels=9, history=[row])
+    return Checkpoint(CLASSES, model, {"0": np.ones(2)}, Options("d", lr=0.1, crop=(3, 4)), state, ("trunk.conv1.weight",), 5,
+                      {"train": "a", "val": "b"}, {"numpy": "2"})
 
 
 def assert_same(a, b):
-    assert a.architecture == b.architecture and a.classes == b.classes and a.info == b.info
+    for name in ("classes", "options", "state", "pretrained", "images", "data", "arithmetic"):
+        assert getattr(a, name) == getattr(b, name)
     for mine, other in ((a.model, b.model), (a.optimizer, b.optimizer)):
         assert mine.keys() == other.keys()
         for name in mine:
@@ -160,9 +164,8 @@ def test_folder_that_is_a_file(tmp_path):
 
 def fcn_checkpoint(**changes):
     nn.init.seed(3)
-    architecture = {"name": "fcn32s", "backbone": "resnet18", "width": 2}
     net = models.fcn32s(num_classes=21, backbone="resnet18", width=2)
-    return net, Checkpoint(architecture, VOC, net.state_dict(), {}, {})._replace(**changes)
+    return net, Checkpoint(VOC, net.state_dict(), {}, Options("d", width=2), State())._replace(**changes)
 
 
 def test_load_model_rebuilds_the_net(tmp_path):
@@ -175,14 +178,9 @@ def test_load_model_rebuilds_the_net(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"architecture": {"name": "fcn64s", "backbone": "resnet18", "width": 2}}, "unknown model 'fcn64s'"),
-    ({"architecture": {"name": "fcn32s", "backbone": "vgg", "width": 2}}, "vgg"),
-    ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 3}},
-     r"trunk\.layer4\.1\.conv2\.weight is \(16, 16, 3, 3\).* width 3"),
-    ({"architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 100_000}}, "width 100000"),   # 27 TB
-    ({"model": {"trunk.layer4.1.conv2.weight": np.zeros((0, 0, 3, 3))},
-      "architecture": {"name": "fcn32s", "backbone": "resnet18", "width": 0}}, "width 0"),
-    ({"architecture": {}}, "name"),
+    ({"options": Options("d", width=3)}, r"trunk\.layer4\.1\.conv2\.weight is \(16, 16, 3, 3\).* width 3"),
+    ({"options": Options("d", width=2**16)}, "width 65536"),               # 12 TB
+    ({"options": Options("d", width=2, model="fcn8s")}, "skips"),
     ({"classes": CLASSES}, r"final_conv\.weight"),
     ({"model": {}}, "missing"),
 ])

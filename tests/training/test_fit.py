@@ -75,7 +75,7 @@ def test_any_loss_goes_in(data, tmp_path):
               "by row": lambda logits, labels: F.cross_entropy(logits, labels, ignore_index=255, reduction="none").mean(1)}
     for name, loss in losses.items():
         metrics = fit(own(data), *data, loss, tmp_path / name, **SETTINGS | {"epochs": 1})
-        history = checkpoint.load(tmp_path / name / "checkpoint.npz").info["state"]["history"]
+        history = checkpoint.load(tmp_path / name / "checkpoint.npz").state.history
         results[name] = [row["loss"] for row in history] + [history[-1]["val_loss"], metrics["mean_iou"]]
     assert results["mean"] == pytest.approx(results["default"], rel=1e-5)
     assert results["three times"][0] == pytest.approx(3 * results["mean"][0], rel=1e-5)        # of the same first weights

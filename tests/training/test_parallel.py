@@ -100,10 +100,10 @@ def command(slow, out, *more):
 def ends_as_the_reference(slow, out):
     """Finished, with the same weights and losses as one process, to float32's rounding in 18 steps."""
     ours, alone = checkpoints.load(out / "checkpoint.npz"), checkpoints.load(slow[1])
-    assert ours.info["state"]["step"] == 18 and (out / "predictions.png").exists()
+    assert ours.state.step == 18 and (out / "predictions.png").exists()
     for name, array in alone.model.items():
         np.testing.assert_allclose(ours.model[name], array, rtol=0, atol=1e-3 * np.abs(array).max(), err_msg=name)
-    for row, other in zip(ours.info["state"]["history"], alone.info["state"]["history"], strict=True):
+    for row, other in zip(ours.state.history, alone.state.history, strict=True):
         assert row["step"] == other["step"]
         assert [row["loss"], row["val_loss"] or 0] == pytest.approx([other["loss"], other["val_loss"] or 0], rel=1e-3)
 
@@ -147,7 +147,7 @@ def pid_of(rank, out):
 def test_a_rank_is_killed(slow, tmp_path):
     code, _ = killed(slow, tmp_path, signal.SIGKILL, rank=1)
     assert code != 0
-    step = checkpoints.load(tmp_path / "checkpoint.npz").info["state"]["step"]
+    step = checkpoints.load(tmp_path / "checkpoint.npz").state.step
     out, _ = mpi.run(3, *command(slow, tmp_path, "--resume"))
     assert f"going on after step {step} of 18" in out
     ends_as_the_reference(slow, tmp_path)
@@ -157,7 +157,7 @@ def test_a_rank_is_killed(slow, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_the_job_is_signalled(slow, tmp_path, number):
     code, text = killed(slow, tmp_path, number)
-    step = checkpoints.load(tmp_path / "checkpoint.npz").info["state"]["step"]
+    step = checkpoints.load(tmp_path / "checkpoint.npz").state.step
     assert code == 128 + number and 0 < step < 18
     assert text.count(f"stopped by {number.name} after step {step};") == text.count("go on with: mpiexec -n 2 python") == 1
     mpi.run(1, *command(slow, tmp_path, "--resume"))
@@ -167,8 +167,8 @@ def test_the_job_is_signalled(slow, tmp_path, number):
 @mpi.needed
 def test_more_ranks_than_images(slow, tmp_path):
     mpi.run(3, *command(slow, tmp_path, "--epochs", "1"))                # 6 batches of two images
-    saved = checkpoints.load(tmp_path / "checkpoint.npz").info["state"]
-    assert saved["step"] == 6 and saved["images"] == 12
+    saved = checkpoints.load(tmp_path / "checkpoint.npz").state
+    assert saved.step == 6 and saved.images == 12
 
 
 @mpi.needed

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pickles import Global, Raw, operations, pickled, tensor, write_pth
 
-from minifcn import models, nn
-from minifcn.data.classes import Classes
+from minifcn import Tensor, models, nn
+from minifcn.data.classes import Classes, read_classes
 from minifcn.data.synthetic import write_synthetic
 from minifcn.files.weights import WeightsError, save_safetensors
-from minifcn.training import checkpoint
+from minifcn.training import checkpoint, run
 from minifcn.training.options import Options
 from minifcn.training.pretrained import load_pretrained, translated
 from minifcn.training.run import resume, train
@@ -90,19 +90,69 @@ def test_is_loaded_and_the_lack_is_listed(trunk_file, capsys):
     assert "it lacks layer4.1.conv1.weight, layer4.1.bn1.weight" in printed and "layer1" not in printed and "fc" not in printed
 
 
-def test_part_learns_at_its_own_rate(trunk_file, tmp_path):
-    """At factor 0 and without decay what was loaded stays as it is, and everything else moves; also after a resume."""
-    data = write_synthetic(tmp_path / "shapes", train=4, val=1, size=(64, 96))
-    train(Options(str(data), width=2, crop=(64, 64), batch_size=2, epochs=2, lr=0.02, device="cpu", pretrained=str(trunk_file),
-                  lr_pretrained=0.0, weight_decay=0.0), tmp_path / "run")
-    resume(tmp_path / "run")
-    model = checkpoint.load(tmp_path / "run" / "checkpoint.npz").model
-    with np.load(trunk_file) as offered:
-        kept = {name for name in model if name.startswith("trunk.") and "running" not in name
-                and name.removeprefix("trunk.") in offered.files
-                and np.array_equal(model[name], offered[name.removeprefix("trunk.")].astype(np.float32))}
-        assert kept == {f"trunk.{name}" for name in offered.files if not name.startswith("fc.") and "running" not in name}
-    assert not np.array_equal(model["trunk.bn1.running_mean"], np.zeros(2))
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_synthetic(tmp_path_factory.mktemp("data") / "shapes", train=4, val=1, size=(64, 96))
+
+
+@pytest.fixture(scope="module")
+def start_file(tmp_path_factory):
+    """A trunk without layer4.1, as it starts."""
+    nn.init.seed(11)
+    path = tmp_path_factory.mktemp("weights") / "start.npz"
+    np.savez(path, **{k: v for k, v in models.resnet18(width=2).state_dict().items() if not k.startswith(("layer4.1.", "fc."))})
+    return path
+
+
+def trained_trunk(shapes, start_file, out, **settings):
+    """The model of a run that was resumed after its end, and what --pretrained offered, in the model's names."""
+    settings = {"width": 2, "crop": (64, 64), "batch_size": 2, "epochs": 2, "lr": 0.02, "device": "cpu"} | settings
+    train(Options(str(shapes), pretrained=str(start_file), **settings), out)
+    resume(out)
+    with np.load(start_file) as offered:
+        return checkpoint.load(out / "checkpoint.npz").model, {f"trunk.{name}": offered[name] for name in offered.files}
+
+
+def test_part_learns_at_its_own_rate(shapes, start_file, tmp_path):
+    """One step of plain descent moves what was loaded by a tenth of what it would else be moved by."""
+    settings = {"epochs": 1, "limit": 2, "weight_decay": 0.0, "momentum": 0.0}
+    moved = []
+    for factor in (1.0, 0.1):
+        model, offered = trained_trunk(shapes, start_file, tmp_path / str(factor), lr_pretrained=factor, **settings)
+        moved.append({name: model[name] - offered[name] for name in offered if "running" not in name})
+    for name, whole in moved[0].items():
+        rounding = 2.0**-22 * abs(offered[name]).max()                  # of the sums start + move
+        np.testing.assert_allclose(moved[1][name], 0.1 * whole, rtol=1e-5, atol=rounding)
+    assert abs(moved[0]["trunk.layer4.0.conv1.weight"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("model", ["fcn32s", "fcn8s"])
+def test_a_frozen_part_stays_bit_for_bit(model, shapes, start_file, tmp_path):
+    """At factor 0, with weight decay and momentum: weights and statistics of what was loaded; everything else moves."""
+    model, offered = trained_trunk(shapes, start_file, tmp_path / "run", lr_pretrained=0.0, model=model)
+    assert all(model[name].tobytes() == array.tobytes() for name, array in offered.items())
+    nn.init.seed(0)
+    start = models.fcn.MODELS["fcn32s"](5, width=2).state_dict()
+    rest = [name for name in start if name not in offered]
+    assert len(rest) > 10 and not any(np.array_equal(model[name], start[name]) for name in rest)
+
+
+def test_a_frozen_part_has_no_backward(shapes, start_file, tmp_path, monkeypatch):
+    """No gradient is computed for it: neither of its weights nor of its maps."""
+    seen = []
+    monkeypatch.setattr(run, "repeat", lambda step, inputs: (step(*inputs), seen.append(step.net))[0])
+    trained_trunk(shapes, start_file, tmp_path / "run", lr_pretrained=0.0)
+    net = seen[-1]
+    assert all(p.grad is None and not p.requires_grad for name, p in net.named_parameters() if not name.startswith(
+        ("trunk.layer4.1", "final_conv", "transpose_conv")))
+    assert not net.trunk.layer1(Tensor(np.ones((2, 2, 8, 8), np.float32))).requires_grad
+
+
+def test_freezing_everything_is_refused(shapes, tmp_path):
+    saved(tmp_path, "fcn32s", read_classes(shapes))
+    with pytest.raises(ValueError, match="and that is the whole network"):
+        train(Options(str(shapes), width=2, crop=(64, 64), pretrained=str(tmp_path / "checkpoint.npz"), lr_pretrained=0.0),
+              tmp_path / "run")
 
 
 @pytest.mark.skipif(not README_WEIGHTS.exists(), reason="the weights that the README's run begins with are not here")
@@ -311,8 +361,9 @@ def random_fcn(model, num_classes=5):
 
 def saved(tmp_path, model, classes=CLASSES):
     net = random_fcn(model, len(classes.names))
-    architecture = {"name": model, "backbone": "resnet18", "width": 2}
-    checkpoint.save(tmp_path / "checkpoint.npz", checkpoint.Checkpoint(architecture, classes, net.state_dict(), {}, {}))
+    options = Options("data", model=model, width=2)
+    checkpoint.save(tmp_path / "checkpoint.npz",
+                    checkpoint.Checkpoint(classes, net.state_dict(), {}, options, checkpoint.State()))
     return net.state_dict()
 
 

@@ -56,7 +56,7 @@ def same(a, b):
 
 def test_a_run_writes_what_it_found(finished, options, data):
     out, metrics = finished
-    assert {p.name for p in out.iterdir()} == {".lock", "checkpoint.npz", *FILES}
+    assert {p.name for p in out.iterdir()} == {".lock", "checkpoint.npz", "best.npz", *FILES}
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert metrics["steps"] == 10 and metrics["epochs"] == 2 and metrics["images_per_second"] > 0
     with open(out / "log.csv") as file:
@@ -69,7 +69,7 @@ def test_a_run_writes_what_it_found(finished, options, data):
     for name in ("curves.png", "predictions.png"):
         assert Image.open(out / name).size > (500, 300)
     net, saved = checkpoint.load_model(out / "checkpoint.npz")
-    assert saved.classes == Folder(data, "val").classes and saved.architecture["width"] == 2
+    assert saved.classes == Folder(data, "val").classes and saved.options.width == 2
     again = evaluate(net, Folder(data, "val"))
     assert {name: metrics[name] for name in again} == again             # the file holds the net that was scored
 
@@ -77,7 +77,7 @@ def test_a_run_writes_what_it_found(finished, options, data):
 def test_training_lowers_the_loss(data, tmp_path):
     options = Options(str(data), width=4, crop=(64, 96), batch_size=5, epochs=15, lr=0.05, flip=False, device="cpu")
     train(options, tmp_path / "run")
-    history = checkpoint.load(tmp_path / "run" / "checkpoint.npz").info["state"]["history"]
+    history = checkpoint.load(tmp_path / "run" / "checkpoint.npz").state.history
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]               # ten images learned by heart
 
 
@@ -148,8 +148,8 @@ def test_signal_during_an_evaluation(finished, options, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=message):
         patch.setattr(run, "evaluate", interrupted)
         train(options, tmp_path)
-    state = checkpoint.load(tmp_path / "checkpoint.npz").info["state"]
-    assert (state["epoch"], state["batch"]) == (0, 5)
+    state = checkpoint.load(tmp_path / "checkpoint.npz").state
+    assert (state.epoch, state.batch) == (0, 5)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL           # the handlers are as they were
     resume(tmp_path)
     assert same(arrays(finished[0]), arrays(tmp_path))
@@ -181,7 +181,7 @@ def test_resume_with_other_epochs_moves_the_end(options, tmp_path, capsys):
     lr = options.lr * (1 - 10 / 15) ** 0.9
     assert (f"3 epochs instead of 2: the schedule 'poly' now ends after step 15, so the learning rate goes on at {lr:.3g} from "
             "step 10, not at 0\n") in capsys.readouterr().out
-    history = checkpoint.load(tmp_path / "run" / "checkpoint.npz").info["state"]["history"]
+    history = checkpoint.load(tmp_path / "run" / "checkpoint.npz").state.history
     assert metrics["epochs"] == 3 and metrics["steps"] == 15 and len(history) == 15
     assert history[10]["lr"] == pytest.approx(lr) and history[-1]["lr"] == pytest.approx(options.lr * (1 / 15) ** 0.9)
     assert resume(tmp_path / "run")["epochs"] == 3                       # the new end is kept
@@ -235,7 +235,7 @@ def test_infinite_weights_are_not_saved(options, tmp_path):
     """The loss of the last step was finite, its update was not."""
     with pytest.warns(RuntimeWarning), pytest.raises(TrainingError, match=r"(not finite after step 1|at step 2)"):
         train(replace(options, lr=1e39, momentum=0, save_every=1), tmp_path)
-    assert checkpoint.load(tmp_path / "checkpoint.npz").info["state"]["step"] == 0
+    assert checkpoint.load(tmp_path / "checkpoint.npz").state.step == 0
 
 
 def test_damaged_checkpoint_is_refused_and_kept(finished, tmp_path):
