@@ -22,39 +22,35 @@ from minifcn.functional.basic import abs as abs_
 from minifcn.functional.basic import add, div, mul, power, sub
 
 
-def _comparison(symbol, compare):
-    def method(x, value):
-        b = value.data if isinstance(value, Tensor) else value
-        if not hasattr(b, "dtype") and not isinstance(b, Number):
-            return NotImplemented                                        # x == None is False, x < None a TypeError
-        try:
-            np.broadcast_shapes(x.shape, np.shape(b) if isinstance(b, Number) else b.shape)
-        except ValueError:
-            raise ValueError(f"{symbol}: shapes {dims(x)} and {dims(b)} do not broadcast; `{symbol}` compares elements, and so "
-                             "does `x in list`: to find a Tensor use any(x is t for t in list)") from None
-        return integers(array_module(x.data).asarray(compare(x.data, b)))
-
-    method.__doc__ = f"x {symbol} value, elementwise: a boolean ndarray on x's device. value: a Tensor, an ndarray or a number."
-    return method
+def compare(symbol, op, x, value):
+    """x == value and the like, elementwise: a boolean ndarray on x's device. value: a Tensor, an ndarray or a number."""
+    b = value.data if isinstance(value, Tensor) else value
+    if not hasattr(b, "dtype") and not isinstance(b, Number):
+        return NotImplemented                                            # x == None is False, x < None a TypeError
+    shape = getattr(b, "shape", ())
+    try:
+        np.broadcast_shapes(x.shape, shape)
+    except ValueError:
+        raise ValueError(f"{symbol}: shapes {dims(x)} and {dims(b)} do not broadcast; `{symbol}` compares elements, and so "
+                         "does `x in list`: to find a Tensor use any(x is t for t in list)") from None
+    return integers(array_module(x.data).asarray(op(x.data, b)))
 
 
-def _in_place(symbol, op, write):
-    def method(x, value):
-        value = as_tensor(value, like=x)
-        if recording() and (x.requires_grad or value.requires_grad):
-            _refuse_leaf(symbol, x)
-            return op(x, value)
-        if np.broadcast_shapes(x.shape, value.shape) != x.shape:
-            raise ValueError(f"{symbol}: {dims(value)} does not fit into {dims(x)}, which is written in place")
-        write(x.data, value.data)
-        x.mark_written()
-        return x
-
-    method.__doc__ = f"x {symbol} value: in place where nothing is recorded, else a new Tensor."
-    return method
+def change(symbol, op, write, x, value):
+    """x += value and the like: in place where nothing is recorded, else a new Tensor."""
+    value = as_tensor(value, like=x)
+    if recording() and (x.requires_grad or value.requires_grad):
+        _refuse_leaf(symbol, x)
+        return op(x, value)
+    if np.broadcast_shapes(x.shape, value.shape) != x.shape:
+        raise ValueError(f"{symbol}: {dims(value)} does not fit into {dims(x)}, which is written in place")
+    write(x.data, value.data)
+    x.mark_written()
+    return x
 
 
-def _power_in_place(x, exponent):
+def change_power(x, exponent):
+    """x **= exponent, by the same rules."""
     if recording() and x.requires_grad:
         _refuse_leaf("**=", x)
         return power(x, exponent)
@@ -95,12 +91,19 @@ def to_integers(x):
     return integers(x.data.astype(np.int64))
 
 
+def _comparison(symbol, op):
+    return lambda x, value: compare(symbol, op, x, value)
+
+
+def _in_place(symbol, op, write):
+    return lambda x, value: change(symbol, op, write, x, value)
+
+
 for name, symbol in {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
-    setattr(Tensor, f"__{name}__", _comparison(symbol, getattr(operator, name)))
-Tensor.__hash__ = object.__hash__               # type: ignore[method-assign]  # by identity
+    setattr(Tensor, f"__{name}__", _comparison(symbol, getattr(operator, name)))             # hash stays identity
 Tensor.__iadd__, Tensor.__isub__ = _in_place("+=", add, operator.iadd), _in_place("-=", sub, operator.isub)
 Tensor.__imul__, Tensor.__itruediv__ = _in_place("*=", mul, operator.imul), _in_place("/=", div, operator.itruediv)
-Tensor.__ipow__ = _power_in_place
+Tensor.__ipow__ = change_power
 Tensor.__setitem__, Tensor.copy_ = setitem, copy_
 Tensor.fill_, Tensor.zero_ = copy_, lambda x: copy_(x, 0)
 Tensor.__array__, Tensor.long, Tensor.cpu = to_array, to_integers, lambda x: x.to("cpu")

@@ -6,6 +6,7 @@ import pytest
 import minifcn.functional as F
 from minifcn import Tensor, no_grad
 from minifcn.core.backend import to_host
+from minifcn.core.integers import integers
 
 
 @pytest.fixture
@@ -134,7 +135,8 @@ def test_item_assignment(xp):
     y[1] = 5
     y[y.data == 1] = 7
     assert to_host(y.data).tolist() == [[0, 7, 2], [5, 5, 5]]
-    y.zero_().fill_(2)[0, 0] = 1
+    assert y.zero_() is y and not to_host(y.data).any()
+    y.fill_(2)[0, 0] = 1
     assert to_host(y.data).tolist() == [[1, 2, 2], [2, 2, 2]]
 
 
@@ -188,7 +190,10 @@ def test_torchs_names_for_sizes_and_copies():
     assert (x + 1.7).long().tolist() == [[1] * 3] * 2
     labels = Tensor(np.eye(3)).argmax(dim=1)
     assert labels.long().dtype == np.int64 and labels.cpu().tolist() == [0, 1, 2] and labels.unsqueeze(0).shape == (1, 3)
-    assert labels.reshape(3, 1).permute(1, 0).shape == (1, 3)
+    assert labels.reshape(3, 1).permute(1, 0).shape == (1, 3) and labels.to("cpu") is labels
+    assert integers(np.ones(2, np.uint8)).long().dtype == np.int64
+    with pytest.raises(ValueError, match="'tpu'"):
+        labels.to("tpu")
     assert type(labels.numpy()) is np.ndarray and labels.float().dtype == np.float32
     accuracy = (labels == np.array([0, 1, 1])).float().mean()
     assert accuracy.item() == pytest.approx(2 / 3)

@@ -56,7 +56,10 @@ QUIET = ["-x", "-q", "-s", "--tb=no"] + [part for name in (
 
 # file -> the tests that know it, the fastest to notice first
 TESTS = {
-    "functional/basic.py": "basic tensor linear strangers torch_reference",
+    "functional/basic.py": "basic tensor linear operators book strangers torch_reference",
+    "functional/operators.py": "operators written",
+    "functional/activation.py": "activation layers",
+    "core/integers.py": "operators book",
     "functional/linear.py": "linear basic strangers torch_reference",
     "functional/conv.py": "conv conv_transpose conv_forms seed_facts strangers torch_reference",
     "functional/conv_forms.py": "conv conv_forms conv_transpose seed_facts strangers",
@@ -71,7 +74,10 @@ TESTS = {
     "nn/layers.py": "layers module strangers seed_facts init models",
     "nn/blocks.py": "blocks",
     "nn/init.py": "init module seed_facts",
-    "training/optim.py": "optim",
+    "nn/summary.py": "summary",
+    "training/optim.py": "optim written book",
+    "training/fit.py": "fit",
+    "export.py": "export",
     "training/metrics.py": "metrics",
 }
 MOST_FILES = None                               # --quick takes the first only
