@@ -1,34 +1,72 @@
-"""The whole network, ours and PyTorch's, as functions without arguments that run one training step or one inference."""
+"""The whole network, ours and that of its peers, as functions without arguments that run one training step or one inference.
+
+    fast, readable         minifcn with and without its fast path
+    eager, eager-last      PyTorch as it comes, in its two memory layouts (N, C, H, W) and channels last
+    compile                torch.compile of the channels-last network
+    bf16                   eager, channels last, under autocast to bfloat16: other numbers, so it is shown and not compared
+    onnxruntime, openvino  inference alone, from the file that `minifcn export` writes
+"""
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
-import minifcn.functional as F
 from minifcn import Tensor, models, nn, no_grad
 from minifcn.core.dispatch import readable_only
 from minifcn.training import SGD
 
-KINDS = ("fast", "readable", "torch", "torch-channels-last")
+OURS = ("fast", "readable")
+PEERS = {"eager": ("eager", "eager-last"), "compile": ("compile",), "bf16": ("bf16",), "onnxruntime": ("onnxruntime",),
+         "openvino": ("openvino",)}             # what --peers names -> the kinds that it brings
 SETTINGS = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-def initial():
-    """FCN-32s with the weights that all start from."""
+def missing(peer):
+    """Why a peer cannot be measured here, or None."""
+    package = {"onnxruntime": "onnxruntime", "openvino": "openvino"}.get(peer, "torch")
+    for name in (package, "onnx") if package != "torch" else (package,):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed"
+    if peer == "compile":
+        import torch
+        try:
+            torch.compile(lambda x: x * 2 + 1)(torch.ones(64))
+        except Exception as error:              # whatever its back end lacks here, a compiler as a rule
+            return f"torch.compile fails: {str(error).splitlines()[0][:80]}"
+    return None
+
+
+def compared(kind):
+    """Does a kind compute the same numbers in float32, so that the ratio may be taken to it?"""
+    return kind not in (*OURS, "bf16")
+
+
+def trains(kind):
+    return kind not in ("onnxruntime", "openvino")
+
+
+def initial(model=models.fcn32s):
+    """A network with the weights that all start from."""
     nn.init.seed(0)
-    return models.fcn32s()
+    return model()
 
 
-def training(kind, images, labels):
+def training(kind, images, labels, model=models.fcn32s):
     """A function that makes one step of SGD and returns the loss. images: float32 (N, 3, H, W); labels: (N, H, W)."""
-    net = initial()
-    if kind in ("fast", "readable"):
+    net = initial(model)
+    if kind in OURS:
         optimizer = SGD(net.parameters(), **SETTINGS)
 
         def step():
-            loss = F.cross_entropy(net(Tensor(images)), labels, ignore_index=255)
+            loss, _, valid = net.loss(images, labels, ignore_index=255)
+            mean = loss / float(valid)
             optimizer.zero_grad()
-            loss.backward()
+            mean.backward()
             optimizer.step()
-            return loss.item()
+            return mean.item()
 
         return step if kind == "fast" else readable(step)
     import torch
@@ -36,24 +74,24 @@ def training(kind, images, labels):
     from benchmarks import torch_fcn
     net, x = _in_torch(kind, net, images)
     t, optimizer = torch.from_numpy(labels.astype(np.int64)), torch.optim.SGD(net.parameters(), **SETTINGS)
-    return lambda: torch_fcn.train_step(net, optimizer, x, t)
+    return autocast(kind, lambda: torch_fcn.train_step(net, optimizer, x, t))
 
 
 def inference(kind, images):
     """A function that computes the logits in eval mode, without history."""
-    net = initial()
-    if kind in ("fast", "readable"):
-        net.eval()
-
+    net = initial().eval()
+    if kind in OURS:
         def infer():
             with no_grad():
                 return net(Tensor(images)).data
 
         return infer if kind == "fast" else readable(infer)
+    if kind in ("onnxruntime", "openvino"):
+        return _runtime(kind, net, images)
     import torch
     net, x = _in_torch(kind, net, images)
     net.eval()
-    return torch.no_grad()(lambda: net(x).numpy())
+    return autocast(kind, torch.no_grad()(lambda: net(x).float().numpy()))
 
 
 def readable(function):
@@ -65,10 +103,37 @@ def readable(function):
     return call
 
 
+def autocast(kind, function):
+    """The same function, under autocast to bfloat16 for "bf16"."""
+    if kind != "bf16":
+        return function
+    import torch
+    return torch.autocast("cpu", torch.bfloat16)(function)
+
+
 def _in_torch(kind, net, images):
     import torch
 
     from benchmarks import torch_fcn
-    layout = torch.channels_last if kind == "torch-channels-last" else torch.contiguous_format
-    theirs = torch_fcn.with_weights(net.state_dict())
-    return theirs.to(memory_format=layout), torch.from_numpy(images).to(memory_format=layout)
+    layout = torch.contiguous_format if kind == "eager" else torch.channels_last
+    theirs = torch_fcn.with_weights(net.state_dict()).to(memory_format=layout)
+    return torch.compile(theirs) if kind == "compile" else theirs, torch.from_numpy(images).to(memory_format=layout)
+
+
+def _runtime(kind, net, images):
+    from minifcn.data.classes import VOC
+    from minifcn.export import to_onnx
+    threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    model = to_onnx(net, VOC)
+    if kind == "onnxruntime":
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, {session.get_inputs()[0].name: images})[0]
+    import openvino
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        path.write_bytes(model.SerializeToString())
+        compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", {"INFERENCE_NUM_THREADS": threads})
+    return lambda: compiled(images)[0]

@@ -1,5 +1,6 @@
 """Fair clocks: what is compared runs in turn in one process, so that both meet the same neighbours and the same heat."""
 
+import os
 import time
 from statistics import quantiles
 
@@ -8,6 +9,7 @@ import numpy as np
 clock = time.perf_counter                       # time.process_time under --busy
 REST = 0.05                                     # seconds: threads of OpenMP and OpenBLAS spin for up to 25 ms after their work
 WARM = 0.2                                      # seconds of calls that do not count; at least one
+LOAD = 0.3                                      # of other programs, above which a run is not to be believed
 
 
 def in_turn(candidates, repeats):
@@ -48,6 +50,34 @@ def ceilings(repeats=5):
     target = np.empty_like(source)
     times = in_turn({"product": lambda: np.matmul(a, a, out=out), "copy": lambda: np.copyto(target, source)}, repeats)
     return {"gflops": 2e-9 * 2048**3 / min(times["product"]), "gbs": 2e-9 * source.nbytes / min(times["copy"])}
+
+
+def others(seconds=2.0):
+    """How many cores other programs keep busy, seen for some seconds (Linux): 0.0 on a machine that does nothing else."""
+    def busy():
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, irq, softirq, steal, *_ = map(int, file.readline().split()[1:])
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+    begin, own, start = busy(), time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    return max(0.0, busy() - begin - (time.process_time() - own)) / (time.perf_counter() - start)
+
+
+def moved(old, new, path=""):
+    """Yield (what, old median, new median) of all quartiles (lower, median, upper) that two nested results share and whose
+    medians lie farther apart than the spreads of both runs, together, say."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() & new.keys():
+            yield from moved(old[key], new[key], f"{path} {key}".strip())
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) == 3 \
+            and all(isinstance(v, float) for v in (*old, *new)):
+        noise = (old[2] - old[0]) / old[1] + (new[2] - new[0]) / new[1]
+        if abs(new[1] / old[1] - 1) > max(noise, 0.02):                  # 2 %: what two runs of a quiet machine differ by
+            yield path, old[1], new[1]
+    elif isinstance(old, list) and isinstance(new, list):
+        named = [{r.get("name"): r for r in rows if isinstance(r, dict)} for rows in (old, new)]
+        yield from moved(*named, path)
 
 
 def table(head, rows):

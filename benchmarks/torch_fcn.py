@@ -42,9 +42,14 @@ class Trunk(nn.Module):
             setattr(self, f"layer{i}", nn.Sequential(Block(C, out, 1 if i == 1 else 2), *rest))
             C = out
 
+    def features(self, x):
+        """The maps at 1/8, 1/16 and 1/32 of the image."""
+        x8 = self.layer2(self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x))))))
+        x16 = self.layer3(x8)
+        return x8, x16, self.layer4(x16)
+
     def forward(self, x):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.features(x)[-1]
 
 
 class FCN32s(nn.Module):
@@ -60,10 +65,31 @@ class FCN32s(nn.Module):
         return self.transpose_conv(self.final_conv(self.trunk(x)))[..., :x.shape[2], :x.shape[3]]
 
 
+class FCN8s(nn.Module):
+    """As FCN32s, with the scores of layer3 and layer2 added on the way."""
+
+    def __init__(self, num_classes=21, width=64):
+        super().__init__()
+        self.trunk = Trunk(width)
+        self.final_conv = nn.Conv2d(8 * width, num_classes, 1)
+        self.skips = nn.Sequential(*(nn.ModuleDict({
+            "upsample": nn.ConvTranspose2d(num_classes, num_classes, 4, 2, 1),
+            "score": nn.Conv2d(channels, num_classes, 1)}) for channels in (4 * width, 2 * width)))
+        self.transpose_conv = nn.ConvTranspose2d(num_classes, num_classes, 16, 8, 4)
+
+    def forward(self, x):
+        x8, x16, x32 = self.trunk.features(x)
+        y = self.final_conv(x32)
+        for skip, finer in zip(self.skips, (x16, x8)):
+            y = skip["upsample"](y)[..., :finer.shape[2], :finer.shape[3]] + skip["score"](finer)
+        return self.transpose_conv(y)[..., :x.shape[2], :x.shape[3]]
+
+
 def with_weights(state):
-    """FCN32s with the weights of a minifcn.models.fcn32s; state: its state_dict(), name -> ndarray."""
+    """The network with the weights of a minifcn.models.fcn32s or fcn8s; state: its state_dict(), name -> ndarray."""
     depths = [len({name.split(".")[2] for name in state if name.startswith(f"trunk.layer{i}.")}) for i in (1, 2, 3, 4)]
-    net = FCN32s(len(state["final_conv.bias"]), len(state["trunk.bn1.weight"]), depths)
+    sizes = len(state["final_conv.bias"]), len(state["trunk.bn1.weight"])
+    net = FCN8s(*sizes) if "skips.1.score.weight" in state else FCN32s(*sizes, depths)
     lacking, unknown = net.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()}, strict=False)
     assert not unknown and all(name.endswith("num_batches_tracked") for name in lacking), (lacking, unknown)
     return net
