@@ -88,14 +88,14 @@ def normalize_together(x, w, b, eps, reduce):
     """`normalize` of a share x of the batch: counts, sums and centred squares are added over the shares, each in this order,
     so that nothing cancels. Returns (y, mean (C,), biased var (C,), M (1,), saved), mean, var and M of the whole batch.
     """
-    xp, axes = array_module(x), pixel_axes(x)
-    count = xp.full(1, x.size // x.shape[1], x.dtype)
-    sums = reduce(xp.concatenate([x.sum(axis=axes), count]))             # (C + 1,)
-    mean, M = sums[:-1] / sums[-1:], sums[-1:]                           # (C,), (1,)
+    xp, axes, wide = array_module(x), pixel_axes(x), np.float64          # sums of many pixels, in float64
+    count = xp.full(1, x.size // x.shape[1], wide)
+    sums = reduce(xp.concatenate([x.sum(axis=axes, dtype=wide), count])) # (C + 1,)
+    mean, M = (sums[:-1] / sums[-1:]).astype(x.dtype), sums[-1:]         # (C,), (1,)
     if xp is np and M < 2:                                               # a GPU would have to wait
         raise ValueError(f"batch_norm: training needs more than one value per channel, got {int(M[0])} in all shares")
     xhat = x - per_channel(mean, x)                                      # (N, C, H, W)
-    var = reduce((xhat * xhat).sum(axis=axes)) / M                       # (C,)
+    var = (reduce((xhat * xhat).sum(axis=axes, dtype=wide)) / M).astype(x.dtype)                 # (C,)
     inv_std = 1 / xp.sqrt(var + eps)                                     # (C,)
     xhat *= per_channel(inv_std, x)
     y = xhat * per_channel(w, x) + per_channel(b, x)                     # (N, C, H, W)
@@ -106,11 +106,11 @@ def normalize_together_grad(gy, w, saved, reduce):
     """(gx, gw, gb) of `normalize_together`: gx needs the sums of all shares, since each pixel moved their mean and variance."""
     xhat, inv_std, M = saved
     xp, axes = array_module(gy), pixel_axes(gy)
-    gb = gy.sum(axis=axes)                                               # (C,)
-    gw = (gy * xhat).sum(axis=axes)                                      # (C,)
-    means = reduce(xp.stack([gb, gw])) / M                               # (2, C), over the pixels of all shares
+    gb = gy.sum(axis=axes, dtype=np.float64)                             # (C,)
+    gw = (gy * xhat).sum(axis=axes, dtype=np.float64)                    # (C,)
+    means = (reduce(xp.stack([gb, gw])) / M).astype(gy.dtype)            # (2, C), over the pixels of all shares
     centred = gy - per_channel(means[0], gy) - xhat * per_channel(means[1], gy)
-    return per_channel(w * inv_std, gy) * centred, gw, gb                # (N, C, H, W), (C,), (C,)
+    return per_channel(w * inv_std, gy) * centred, gw.astype(gy.dtype), gb.astype(gy.dtype)      # (N, C, H, W), (C,), (C,)
 
 
 def _fixed_batch_norm(x, mean, var, w, b, eps):

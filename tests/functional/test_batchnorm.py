@@ -235,3 +235,19 @@ def test_one_value_in_all_shares_is_refused():
     x = np.ones((1, 3))
     with pytest.raises(ValueError, match="more than one value per channel"):
         in_threads(2, lambda r, reduce: F.batch_norm(x[r:], None, None, training=True, reduce=reduce))
+
+
+def test_many_pixels_of_a_share_are_summed_exactly():
+    """Channels last in memory NumPy adds one pixel after the other: in float32 that loses three digits of 65,536 pixels."""
+    rng = np.random.default_rng(0)
+    x = np.moveaxis(rng.random((1, 256, 256, 3), np.float32), -1, 1)
+    gy = np.moveaxis(rng.random((1, 256, 256, 3), np.float32), -1, 1)
+    running = np.zeros(3, np.float32), np.ones(3, np.float32)
+    w, b = (Tensor(v, requires_grad=True) for v in (np.ones(3, np.float32), np.zeros(3, np.float32)))
+    F.batch_norm(x, *running, w, b, training=True, momentum=1.0, reduce=lambda array: array).backward(gy)
+    wide, g = x.astype(np.float64), gy.astype(np.float64)
+    mean, var = wide.mean((0, 2, 3)), wide.var((0, 2, 3))
+    xhat = (wide - mean[:, None, None]) / np.sqrt(var + 1e-5)[:, None, None]
+    np.testing.assert_allclose(running, (mean, var * 65536 / 65535), rtol=3 * 2**-24)
+    np.testing.assert_allclose(b.grad, g.sum((0, 2, 3)), rtol=2**-24)
+    np.testing.assert_allclose(w.grad, (g * xhat).sum((0, 2, 3)), atol=65536 * 2**-23 * 2, rtol=0)   # gy xhat of opposite signs
