@@ -59,7 +59,7 @@ class Forward:
         return precision(), net.training, *map(address, arrays)
 
 
-_forwards = weakref.WeakKeyDictionary()     # network -> Forward
+_forwards: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()      # network -> Forward
 
 
 def pad_and_crop(net, x):

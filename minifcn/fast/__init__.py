@@ -5,8 +5,8 @@ Each file holds one idea. For both devices: blocks (im2col in S x S blocks), fus
 On the CPU, in reading order: threads, memory, layout, columns (im2col in blocks of rows), filters (few positions, many
 weights), winograd (fewer products), pixels (fewer passes over memory), stem (norm, ReLU and pooling), head (the 64 x 64
 kernel), loss. On a GPU: kernels/ (CUDA, one idea a file), launch (one way to start them, one to multiply), layout (channels
-last), then the twins made of them: head, convolution, norm, pool, descent, and graph (a whole step as one launch). What each
-bought: benchmarks/README.md.
+last), then the twins made of them: head, convolution, norm, stem, pool, descent, and graph (a whole step as one launch). What
+each bought: benchmarks/README.md.
 """
 
 from minifcn.core.dispatch import ask_in_order
@@ -19,10 +19,11 @@ from minifcn.fast.gpu import graph as gpu_graph
 from minifcn.fast.gpu import head as gpu_head
 from minifcn.fast.gpu import norm as gpu_norm
 from minifcn.fast.gpu import pool as gpu_pool
+from minifcn.fast.gpu import stem as gpu_stem
 
 # The order in which twins are asked, file by file, in a file from top to bottom: what is special before what is general.
 ORDER = (fused, blocks, winograd, head, columns, filters, stem, pixels, loss,
-         gpu_head, gpu_convolution, gpu_norm, gpu_pool, gpu_descent, gpu_graph)
+         gpu_head, gpu_convolution, gpu_norm, gpu_stem, gpu_pool, gpu_descent, gpu_graph)
 ask_in_order([module.__name__ for module in ORDER])
 
 __all__ = ["ORDER", "set_threads"]

@@ -1,1 +1,1 @@
-"""The twins for CuPy. Reading order: kernels/, launch, layout, head, convolution, norm, pool, descent, graph."""
+"""The twins for CuPy. Reading order: kernels/, launch, layout, head, convolution, norm, stem, pool, descent, graph."""

@@ -24,7 +24,7 @@ from minifcn.functional import step as definitions
 
 WARM = 2                                        # calls before one is recorded
 KINDS = 32                                      # sets of shapes that are recorded for a step: images have many sizes
-_recorders = weakref.WeakKeyDictionary()        # step -> _Recorder
+_recorders: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()      # step -> _Recorder
 
 
 def recordable(step):

@@ -70,7 +70,7 @@ def score_loss_cells(head, x, labels, weight=None, ignore_index=-100):
     sums, counts = cupy.empty(len(z), np.float32), cupy.empty((len(z), 2), np.int32)
     launch("cells_loss", (len(z),), (z, contiguous(labels), sums, counts, OH, OW, K, SH, SW, *head.padding,
                                      *labels.shape[1:], ignore_index))
-    hits, valid = counts.sum(axis=0)[0], counts.sum(axis=0)[1]
+    counts = counts.sum(axis=0)                                          # (2,)
 
     def backward(gy):                                                    # ()
         gloss, gx, gw, gbias = gy.reshape(1), None, None, None
@@ -85,7 +85,7 @@ def score_loss_cells(head, x, labels, weight=None, ignore_index=-100):
             gbias = None if bias is None else gkernel[4 * C].reshape(K, -1).sum(axis=1) * gloss          # (K,)
         return gx, gw, gbias
 
-    return record(sums.sum(), (x, w, bias), backward, "score_loss"), hits, valid
+    return record(sums.sum(), (x, w, bias), backward, "score_loss"), counts[0], counts[1]
 
 
 def cells_inputs(x):

@@ -134,7 +134,7 @@ def blocks_of(n):
 FLOAT32, DEFAULT_ALGORITHM = 0, -1              # CUDA_R_32F, CUBLAS_GEMM_DEFAULT
 EXACT, TF32 = 68, 77                            # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32: 24 or 11 bits of factors
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)      # alpha and beta, read by cuBLAS on the host
-WORKSPACE, _workspaces = 64 << 20, []           # bytes, as NVIDIA advises for Hopper
+WORKSPACE = 64 << 20                            # bytes, twice what NVIDIA advises for Hopper
 TILE, SHORTEST = 128, 512                       # edge of the output tile of a block; least length of a slice
 
 
@@ -190,12 +190,15 @@ def cublas():
     return C.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
 
 
+_workspaces: list = []                          # of all handles: kept for as long as the process
+
+
 @functools.cache
 def _handle(cupy, stream):
     library, handle = cublas(), C.c_void_p()
     _check(library.cublasCreate_v2(C.byref(handle)), "creating a handle")
     _check(library.cublasSetStream_v2(handle, C.c_void_p(stream)), "setting its stream")
-    workspace = cupy.cuda.alloc(WORKSPACE)      # kept by this cache; the stream first: setting it takes the workspace away
+    workspace = cupy.cuda.alloc(WORKSPACE)      # the stream first: setting it takes a workspace away
     _check(library.cublasSetWorkspace_v2(handle, C.c_void_p(workspace.ptr), C.c_size_t(WORKSPACE)), "giving it a workspace")
     _workspaces.append(workspace)
     return handle

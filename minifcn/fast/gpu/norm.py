@@ -2,7 +2,7 @@
 
 What is kept is x, its mean and 1/std, from which xhat is made again: one array instead of two, and none is written only to be
 read once. The drawings stand in kernels/norm.cu.
-Read after convolution.py; read next pool.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+Read after convolution.py; read next stem.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 
 from minifcn.core import backend
@@ -56,13 +56,20 @@ def move_running_gpu(running_mean, running_var, mean, var, M, momentum):
                (running_mean, running_var, mean, var, mean.size, M / (M - 1), momentum))
 
 
-def _normalize(x, w, b, shortcut, eps, relu):
-    cupy, x, C = backend.cupy, last(x), x.shape[1]                       # (N, H, W, C)
+def moments(x, eps):
+    """Mean, biased variance and 1/std (C,) of x (N, H, W, C) or (N, C)."""
+    cupy, C = backend.cupy, x.shape[-1]
     M, (kernel, V), mean, var, inv_std = x.size // C, by_four("moments", C), *(cupy.empty(C, x.dtype) for _ in range(3))
-    grid = _grid(M, C, V)
+    grid = grid_of_sums(M, C, V)
     partial = cupy.empty((grid[1], C, 3), x.dtype)
     launch(kernel, grid, (x, partial, M, C))
     launch("moments_final", (C,), (x, partial, mean, var, inv_std, C, grid[1], eps))
+    return mean, var, inv_std
+
+
+def _normalize(x, w, b, shortcut, eps, relu):
+    x = last(x)                                                          # (N, H, W, C)
+    mean, var, inv_std = moments(x, eps)
     y = _scale_shift(x, mean, inv_std, w, b, last(shortcut), relu)
     return y, mean, var, (x, mean, inv_std, shortcut is not None)
 
@@ -77,7 +84,7 @@ def _normalize_grad(gy, y, w, saved):
     x, mean, inv_std, has_shortcut = saved                               # (N, H, W, C), (C,), (C,)
     cupy, gy, y, C = backend.cupy, last(gy), last(y), len(mean)
     M, (kernel, V) = x.size // C, by_four("normalize_grad_sums", C)
-    grid = _grid(M, C, V)
+    grid = grid_of_sums(M, C, V)
     partial, gw, gb = cupy.empty((grid[1], C, 2), x.dtype), cupy.empty(C, x.dtype), cupy.empty(C, x.dtype)
     launch(kernel, grid, (gy, y, x, mean, inv_std, partial, M, C))
     launch("normalize_grad_final", (C,), (partial, gw, gb, C, grid[1]))
@@ -87,10 +94,10 @@ def _normalize_grad(gy, y, w, saved):
     return first(gx), gw, gb, None if gshortcut is None else first(gshortcut)
 
 
-def _grid(M, C, V):
+def grid_of_sums(M, C, V):
     """(blocks over the channels, slabs of pixels): enough to fill the GPU, each lane with at least eight pixels or so."""
     groups = 1
-    while groups < 32 and groups * V < C:       # as Place in kernels/norm.cu
+    while groups < 32 and groups * V < C:       # as Place in kernels/common.cuh
         groups *= 2
     across = -(-C // (groups * V))
     return across, max(1, min(-(-BLOCKS // across), -(-M // (8 * (T // groups))), 2**16 - 1))

@@ -1,6 +1,6 @@
 """Max-pooling and the pixel-wise loss on the GPU, channels last. The drawings stand in kernels/pool.cu and kernels/loss.cu.
 
-Read after norm.py; read next descent.py.
+Read after stem.py; read next descent.py.
 """
 
 import numpy as np

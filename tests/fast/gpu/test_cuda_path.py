@@ -14,12 +14,14 @@ from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Batch
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.upload import Uploader
+from minifcn.data.voc import Folder
 from minifcn.fast.gpu import launch
 from minifcn.functional.step import normalize
 from minifcn.inference import predict
 from minifcn.models import fcn32s
 from minifcn.models.resnet import BasicBlock, conv
-from minifcn.training import SGD, Options, train, train_step
+from minifcn.training import SGD, Options, step, train, train_step
+from minifcn.training.checkpoint import load
 
 K, H, W = 3, 64, 96
 
@@ -147,11 +149,12 @@ def test_gradients_of_a_small_network(precisions, precision, least, most):
 
 
 def test_every_kernel_took_part(worlds, precisions):
-    """In one precision or the other. Left out are kernels for other cards, for odd channels, and for those who want the logits
-    as a map, which test_*_kernels.py run."""
+    """In one precision or the other. Left out are kernels for other cards, for odd channels, and for pooling and logits that
+    are wanted on their own, which test_*_kernels.py run."""
     ran = set().union(worlds[3], *precisions[2].values())
     others = {name for name in launch.signatures() if name.endswith(("_small", "_1"))}
-    others |= {"patch_half_64", "pack_half", "softmax_nll", "softmax_nll_grad", "cells_map", "unscale"}
+    others |= {"patch_half_64", "pack_half", "softmax_nll", "softmax_nll_grad", "cells_map", "unscale", "max_pool_4",
+               "max_pool_grad_4"}
     assert set(launch.signatures()) - ran <= others
     assert {"warpgroup_64", "warpgroup_128"} <= precisions[2]["fp16"] and "patch_tf32_128" in precisions[2]["tf32"]
     assert not {name for name in precisions[2]["fp32"] if launch.signatures()[name][0] in launch.NEED_TENSOR_CORES}
@@ -180,6 +183,24 @@ def test_a_run_on_each_device(gpu_on_cpu, tmp_path):
         assert (tmp_path / device / "predictions.png").exists()
     assert logs["gpu"]["loss"] == pytest.approx(logs["cpu"]["loss"], rel=1e-3)
     assert logs["gpu"]["pixel_accuracy"] == pytest.approx(logs["cpu"]["pixel_accuracy"], abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_run_says_what_a_precision_does(gpu_on_cpu, tmp_path, monkeypatch, capsys):
+    """A card without tensor cores; and a gradient that overflows in every step, so that no weight moves."""
+    monkeypatch.setattr(gpu_on_cpu.cuda.Device(), "compute_capability", "75")
+    monkeypatch.setattr(step, "LOSS_SCALE", 2.0**127)
+    data = write_synthetic(tmp_path / "data", train=4, val=1, size=(64, 64))
+    options = Options(data=str(data), width=4, crop=(64, 64), batch_size=2, epochs=1, device="gpu", precision="fp16")
+    launch.capability.cache_clear()
+    train(options, tmp_path / "run")
+    launch.capability.cache_clear()
+    told = capsys.readouterr().err
+    assert "this GPU has no tensor cores" in told and "step 2: 2 steps so far moved nothing" in told
+    nn.init.seed(0)
+    fresh = fcn32s(num_classes=len(Folder(data, "val").classes.names), width=4).state_dict()
+    moved = load(tmp_path / "run" / "checkpoint.npz").model
+    assert all(np.array_equal(moved[n], a) for n, a in fresh.items() if "running" not in n and "batches" not in n)
 
 
 def test_predictions_agree(gpu_on_cpu):

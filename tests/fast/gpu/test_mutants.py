@@ -320,6 +320,35 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         exact,
         twin("correlate_warpgroup"),
     ),
+    # -- stem
+    "stem: the last of equals wins": (
+        "stem",
+        "if (value > best.v[e]) winner",
+        "if (value >= best.v[e]) winner",
+        norms.test_normalize_relu_pool,
+        ((1, 64, 17, 8),),
+    ),
+    "stem: gradients pass where all is 0": (
+        "stem",
+        "passed.v[e] > 0.f ? g.v[e] : 0.f",
+        "g.v[e]",
+        norms.test_normalize_relu_pool,
+        ((1, 64, 17, 8),),
+    ),
+    "stem: no barrier": (
+        "stem",
+        "    __syncthreads();\n",
+        "",
+        norms.test_normalize_relu_pool,
+        ((2, 3, 7, 9),),
+    ),
+    "stem: a window too many": (
+        "stem",
+        "tap[at + e] == here && passed",
+        "passed",
+        norms.test_normalize_relu_pool,
+        ((2, 3, 7, 9),),
+    ),
     # -- pool and loss
     "the last of equals wins": (
         "pool",

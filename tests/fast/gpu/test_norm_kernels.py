@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernel_cases import U, as_float32, check, few, on_device, reference, reorder, seeds
 
 from minifcn.fast import fused
-from minifcn.fast.gpu import norm
+from minifcn.fast.gpu import norm, stem
 from minifcn.functional import batchnorm
 
 
@@ -125,3 +125,34 @@ def test_running_statistics_move(gpu):
     reference(batchnorm.move_running, *arrays, 7, 0.1)
     check(placed[0], arrays[0], 8 * U * 2)
     check(placed[1], arrays[1], 8 * U * 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 12, 10, 5), (3, 33, 1, 1), (2, 300, 3, 4), (1, 64, 17, 8)])
+def test_normalize_relu_pool(gpu, shape):
+    """Odd and even sides, channels of every kind, maps of one pixel; a third of the windows holds nothing above 0."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        reorder(gpu, seed)
+        C = shape[1]
+        x = 3 + rng.standard_normal(shape) if seed else rng.integers(0, 3, shape).astype(float)   # full of ties
+        x, w, b = as_float32(x, rng.uniform(-2, 2, C), rng.standard_normal(C) - 1)
+        y, mean, var, saved = reference(fused.normalize_relu_pool, x, w, b, 1e-5)
+        gy, = as_float32(rng.standard_normal(y.shape))
+        dx, dw, db, dgy = on_device(gpu, x, w, b, gy)
+        got_y, got_mean, got_var, got_saved = stem.normalize_relu_pool_gpu(dx, dw, db, 1e-5)
+        sharp = 1 / np.sqrt(var.min() + 1e-5)
+        check(got_mean, mean, 64 * U * np.abs(x).max(), "mean")
+        check(got_var, var, 256 * U * (1 + np.abs(x).max()) ** 2, "var")
+        check(got_y, y, 512 * U * (1 + sharp * np.abs(x).max()), "y")
+        total = np.abs(gy).sum()
+        for name, got, wanted in zip(("gx", "gw", "gb"), stem.normalize_relu_pool_grad_gpu(dgy, dw, got_saved),
+                                     reference(fused.normalize_relu_pool_grad, gy, w, saved), strict=True):
+            check(got, wanted, 512 * U * (1 + sharp) ** 2 * (1 + np.abs(x).max()) * (1 + total), name)
+
+
+def test_normalize_relu_pool_keeps_a_nan(gpu):
+    x = np.random.default_rng(0).standard_normal((1, 4, 6, 6))
+    x[0, 1, 2, 2] = np.nan
+    ones = gpu.ones(4, np.float32)
+    y, *_ = stem.normalize_relu_pool_gpu(*on_device(gpu, x), ones, ones, 1e-5)
+    assert np.isnan(y.get()[0, 1]).all() and np.isfinite(y.get()[0, [0, 2, 3]]).all()

@@ -36,3 +36,14 @@ template <> struct Channels<1> {
   __device__ __forceinline__ explicit Channels(const float* p) { v[0] = *p; }
   __device__ __forceinline__ void store(float* p) const { *p = v[0]; }
 };
+
+// Where a thread of a block of T stands: `group` of channels, `lane` among the pixels.
+struct Place {
+  int groups, lanes, group, lane;                          // groups of V channels in this block, a power of two up to 32
+  __device__ __forceinline__ Place(int C, int V) {
+    groups = 1;
+    while (groups < 32 && groups * V < C) groups *= 2;
+    lanes = T / groups, group = threadIdx.x % groups, lane = threadIdx.x / groups;
+  }
+  __device__ __forceinline__ int channel(int V) const { return (blockIdx.x * groups + group) * V; }
+};

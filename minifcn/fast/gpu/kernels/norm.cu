@@ -22,17 +22,6 @@ __device__ __forceinline__ Moments merged(Moments a, Moments b) {
   return {n, a.mean + d * (b.n / n), a.squares + b.squares + d * d * (a.n * b.n / n)};
 }
 
-// Where a thread of a block of T stands: `group` of channels, `lane` among the pixels.
-struct Place {
-  int groups, lanes, group, lane;                          // groups of V channels in this block, a power of two up to 32
-  __device__ __forceinline__ Place(int C, int V) {
-    groups = 1;
-    while (groups < 32 && groups * V < C) groups *= 2;
-    lanes = T / groups, group = threadIdx.x % groups, lane = threadIdx.x / groups;
-  }
-  __device__ __forceinline__ int channel(int V) const { return (blockIdx.x * groups + group) * V; }
-};
-
 template <int V>
 __device__ __forceinline__ void moments(const float* x, float* partial, int M, int C) {
   __shared__ Moments merging[V][T];
