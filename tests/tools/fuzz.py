@@ -133,7 +133,8 @@ def sound_voc():
     rng = np.random.default_rng(0)
     return {JPEG: encoded(rng.integers(0, 256, (5, 7, 3), np.uint8), "JPEG"), LIST: b"a\n",
             PNG: encoded(rng.integers(0, 3, (5, 7), np.uint8), "PNG"),
-            JSON: json.dumps({"names": ["x", "y", "z"], "palette": [[0, 0, 0], [1, 0, 0], [2, 0, 0]], "void": 255}).encode()}
+            JSON: json.dumps({"names": ["x", "y", "z"], "palette": [[0, 0, 0], [1, 0, 0], [2, 0, 0]], "void": 255,
+                              "map": {"0": "x", "1": "y", "2": "z", "255": None}}).encode()}
 
 
 def hostile_voc():
@@ -148,12 +149,15 @@ def hostile_voc():
     json_values = st.recursive(st.none() | st.booleans() | st.integers(-1, 300) | st.floats() | st.text(max_size=3),
                                lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
                                    st.sampled_from(["names", "palette", "void", "x"]), inner, max_size=3), max_leaves=12)
+    values = st.sampled_from(["*", "0", "1", "2", "255", "256", "01", "0,0,0", "1,0,0", "2, 0, 0", "9,9,9", "", "-1", "1,2"])
+    maps = st.dictionaries(values, st.sampled_from(["x", "y", None, "q", 3]), max_size=5).map(
+        lambda drawn: json.dumps(json.loads(sound[JSON]) | {"map": drawn}).encode())
     anything = {
         JPEG: mutated(images + [sound[JPEG]]) | st.sampled_from(images) | st.binary(max_size=64),
         PNG: mutated(images + [sound[PNG]]) | st.sampled_from(images) | st.binary(max_size=64),
         LIST: mutated([b"a\n", b"a\r\na\r\n\r\nb", b"\xef\xbb\xbfa\n"]) | st.text(max_size=20).map(
             lambda text: text.encode("utf-8", "surrogatepass")),
-        JSON: mutated([sound[JSON]]) | json_values.map(lambda value: json.dumps(value).encode())}
+        JSON: mutated([sound[JSON]]) | maps | json_values.map(lambda value: json.dumps(value).encode())}
     one = st.sampled_from(sorted(anything)).flatmap(lambda path: anything[path].map(lambda raw: {path: raw}))
     return st.lists(one, min_size=1, max_size=3).map(lambda changes: functools.reduce(operator.or_, changes, sound))
 
