@@ -9,8 +9,8 @@ Read the source in this order; every file says what comes before and after it.
     files       regular, atomic, outputs, zips, weights,
                 unpickle, foreign; download later                what meets strangers' bytes and the disk
     data        classes, masks, voc, synthetic, loader, upload   Pascal VOC's layout, and batches from it
-    training    optim, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter: from weights
-                to better weights
+    training    optim, arena, parallel, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter:
+                from weights to better weights
     inference, photos, plotting                                  images of any size; pictures
     fast        replacements for array functions, last: the library is whole without them
 

@@ -7,7 +7,7 @@ One run over one long array then takes the place of sixty small steps, and what 
 What is assigned to `p.data` or `p.grad` is copied into its place, so views stay views. Only another dtype, device or shape
 (`net.to("gpu")`) makes a parameter leave; an optimiser's next step then builds the arrays anew.
 
-Read after metrics.py; read next optim.py. Source: torch.nn.parallel.DistributedDataParallel(gradient_as_bucket_view=True).
+Read after optim.py; read next parallel.py. Source: torch.nn.parallel.DistributedDataParallel(gradient_as_bucket_view=True).
 """
 
 from minifcn.core.backend import array_module

@@ -1,7 +1,7 @@
 """Stochastic gradient descent with momentum, exactly torch's rule, and two learning-rate schedules.
 
 Everything that an exact resume needs is the velocities: a schedule is a function of the step number and has no state.
-Read after arena.py; read next checkpoint.py.
+Read after data/upload.py; read next arena.py, over which it steps.
 Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
 """
 

@@ -8,7 +8,7 @@ What is summed: gradients (a bucket at a time, while backward still computes the
 whole batch before backward, so gradients are added, never averaged. Every rank gets the same bits, so all make the same
 step, and only rank 0 needs to log and to save.
 
-Read after step.py; read next options.py. Sources: Li et al. 2020, arXiv 2006.15704 (buckets); docs.nvidia.com, NCCL.
+Read after arena.py; read next step.py. Sources: Li et al. 2020, arXiv 2006.15704 (buckets); docs.nvidia.com, NCCL.
 """
 
 import atexit

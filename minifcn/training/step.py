@@ -1,6 +1,6 @@
 """One step of gradient descent: forward, the loss, backward, and the move of the optimiser.
 
-Read after optim.py; read next metrics.py. Source: Dive into Deep Learning, FCN chapter (the reductions' names).
+Read after parallel.py; read next options.py. Source: Dive into Deep Learning, FCN chapter (the reductions' names).
 """
 
 import numpy as np

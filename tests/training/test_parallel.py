@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minifcn.core import backend
 from minifcn.core.tensor import Tensor
 from minifcn.training import checkpoint as checkpoints
 from minifcn.training import parallel
@@ -242,3 +243,21 @@ def test_an_mpiexec_of_another_mpi_is_noticed():
     _, err = mpi.run(1, "-m", "minifcn", "check", code=2, env=os.environ | {"OMPI_COMM_WORLD_RANK": "0",
                                                                            "OMPI_COMM_WORLD_SIZE": "2"})
     assert "mpiexec started 2 processes, but mpi4py sees 1: it uses another MPI, MPICH" in err
+
+
+# ---- a GPU ----
+
+@pytest.mark.gpu
+def test_nccl_with_one_rank():
+    """The sum of one is itself; started sums are done when what was queued after wait() reads them."""
+    if not backend.has_gpu():
+        pytest.skip("no CUDA device, or CuPy is not installed")
+    xp, world = backend.cupy, parallel.Local()
+    world.sums = parallel.Nccl(world, 0, 1)
+    for dtype in (np.float32, np.float64, np.int64):
+        x = xp.arange(6, dtype=dtype).reshape(2, 3)
+        assert world.sums.sum(x).get().tolist() == [[0, 1, 2], [3, 4, 5]]
+    a, b = (Tensor(xp.arange(1000, dtype=np.float32), requires_grad=True) for _ in range(2))
+    arena = Arena([a, b])
+    parallel.Mpi.backward(world, (a * b).sum(), arena)
+    assert (arena.grad[arena.span(a)].get() == np.arange(1000)).all() and "GPU 0" in str(world.sums)
