@@ -30,11 +30,12 @@ def atomic(path):
     """A binary file that takes its name only when it is complete and on disk: readers see the old file or the new one.
 
     Killed at any moment, at most `<name>.tmp` is left over, which the next write replaces. An error removes it; an OSError
-    (disk full, read-only folder, ...) names `path`.
+    (disk full, read-only folder, ...) names `path`. What is there and no file, such as /dev/null, is not replaced; a link is.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        _check_replaceable(path)
         temporary.unlink(missing_ok=True)
         # O_EXCL: a name that exists by now, be it a link, is not opened.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
@@ -50,6 +51,13 @@ def atomic(path):
             raise OSError(error.errno, error.strerror, str(path)) from error        # a failed write() does not know its file
         raise
     _sync_folder(path.parent)
+
+
+def _check_replaceable(path):
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.EINVAL, "a folder, a pipe or a device, which no file replaces")
 
 
 def _sync_folder(folder):

@@ -25,18 +25,19 @@ def check_outputs(outputs, inputs):
         known[place] = path
     there = {}
     for path in known.values():
-        try:
-            status = os.lstat(path)
-        except OSError:
-            continue
-        there[status.st_dev, status.st_ino] = path
+        for place in (path, path.with_name(path.name + ".tmp")):        # atomic() writes the second first
+            try:
+                status = os.lstat(place)
+            except (OSError, ValueError):                               # ValueError: a zero byte in a name
+                continue
+            there[status.st_dev, status.st_ino] = place
     if not there:
         return
     for path in inputs:
         for look in (os.stat, os.lstat):                # what is read, and the link that leads to it
             try:
                 status = look(path)
-            except OSError:
+            except (OSError, ValueError):
                 continue
             if (status.st_dev, status.st_ino) in there:
                 raise ValueError(f"{there[status.st_dev, status.st_ino]} would be overwritten, but {path} is read; "

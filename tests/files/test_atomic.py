@@ -40,6 +40,16 @@ def test_a_link_is_replaced_and_not_followed(name, tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_replaced(make, tmp_path):
+    """A root who exports a network to /dev/null shall not lose /dev/null."""
+    make(tmp_path / "thing")
+    with pytest.raises(OSError, match="a folder, a pipe or a device, which no file replaces: '.*thing'"):
+        with atomic(tmp_path / "thing") as file:
+            file.write(b"new")
+    assert os.listdir(tmp_path) == ["thing"] and not (tmp_path / "thing").is_file()
+
+
 def test_a_folder_in_the_place_of_the_temporary_file(tmp_path):
     (tmp_path / "file.tmp").mkdir()
     with pytest.raises(OSError, match="file") as error, atomic(tmp_path / "file"):
