@@ -18,6 +18,8 @@ from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
 from minifcn.export import OPSET, to_onnx, write_onnx
 from minifcn.files.download import SOURCES, DownloadError, download
+from minifcn.files.outputs import check_outputs
+from minifcn.files.regular import printable
 from minifcn.grade.command import COMMANDS as GRADING
 from minifcn.grade.mine import usable
 from minifcn.inference import METHODS
@@ -63,19 +65,29 @@ def main(argv=None):
     except KeyboardInterrupt:
         return world.last_words("minifcn: interrupted", 130)
     except (TrainingError, DownloadError, Incomplete) as error:
-        return world.last_words(f"minifcn: {error}", 1)
+        return world.last_words(printable(f"minifcn: {error}"), 1)
     except MemoryError as error:                    # NumPy's and CuPy's
         return world.last_words(f"minifcn: out of memory ({error}): lower --batch-size, --crop or --width, or predict with "
                                 "--method tile", 1)
     except (ValueError, OSError, ImportError) as error:         # DataError, CheckpointError, argument checks: ValueErrors
-        return world.last_words(f"minifcn: {error}", 2)
+        return world.last_words(printable(f"minifcn: {error}"), 2)
     finally:
         warnings.formatwarning = before
 
 
 def _warning(message, category, filename, lineno, line=None):
     """A warning as a line for users, who do not know the file that it comes from."""
-    return f"minifcn: warning: {message}\n"
+    return printable(f"minifcn: warning: {message}") + "\n"
+
+
+def say(*lines):
+    """Print lines, which may name a stranger's files."""
+    print(*map(printable, lines), sep="\n", flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        super().error(printable(message))
 
 
 # ---- train ----
@@ -136,7 +148,7 @@ def _train_plainly(args):
     if best := metrics["best"]:                     # none in a run that an older version ended
         print(f"best.npz: mean IoU {best['mean_iou']:.3f} after epoch {best['epoch']} of {metrics['epochs']}")
     print(f"training: {metrics['images_per_second']:.1f} images/s end to end, {metrics['training_seconds']:.0f} s in all")
-    print(f"written to {args.out}: checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png")
+    say(f"written to {args.out}: checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png")
     return 0
 
 
@@ -194,7 +206,7 @@ def _predict(args):
     backend.set_precision(args.precision)
     for line in predict_files(net.to(device), args.images, args.out, checkpoint.classes, METHODS[args.method], device, scale,
                               [args.checkpoint]):
-        print(line, flush=True)
+        say(line)
     return 0
 
 
@@ -212,10 +224,11 @@ def _export_arguments(parser):
 
 
 def _export(args):
+    check_outputs([args.file], [args.checkpoint])
     net, checkpoint = load_model(args.checkpoint)
     scale = checkpoint.options.scale
     write_onnx(args.file, to_onnx(net, checkpoint.classes, args.image, args.size, args.opset, scale))
-    print(f"{args.file}: {'image (N, H, W, 3) uint8 -> labels' if args.image else 'x (N, 3, H, W) float32 -> logits'}")
+    say(f"{args.file}: {'image (N, H, W, 3) uint8 -> labels' if args.image else 'x (N, 3, H, W) float32 -> logits'}")
     return 0
 
 
@@ -231,7 +244,7 @@ def _download_arguments(parser):
 
 def _download(args):
     path = download(args.name, args.to, args.everything)
-    print(f"use it with: minifcn train {'--data' if path.is_dir() else '--pretrained'} {shlex.quote(str(path))}")
+    say(f"use it with: minifcn train {'--data' if path.is_dir() else '--pretrained'} {shlex.quote(str(path))}")
     return 0
 
 
@@ -248,8 +261,8 @@ def _convert_arguments(parser):
 
 
 def _convert(args):
-    print(*convert(args.source, args.out, args.images, args.masks, args.val, args.seed), sep="\n")
-    print(f"use it with: minifcn train --data {shlex.quote(str(args.out))}")
+    say(*convert(args.source, args.out, args.images, args.masks, args.val, args.seed))
+    say(f"use it with: minifcn train --data {shlex.quote(str(args.out))}")
     return 0
 
 
@@ -272,7 +285,7 @@ def _check(args):
         return check.installation()
     report = []
     problems = check_folder(args.data, quick=args.quick, report=report)
-    print(*report, *problems, f"{args.data}: {len(problems) or 'no'} problems", sep="\n")
+    say(*report, *problems, f"{args.data}: {len(problems) or 'no'} problems")
     return 1 if problems else 0
 
 
@@ -316,7 +329,7 @@ COMMANDS = {
 
 
 def _parser():
-    parser = argparse.ArgumentParser("minifcn", description="Fully convolutional networks from scratch.", epilog=EXAMPLES,
+    parser = _Parser("minifcn", description="Fully convolutional networks from scratch.", epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (run, arguments, text, description) in COMMANDS.items():

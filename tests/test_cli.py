@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -167,6 +168,31 @@ def test_mistakes_of_train(trained, data, tmp_path, capsys):
     refused(capsys, ["predict", "c.npz", "a.jpg", "--scale", "-1"], "argument --scale: scale is -1.0, must be at least 0.001")
     refused(capsys, ["train", "--resume", "--overwrite"], "not allowed with")
     refused(capsys, [], "COMMAND")
+
+
+def test_results_in_the_place_of_what_is_read(trained, checkpoint, data, tmp_path, capsys):
+    """Nothing is trained or exported, and nothing is lost."""
+    shutil.copy(checkpoint, tmp_path / "checkpoint.npz")
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+    command = ["train", "--data", data, "--out", tmp_path, "--overwrite", *SMALL]
+    fails(capsys, [*command, "--pretrained", tmp_path / "checkpoint.npz"], "checkpoint.npz would be overwritten, but",
+          "choose another --out")
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    fails(capsys, ["export", tmp_path / "checkpoint.npz", tmp_path / "checkpoint.npz"], "would be overwritten")
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+
+
+def test_control_characters_in_names_are_not_printed(checkpoint, tmp_path, capsys, monkeypatch):
+    """A stranger's folder may hold a file whose name clears the screen; `minifcn predict CK *` names it."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (33, 40)).save(tmp_path / "\x1b[2J.png")
+    assert main(["predict", checkpoint, "\x1b[2J.png", "--out", "o"]) == 0
+    assert main(["predict", checkpoint, "\x1b[3J" + "x" * 9000, "--out", "o"]) == 2
+    with pytest.raises(SystemExit):
+        main(["check", "a", "\x1b[2J"])
+    shown = capsys.readouterr()
+    assert "\\x1b[2J.png (33 x 40): " in shown.out and "\x1b" not in shown.out + shown.err and len(shown.err) < 6000
+    assert "\\x1b[3Jxxx" in shown.err and " characters ... xxx" in shown.err
 
 
 @pytest.mark.parametrize("command", [["train"], ["evaluate", "c.npz"], ["predict", "c.npz", "a.jpg"]])

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from minifcn.files.atomic import FolderInUse, locked
-from minifcn.files.regular import open_regular, read_regular
+from minifcn.files.regular import open_regular, printable, read_regular
 
 ATTEMPTS = 20               # requests to one host; each but the last has brought something new
 BLOCK = 2**18               # bytes read at once
@@ -253,9 +253,8 @@ class _Watch:
 
 
 def _printable(error):
-    """What a host says, for the terminal: control characters would move its cursor."""
-    text = str(error) or type(error).__name__
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
+    """What a host says, in one line for the terminal."""
+    return printable((str(error) or type(error).__name__).replace("\n", " "), 300)
 
 
 def extract_voc(archive, to, everything=False):

@@ -1,4 +1,5 @@
 """Opens what strangers name: ordinary files only, of at most a stated size. A pipe, a device or a folder is an error at once.
+And prints what strangers wrote: `printable` leaves no character that moves a terminal's cursor.
 
 Without this, reading from a pipe that nobody writes to waits for ever, and reading /dev/zero ends when memory does.
 Read after models/fcn.py; read next atomic.py.
@@ -29,6 +30,13 @@ def open_regular(path, largest=None):
     except BaseException:
         os.close(handle)
         raise
+
+
+def printable(text, most=4000):
+    """A text as a terminal may show it: control characters as \\x1b, lines as they are, and not more than `most` characters."""
+    if len(text) > most:
+        text = f"{text[:most * 3 // 4]} ... {len(text) - most:,} characters ... {text[-most // 4:]}"
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def read_regular(path, largest):

@@ -14,6 +14,7 @@ import re
 
 import numpy as np
 
+from minifcn.files.regular import printable
 from minifcn.files.weights import Opaque, read_state
 from minifcn.training import checkpoint as checkpoints
 
@@ -71,10 +72,10 @@ def load_pretrained(net, path, classes=None):
     net.load_state_dict(state | loaded)
     count = sum(name.startswith("trunk.") for name in loaded)
     lacking = [name for name in trunk if f"trunk.{name}" not in loaded]
-    print(f"pretrained: {count} of the trunk's {len(trunk)} arrays"
+    print(printable(f"pretrained: {count} of the trunk's {len(trunk)} arrays"
           + (f" and {len(loaded) - count} of the head's" if len(loaded) > count else "") + f" from {path}"
           + (f"; it lacks {', '.join(lacking)}, which start from random values" if lacking else "")
-          + "".join(f"; {note}" for note in notes), flush=True)
+          + "".join(f"; {note}" for note in notes)), flush=True)
     return set(loaded)
 
 

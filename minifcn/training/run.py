@@ -28,6 +28,7 @@ from minifcn.data.survey import survey
 from minifcn.data.upload import Uploader
 from minifcn.data.voc import Folder
 from minifcn.files.atomic import locked
+from minifcn.files.outputs import check_outputs
 from minifcn.functional import activation
 from minifcn.functional.step import normalize, repeat
 from minifcn.inference import whole
@@ -40,6 +41,7 @@ from minifcn.training.pretrained import load_pretrained
 from minifcn.training.scoring import evaluate
 from minifcn.training.step import Step
 
+RESULTS = ("checkpoint.npz", "best.npz", "log.csv", "metrics.json", "curves.png", "predictions.png")
 GAP = 0.2                   # between the accuracies of one batch in two modes, above which it is said
 READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
 
@@ -69,6 +71,8 @@ def train(options, out, overwrite=False, own=None):
         if (Path(out) / "checkpoint.npz").exists() and not overwrite:
             raise ValueError(f"{out} holds a run already: go on with it (--resume), start over (--overwrite), "
                              "or choose another --out")
+        read = [Path(options.data) / folder / name for folder in ("JPEGImages", "SegmentationClass") for name in RESULTS]
+        check_outputs([Path(out) / name for name in RESULTS], read + [options.pretrained] * bool(options.pretrained))
 
     with contextlib.ExitStack() as held:
         parallel.world().on_first(start)

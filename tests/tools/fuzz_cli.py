@@ -24,7 +24,6 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "support")]
 import matplotlib.backends.backend_agg  # noqa: E402, F401   here once, and not in each process
 import matplotlib.figure  # noqa: E402, F401
-import onnx  # noqa: E402, F401
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -34,6 +33,9 @@ from minifcn.data.synthetic import write_synthetic  # noqa: E402
 from minifcn.files import download  # noqa: E402
 from minifcn.training.options import Options  # noqa: E402
 from minifcn.training.run import train  # noqa: E402
+
+with contextlib.suppress(ImportError):          # an extra
+    import onnx  # noqa: F401
 
 SECONDS = 60                                    # for one run, on a machine that has other things to do
 MEMORY = 6 * 2**30                              # bytes of address space: a network of 65,536 channels does not get it

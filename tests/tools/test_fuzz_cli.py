@@ -1,0 +1,16 @@
+"""A short run of tests/tools/fuzz_cli.py: whatever is typed ends soon, with a documented code and a message, and loses nothing."""
+
+import fuzz_cli
+
+
+def test_the_command_line():
+    codes, faults = fuzz_cli.run(200, seed=1)
+    assert not faults
+    assert codes[0] > 20 and codes[2] > 50                              # both sides of the fence are reached
+
+
+def test_a_broken_rule_is_noticed():
+    assert fuzz_cli.complaint(0, "", "") is None and fuzz_cli.complaint(2, "", "minifcn: x\n") is None
+    for ending in ((None, "", ""), (1, "", "Traceback (most recent call last)"), (99, "", "minifcn: x"), (2, "", "x: error"),
+                   (0, "\x1b[2J", ""), (1, "", ""), (2, "", "minifcn: " + "x" * 9000)):
+        assert fuzz_cli.complaint(*ending)
