@@ -1,4 +1,4 @@
-"""A short run of tests/tools/fuzz_cli.py: whatever is typed ends soon, with a documented code and a message, and loses nothing."""
+"""A short run of tests/tools/fuzz_cli.py: whatever is typed ends with a documented code and a message, and loses nothing."""
 
 import fuzz_cli
 
