@@ -8,6 +8,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from minifcn.files.regular import printable
 from minifcn.grade import exercises
 from minifcn.grade.adapt import ADAPTERS
 from minifcn.grade.isolate import isolated
@@ -54,8 +55,9 @@ def run_exercises(args):
     for path in exercises.write(args.folder):
         about = next(about for file, about, _ in exercises.EXERCISES if file == path.name)
         out(f"{path.name:<28} {about}"[:80])
-    out(f"\nfill them in, then: minifcn grade {args.folder}")
-    out(f"at the end:         minifcn train --with {args.folder}")
+    folder = printable(str(args.folder))
+    out(f"\nfill them in, then: minifcn grade {folder}")
+    out(f"at the end:         minifcn train --with {folder}")
     return 0
 
 
