@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from minifcn.data.classes import VOC, VOID_COLOUR
-from minifcn.plotting import curves, overlay, picture_rows, prediction_rows, roomy
+from minifcn.data.classes import VOC, VOID_COLOUR, Classes
+from minifcn.plotting import curves, overlay, picture_rows, png, prediction_rows, roomy
 
 
 def rows(epochs=3):
@@ -105,3 +105,24 @@ def test_leaves_pyplot_alone():
 def test_overlay_of_floats_is_refused():
     with pytest.raises(TypeError, match="overlay: image must be uint8"):
         overlay(np.zeros((2, 2, 3)), np.zeros((2, 2), np.uint8), VOC)
+
+
+@pytest.mark.parametrize("name", [r"$\foo$", "a$b", "a_b^c", "$$$", r"\frac"])
+def test_names_are_no_mathematics(name):
+    classes = Classes(("background", name), np.array([(0, 0, 0), (9, 9, 200)], np.uint8), 255)
+    mask = np.zeros((64, 96), np.uint8)
+    mask[8:56, 8:88] = 1
+    figure = picture_rows({"mask": [mask]}, classes)
+    assert_nothing_clipped(figure)                                                 # drawing parses mathematics, and raises
+    assert name in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert name in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_png_is_drawn_with_matplotlibs_own_settings():
+    """Settings that need TeX, or draw black on black, are those of the reader's own figures; they are left as they were."""
+    import matplotlib
+
+    plain = png(lambda: curves(rows()))
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "black", "savefig.dpi": 7}):
+        assert png(lambda: curves(rows())) == plain
+        assert matplotlib.rcParams["text.usetex"] is True and matplotlib.rcParams["savefig.dpi"] == 7

@@ -10,6 +10,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 
+import numpy as np
+
 from minifcn.core.backend import PRECISIONS, choose_device
 from minifcn.files.download import SOURCES
 from minifcn.models.fcn import MODELS
@@ -140,6 +142,7 @@ def _checked_weights(value, low, high):
 def _checked_number(name, value, kind, low, high):
     if isinstance(value, bool) or not isinstance(value, Real if kind is float else Integral):
         raise ValueError(f"{name} is {value!r}, must be {'a number' if kind is float else 'an integer'}")
+    value = value.item() if isinstance(value, np.generic) else value
     if not low <= value <= high:                                        # neither is NaN
         bounds = f"at least {low}" + f" and at most {high}" * (high < LARGEST)
         raise ValueError(f"{name} is {value}, must be {bounds}{' and finite' * (high == LARGEST)}")

@@ -96,9 +96,9 @@ def _some_images(scores):
 
 
 def metrics(state):
-    """The last scores; the best ones; the speed of the whole run from end to end: data and checkpoints included, evaluations
-    not."""
-    return state.scores | {"best": state.best, "images_per_second": state.images / state.seconds, "epochs": state.epoch,
+    """The last scores, if there are any yet; the best ones; the speed of the whole run from end to end: data and checkpoints
+    included, evaluations not."""
+    return (state.scores or {}) | {"best": state.best, "images_per_second": state.images / state.seconds, "epochs": state.epoch,
                            "steps": state.step, "training_seconds": state.seconds}
 
 

@@ -104,7 +104,8 @@ def kill_and_resume(folder, moments, data=None):
     path = out / "checkpoint.npz"
 
     def finished():
-        found.extend(differences(path, folder / "reference" / "checkpoint.npz"))
+        for name in ("checkpoint.npz", "best.npz"):
+            found.extend(differences(out / name, folder / "reference" / name))
         shutil.rmtree(out)
 
     for moment in moments:

@@ -1,5 +1,9 @@
 """Checkpoints: what is written comes back, damage is always noticed, and a good file is never lost."""
 
+import contextlib
+import copy
+import dataclasses
+import io
 import json
 import os
 import re
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 
 from minifcn import models, nn
 from minifcn.data.classes import VOC, Classes
+from minifcn.training import checkpoint as module
 from minifcn.training.checkpoint import ROW, Checkpoint, CheckpointError, State, load, load_model, save
 from minifcn.training.options import Options
 
@@ -111,6 +116,117 @@ def test_wrong_meta(tmp_path, meta):
     np.savez(tmp_path / "c.npz", meta=np.frombuffer(meta, np.uint8))
     with pytest.raises(CheckpointError, match=r"c\.npz: not a checkpoint of minifcn"):
         load(tmp_path / "c.npz")
+
+
+def places(value, path=()):
+    """Every place of a JSON value, as a tuple of keys."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value[:1]):
+            yield from places(item, (*path, key))
+
+
+def whole_meta():
+    """The JSON of a checkpoint that has everything, and the arrays beside it."""
+    scores = {"pixel_accuracy": 0.5, "mean_accuracy": 0.5, "mean_iou": 0.5, "frequency_weighted_iou": 0.5, "loss": 1.0,
+              "images": 3, "iou_per_class": {"nothing": 0.5, "thing": None}, "epoch": 1, "unscored": 0,
+              "always_background": {"pixel_accuracy": 0.5, "mean_iou": 0.5}}
+    checkpoint = example()
+    state = dataclasses.replace(checkpoint.state, epoch=1, scores=scores, best=scores)
+    options = dataclasses.replace(checkpoint.options, class_weights=(1, 2), limit=3, pretrained="w.npz")
+    buffer = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "savez", lambda file, **arrays: buffer.write(arrays["meta"].tobytes()))
+        patch.setattr(module, "atomic", lambda path: contextlib.nullcontext(buffer))
+        save("unused", checkpoint._replace(options=options, state=state))
+    return json.loads(buffer.getvalue())
+
+
+META = whole_meta()
+NESTED = "[" * 30_000 + "]" * 30_000
+
+
+@pytest.mark.parametrize("place", [path for path in places(META) if path], ids=lambda p: ".".join(map(str, p)))
+def test_every_place_of_the_json_is_checked(tmp_path, place):
+    """Missing, of a wrong type, infinite, negative, deeply nested: one message that names the file, or a right value."""
+    arrays = {f"model/{name}": array for name, array in example().model.items()}
+    wrong = {"an object": {"a": 1}, "a list": [[]], "a text": "x" * 300, "a number": -1.5, "null": None, "true": True,
+             "infinite": "INFINITY", "nested": "NESTED", "missing": ...}
+    refused = 0
+    for what, value in wrong.items():
+        meta = copy.deepcopy(META)
+        parent = meta
+        for key in place[:-1]:
+            parent = parent[key]
+        if value is ...:
+            del parent[place[-1]]
+        else:
+            parent[place[-1]] = value
+        text = json.dumps(meta).replace('"INFINITY"', "1e999").replace('"NESTED"', NESTED)
+        np.savez(tmp_path / "c.npz", meta=np.frombuffer(text.encode(), np.uint8), **arrays)
+        try:
+            load(tmp_path / "c.npz")
+        except CheckpointError as error:
+            assert re.match(rf"{tmp_path}/c.npz: not a checkpoint of minifcn: ", str(error)) and len(str(error)) < 600, what
+            refused += 1
+    assert refused >= len(wrong) - 3                                    # null, a number or nothing may be right in some places
+
+
+def test_the_whole_json_is_right(tmp_path):
+    np.savez(tmp_path / "c.npz", meta=np.frombuffer(json.dumps(META).encode(), np.uint8))
+    assert load(tmp_path / "c.npz").state.best["mean_iou"] == 0.5
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda meta: meta["info"]["state"].update(epoch=31), "epoch 31 of 30"),
+    (lambda meta: meta["architecture"].update(width=3), "its options name another network than its architecture"),
+    (lambda meta: meta["info"]["options"].update(model="fcn8s"), "its options name another network than its architecture"),
+    (lambda meta: meta["info"]["state"]["scores"]["iou_per_class"].update(other=1.0), "scores are of other classes"),
+    (lambda meta: meta["info"]["options"].update(lr=-1), "lr is -1"),
+])
+def test_contradictions(change, message, tmp_path):
+    meta = copy.deepcopy(META)
+    change(meta)
+    np.savez(tmp_path / "c.npz", meta=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(part, value, tmp_path):
+    checkpoint = example()
+    name = next(iter(getattr(checkpoint, part)))
+    getattr(checkpoint, part)[name].flat[1] = value
+    save(tmp_path / "c.npz", checkpoint)
+    with pytest.raises(CheckpointError, match=rf"c.npz: .*{part}/{re.escape(name)} holds numbers that are not finite"):
+        load(tmp_path / "c.npz")
+
+
+def test_negative_variances_are_refused(tmp_path):
+    checkpoint = example()
+    checkpoint.model["trunk.bn1.running_var"] = np.array([1.0, -1e-9])
+    save(tmp_path / "c.npz", checkpoint)
+    with pytest.raises(CheckpointError, match=r"trunk.bn1.running_var holds negative variances"):
+        load(tmp_path / "c.npz")
+
+
+def test_a_checkpoint_from_before_there_were_digests(tmp_path):
+    """Without what later versions added, it loads: sums since the last row are counted from here."""
+    meta = copy.deepcopy(META)
+    for key in ("data", "arithmetic"):
+        del meta["info"][key]
+    for key in ("class_weights", "val_every", "sync_norm"):
+        del meta["info"]["options"][key]
+    for key in ("weight", "row_images", "row_seconds", "row_waited", "best"):
+        del meta["info"]["state"][key]
+    for key in ("epoch", "unscored"):
+        del meta["info"]["state"]["scores"][key]
+    np.savez(tmp_path / "c.npz", meta=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+    saved = load(tmp_path / "c.npz")
+    assert saved.data is None and saved.arithmetic is None and saved.state.best is None
+    assert saved.state.weight == saved.state.pixels == 9 and saved.state.scores["epoch"] == 1
+    assert (saved.options.class_weights, saved.options.val_every) == (None, 1)
 
 
 def test_an_array_that_belongs_nowhere(tmp_path, written):

@@ -6,18 +6,22 @@ import json
 import os
 import signal
 import time
+import warnings
 from dataclasses import replace
 
 import kill_resume
 import numpy as np
 import pytest
+from layouts import png
 from PIL import Image
 
 from minifcn import models, nn
 from minifcn.data.classes import DataError
+from minifcn.data.loader import Loader
+from minifcn.data.masks import write_labels
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
-from minifcn.training import checkpoint, run
+from minifcn.training import checkpoint, report, run
 from minifcn.training.options import Options
 from minifcn.training.run import Interrupted, TrainingError, resume, train
 from minifcn.training.scoring import evaluate
@@ -105,6 +109,67 @@ def test_limit_takes_the_first_images(options, tmp_path):
     assert metrics["steps"] == 2                                        # 2 + 1 images
 
 
+# ---- the best epoch ----
+
+def scripted(monkeypatch, ious):
+    """Let the evaluations give these mean IoUs, one after the other."""
+    given = iter(ious)
+
+    def evaluated(*arguments):
+        scores = evaluate(*arguments)
+        return scores and scores | {"mean_iou": next(given)}
+
+    monkeypatch.setattr(run, "evaluate", evaluated)
+
+
+def test_the_best_epoch_is_kept_ties_to_the_earlier(options, tmp_path, monkeypatch):
+    scripted(monkeypatch, [0.1, 0.3, 0.2, 0.3])
+    metrics = train(replace(options, epochs=4), tmp_path / "run")
+    assert metrics["mean_iou"] == 0.3 and metrics["epochs"] == 4
+    assert metrics["best"]["mean_iou"] == 0.3 and metrics["best"]["epoch"] == 2
+    best = checkpoint.load(tmp_path / "run" / "best.npz")
+    assert (best.state.epoch, best.state.batch, best.state.step) == (2, 0, 10) and best.state.scores["epoch"] == 2
+    net, _ = checkpoint.load_model(tmp_path / "run" / "best.npz")       # predict and evaluate take it as well
+    assert evaluate(net, Folder(options.data, "val"))["loss"] == metrics["best"]["loss"]
+
+
+def test_a_run_killed_between_best_and_checkpoint_ends_with_the_same_best(options, tmp_path, monkeypatch):
+    train(replace(options, epochs=3), tmp_path / "left alone")
+    out, save = tmp_path / "killed", checkpoint.save
+
+    def killed(path, content):
+        save(path, content)
+        if path.name == "best.npz":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", killed)
+        train(replace(options, epochs=3), out)
+    assert checkpoint.load(out / "best.npz").state.step > checkpoint.load(out / "checkpoint.npz").state.step
+    resume(out)
+    for name in ("best.npz", "checkpoint.npz"):
+        assert kill_resume.differences(out / name, tmp_path / "left alone" / name) == []
+
+
+def test_overwriting_forgets_the_best_of_the_run_before(options, tmp_path, monkeypatch):
+    train(replace(options, epochs=1), tmp_path)
+    before = checkpoint.load(tmp_path / "best.npz").model["final_conv.weight"]
+    scripted(monkeypatch, [0.0])
+    train(replace(options, epochs=1, seed=3), tmp_path, overwrite=True)
+    assert not np.array_equal(checkpoint.load(tmp_path / "best.npz").model["final_conv.weight"], before)
+
+
+@pytest.mark.parametrize("val_every, epochs, scored", [(2, 5, [2, 4, 5]), (9, 2, [2]), (1, 2, [1, 2])])
+def test_val_every(val_every, epochs, scored, options, tmp_path, capsys):
+    metrics = train(replace(options, val_every=val_every, epochs=epochs, limit=2), tmp_path / "run")
+    rows = checkpoint.load(tmp_path / "run" / "checkpoint.npz").state.history
+    assert [round(row["epoch"]) for row in rows if row["val_loss"] is not None] == scored
+    assert metrics["epoch"] == epochs and metrics["best"]["epoch"] in scored
+    printed = capsys.readouterr().out
+    assert printed.count("| validation: ") == len(scored) and printed.count("images/s, ") == epochs
+    assert printed.count(" of 2 images (1 more are left out by --limit)") == len(scored)
+
+
 # ---- interruptions ----
 
 def test_kills_lose_nothing(tmp_path):
@@ -189,6 +254,38 @@ def test_resume_with_other_epochs_moves_the_end(options, tmp_path, capsys):
         resume(tmp_path / "run", epochs=2)
 
 
+def test_resume_says_what_may_change_the_bits(options, tmp_path):
+    """Other libraries, kernels or threads than those that the checkpoint names; and the run goes on."""
+    train(replace(options, epochs=1), tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoint.npz")
+    assert set(saved.arithmetic) >= {"numpy", "path", "device", "processes", "threads and BLAS"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resume(tmp_path)
+    checkpoint.save(tmp_path / "checkpoint.npz", saved._replace(arithmetic=saved.arithmetic | {"numpy": "1.0", "path": "b"}))
+    with pytest.warns(UserWarning, match=rf"perhaps not with the bits .*: numpy: 1.0 before, {np.__version__} now; path: b"):
+        resume(tmp_path)
+
+
+def test_resume_notices_changed_files(tmp_path, options):
+    data = write_synthetic(tmp_path / "data", train=4, val=2, size=(64, 96))
+    train(replace(options, data=str(data), epochs=1), tmp_path / "run")
+    before = checkpoint.load(tmp_path / "run" / "checkpoint.npz")
+    masks = data / "SegmentationClass"
+    names = [(data / f"ImageSets/Segmentation/{split}.txt").read_text().split()[0] for split in ("train", "val")]
+    for name, message in zip(names, ("the training images or masks have changed", "the validation images have changed")):
+        content = (masks / f"{name}.png").read_bytes()
+        labels = np.array(Image.open(masks / f"{name}.png"))
+        labels[0, 0] = 1 if labels[0, 0] != 1 else 2
+        write_labels(masks / f"{name}.png", labels, before.classes)
+        with pytest.warns(UserWarning, match=message):
+            resume(tmp_path / "run")
+        (masks / f"{name}.png").write_bytes(content)
+    checkpoint.save(tmp_path / "run" / "checkpoint.npz", before._replace(data=None))
+    with pytest.warns(UserWarning, match="what the files of the data set were then cannot be told"):
+        resume(tmp_path / "run")
+
+
 def test_resume_refuses_other_images(finished, tmp_path):
     other = write_synthetic(tmp_path / "other", train=9, val=3, size=(64, 96))
     with pytest.raises(ValueError, match="not the classes and training images"):
@@ -245,6 +342,34 @@ def test_damaged_checkpoint_is_refused_and_kept(finished, tmp_path):
         with pytest.raises(checkpoint.CheckpointError, match=r"checkpoint\.npz"):
             resume(tmp_path)
         assert (tmp_path / "checkpoint.npz").read_bytes() == damaged
+
+
+def test_a_broken_picture_in_the_midst_of_an_epoch_loses_nothing(options, tmp_path):
+    """16 bits a channel pass the look at headers and masks. The steps before are saved: a resumed run does them no more."""
+    data = write_synthetic(tmp_path / "data", train=8, val=2, size=(64, 96))
+    wanted = replace(options, data=str(data), epochs=1)
+    train(wanted, tmp_path / "whole")
+    name = next(batch.ids[0] for i, batch in enumerate(Loader(Folder(data, "train"), 2, (64, 64)).epoch(0)) if i == 2)
+    image = data / "JPEGImages" / f"{name}.jpg"
+    good = image.read_bytes()
+    image.write_bytes(png("I;16", (64, 96), 4000))
+    with pytest.raises(DataError, match=rf"{name}.jpg: .*8 bits .*all steps before are in .*: mend the file and go"):
+        train(wanted, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.npz").state.step == 2
+    image.write_bytes(good)
+    with pytest.warns(UserWarning, match="files of the training images or masks have changed"):
+        resume(tmp_path / "run")
+    assert same(arrays(tmp_path / "whole"), arrays(tmp_path / "run"))
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_fail_a_run(options, tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(report.plotting, "curves", broken)
+    with pytest.warns(UserWarning, match="curves.png could not be drawn: ValueError: no such font"):
+        train(replace(options, epochs=1), tmp_path)
+    assert (tmp_path / "predictions.png").exists() and (tmp_path / "metrics.json").exists()
 
 
 def test_faults_of_the_data_come_before_training(options, tmp_path):
