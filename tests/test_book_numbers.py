@@ -4,11 +4,16 @@ Sources: Dive into Deep Learning, "Transposed Convolution" and the older "Fully 
 matrix product). The rows follow the order of the text.
 """
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import minifcn.functional as F
 from minifcn import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
 
 
 def image(rows):
@@ -195,3 +200,74 @@ def test_the_weights_at_edge_and_corner():
     w = nn.init.bilinear_kernel(1, 1, 4).astype(np.float64)
     sums = F.conv_transpose2d(np.ones((1, 1, 5, 6)), w, stride=2, padding=1).data[0, 0]
     assert sums[5, 0] == 0.75 and sums[0, 0] == 0.5625
+
+
+# Everything that the two chapters contain, and where it stands: demos, tests (T is this file), or why it is left out.
+ROWS = """
+1 | cross-correlation of 1..16 with 1..9 | 1_transposed_convolution.py, T
+2 | the same as a 4 x 16 matrix | 1_transposed_convolution.py, T
+3 | the transposed matrix maps 4 numbers to 16 | 1_transposed_convolution.py, T
+4 | corr2d | 1_transposed_convolution.py, T
+5 | trans_conv as a scatter | 1_transposed_convolution.py, T
+6 | its printed value | 1_transposed_convolution.py, T
+7 | the same by the layer | 1_transposed_convolution.py, T
+8 | padding 1 | 1_transposed_convolution.py, T
+9 | stride 2 | 1_transposed_convolution.py, T
+10 | 16 -> 6 -> 16 rows, and where the claim fails | 1_transposed_convolution.py, T
+11 | kernel 4, padding 1, stride 2 halves | 1_transposed_convolution.py, T
+12 | and its transpose doubles | 1_transposed_convolution.py, T
+13 | kernel2matrix | 1_transposed_convolution.py, T
+14 | Y = W x | 1_transposed_convolution.py, T
+15 | Z = W^T y | 1_transposed_convolution.py, e2_inverse.py, T
+16 | layouts of the weights | 1_transposed_convolution.py, T
+17 | several channels | 1_transposed_convolution.py (in words), T
+18 | the formula that gives 10 and 15 | 1_transposed_convolution.py, T
+19 | kernel 2s, stride s, padding s/2 enlarge s times | 1_transposed_convolution.py, T
+20 | forward and backward exchanged | 1_transposed_convolution.py, T
+21 | "fractionally strided": zeros between the pixels | 1_transposed_convolution.py, T
+22 | the printed layers of PyTorch's ResNet | 4_fcn.py (its own form: the defaults that all layers share are not printed), tests/nn/test_module.py
+23 | MXNet's printed tail of 3 layers | not shown: another framework's text; the layers are in models.resnet18_v2, tests/models/test_models.py
+24 | MXNet's printed tail of 4 layers | not shown, for the same reason
+25 | ResNet-18, v1 and v2 | 4_fcn.py, tests/models/test_models.py
+26 | the weights file and its progress bar | minifcn download resnet18, tests/files/test_download.py; no network in the demos
+27 | PyTorch's deprecation warnings | not shown: minifcn has no such argument to warn of
+28 | the body: all but pooling and classifier | 4_fcn.py, tests/models/test_models.py
+29 | (1, 3, 320, 480) -> (1, 512, 10, 15) | 4_fcn.py, tests/models/test_models.py
+30 | 21 classes | 4_fcn.py, tests/data/test_classes.py
+31 | final_conv with bias | 4_fcn.py, tests/models/test_models.py
+32 | transpose_conv 64, 32, 16, with bias, not grouped | 4_fcn.py, tests/models/test_models.py
+33 | bilinear_kernel | 3_bilinear.py, tests/nn/test_init.py
+34 | the picture, twice as large | 3_bilinear.py (drawn by default; --image FILE)
+35 | (561, 728, 3) -> (1122, 1456, 3) | 3_bilinear.py, tests/test_demos.py (the book's photograph, where it is at hand)
+36 | bilinear and Xavier for the head | 4_fcn.py, e3_xavier.py, tests/models/test_models.py
+37 | how bilinear interpolation works | 3_bilinear.py, tests/functional/test_resize.py
+38 | batches of 32, crops of 320 x 480 | tests/training/test_chapter.py
+39 | read 1114 examples, read 1078 examples | 4_fcn.py (the same lines for its data; these with --data), tests/training/test_chapter.py
+40 | colours to indices; loaders by hand | 4_fcn.py, tests/data/test_classes.py, tests/data/test_loader.py
+41 | the loss in PyTorch | 4_fcn.py, tests/training/test_train_step.py
+42 | the loss in MXNet | 4_fcn.py, tests/training/test_train_step.py
+43 | plain SGD, 5 epochs, two learning rates | 4_fcn.py, tests/training/test_chapter.py
+44 | result of the MXNet code | 4_fcn.py prints it beside ours; minifcn train --chapter mxnet --data DIR repeats it
+45 | result of the PyTorch code | 4_fcn.py prints it beside ours; minifcn train --chapter pytorch --data DIR repeats it
+46 | its second run | as row 45: the two differ by 0.024 in test accuracy, by chance alone
+47 | the log of every epoch | the run's line for each epoch, and log.csv: 4_fcn.py, tests/training/test_run.py; the seconds are those of two GPUs
+48 | wall times of the cells | not asserted: times of another machine; the run prints two clocks, without and with loading
+49 | predict | 4_fcn.py, tests/test_inference.py
+50 | label2image | 4_fcn.py, tests/data/test_classes.py
+51 | images of any size by tiles | e5_all_pixels.py, tests/test_inference.py
+52 | the first four images, cropped from the upper left | 4_fcn.py
+53 | the figure of three rows | 4_fcn.py, tests/test_plotting.py
+54 | the figures | 4_fcn.py (network, curve, grid), 3_bilinear.py (original and enlarged), 1_transposed_convolution.py (both animated)
+55 | the book's helper functions | common.py and the library: nothing to install
+56 | the summaries | the prose of 1_transposed_convolution.py and 4_fcn.py
+57 | references | 1_transposed_convolution.py, animate.py, minifcn/functional/conv_transpose.py, minifcn/models/fcn.py
+"""  # noqa: E501
+
+
+def test_every_row_has_a_place():
+    """The rows are numbered without a gap, and every file that they name is there."""
+    rows = [line.split(" | ") for line in ROWS.strip().splitlines()]
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1)) and len(rows) == 57
+    for *_, place in rows:
+        for name in re.findall(r"[\w/]+\.py", place):
+            assert (ROOT / name).exists() or (ROOT / "demos" / name).exists(), name

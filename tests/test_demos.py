@@ -58,15 +58,6 @@ def test_says_what_it_shows(path):
     assert text.count("# %% [markdown]") >= 1 and "pyplot" not in text
 
 
-def test_every_row_has_a_place():
-    """The README's table has the rows 1 to 57 once each, and every file that it names is there."""
-    rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", (DEMOS / "README.md").read_text(), re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 58))
-    for _, place in rows:
-        for name in re.findall(r"[\w/]+\.py", place):
-            assert (ROOT / name).exists() or (DEMOS / name).exists(), name
-
-
 def test_committed_pictures_are_shown_and_small():
     shown = {path for page in (DEMOS / "README.md", ROOT / "README.md") if page.exists()
              for path in re.findall(r"images/(\w+\.\w+)", page.read_text())}
