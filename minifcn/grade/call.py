@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-CALL_SECONDS = 2.0                              # for one call on a few numbers
+CALL_SECONDS = 2.0                              # of the processor, for one call on a few numbers
 LAYOUTS = ("", "{}.copy(order='F')", "np.repeat({}, 2, axis=-1)[..., ::2]", "{}[..., ::-1].copy()[..., ::-1]")
 
 
@@ -110,13 +110,16 @@ class Caller:
         if not self.guarded:
             yield
             return
-        before = signal.signal(signal.SIGALRM, _hang)
-        signal.setitimer(signal.ITIMER_REAL, CALL_SECONDS)
+        clocks = ((signal.ITIMER_PROF, signal.SIGPROF, CALL_SECONDS), (signal.ITIMER_REAL, signal.SIGALRM, 2.5 * CALL_SECONDS))
+        before = [signal.signal(number, _hang) for _, number, _ in clocks]
+        for timer, _, seconds in clocks:         # of the processor; and, for what sleeps, on the wall
+            signal.setitimer(timer, seconds)
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            for (timer, number, _), handler in zip(clocks, before):
+                signal.setitimer(timer, 0)
+                signal.signal(number, handler)
 
     def _named(self, result, given):
         names = [name for name in self.subject.outputs]
@@ -136,6 +139,8 @@ class Caller:
             if not isinstance(value, np.ndarray | np.number | float | int) or isinstance(value, bool):
                 return Outcome({}, given, f"returns {_kind(value)} for {name} where an ndarray should come")
             outputs[name] = value if isinstance(value, np.ndarray) else np.asarray(value)
+            if outputs[name].dtype.kind not in "biuf":
+                return Outcome({}, given, f"returns an array of {outputs[name].dtype} for {name} where numbers should come")
         for name in self.subject.in_place:
             if isinstance(given.get(name), np.ndarray):
                 outputs[name] = given[name]

@@ -26,7 +26,7 @@ from minifcn.grade.search import MissingHypothesis
 from minifcn.grade.subjects import SUBJECTS
 
 LOADING = 60.0                                  # seconds for the reader's file, which may import torch
-SILENCE = 7.0                                   # seconds without a new call, after which a child is killed
+SILENCE = 8.0                                   # seconds without a new call, after which a child is killed
 
 
 class BlackBox:

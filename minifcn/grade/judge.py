@@ -31,6 +31,7 @@ def judge(subject, function, module="", deep=False, before=None, only=None):
     examples, seconds = (DEEP_EXAMPLES, DEEP_SECONDS) if deep else (EXAMPLES, SECONDS)
     verdict = {"function": subject.name, "state": "right", "levels": [], "counterexample": None, "advice": [],
                "diagnosis": None, "notes": [], "seconds": 0.0}
+    end = seconds - DIAGNOSIS                    # of what is wrong nothing follows, so that shrinking may take the rest
     levels, locked = [level for level in levels_of(subject) if only in (None, level.name)], False
     for position, level in enumerate(levels):
         row = {"level": level.name, "why": level.why, "state": "locked", "advisory": level.advisory}
@@ -39,11 +40,10 @@ def judge(subject, function, module="", deep=False, before=None, only=None):
             continue
         if before is not None:
             before.level = level.name
-        left = seconds - DIAGNOSIS - clock()
-        deadline = clock() + max(0.2, left / min(SHARES, len(levels) - position))
+        deadline = clock() + max(0.2, (end - clock()) / min(SHARES, len(levels) - position))
         hung = False
         try:
-            wrong = search(level, call, examples, lambda: clock() > deadline)  # noqa: B023  used within this turn
+            wrong = search(level, call, examples, lambda found: clock() > (end if found else deadline))  # noqa: B023  this turn's
         except NotBegun:
             verdict["state"], locked = "not begun", True
             continue

@@ -24,6 +24,7 @@ def literal(value, indent=0):
     text = np.array2string(value, separator=", ", formatter=numbers if value.dtype.kind == "f" else None,
                            threshold=value.size + 1, max_line_width=WIDTH - indent - 10, prefix=" " * (indent + 9))
     dtype = "" if value.dtype in (np.float64, np.int64) else f", np.{value.dtype}"
+    text = "\n".join(line for line in text.splitlines() if line.strip())
     return f"np.array({text}{dtype})"
 
 
@@ -46,9 +47,8 @@ def lines_to_paste(subject, wrong, module="", name=None):
         return [*lines, *(piece for line in wrong.after for piece in wrapped(line.replace("{f}", f), CODE))]
     if subject.paste:
         return [*lines, *subject.paste(f, wrong.arguments)]
-    inside = ", ".join(f"{k}={k if isinstance(v, np.ndarray) else repr(v)}" for k, v in wrong.arguments.items())
     changed = [n for n in subject.in_place if wrong.arguments.get(n) is not None]
-    return [*lines, *wrapped(f"{f}({inside})", CODE), *(f"print({n})" for n in changed)]
+    return [*lines, *wrapped_call(f, wrong.arguments), *(f"print({n})" for n in changed)]
 
 
 def import_lines(module, name):
@@ -97,6 +97,19 @@ def _table(a, marked, most, mark):
     width = max(len(cell) for line in cells for cell in line)
     return ["".join(f"[{c:>{width}}]" if mark and (i, j) == marked else f" {c:>{width}} " for j, c in zip(columns, line))
             for i, line in zip(rows, cells)]
+
+
+def wrapped_call(f, arguments):
+    """f(x=x, stride=2) on as many lines as it needs, broken between two arguments."""
+    parts, indent = [f"{k}={k if isinstance(v, np.ndarray) else repr(v)}" for k, v in arguments.items()], " " * (len(f) + 1)
+    lines = [f"{f}({parts[0]}"]
+    for part in parts[1:]:
+        lines[-1] += ","
+        if len(lines[-1]) + len(part) + 2 > CODE:
+            lines.append(indent + part)
+        else:
+            lines[-1] += " " + part
+    return [*lines[:-1], lines[-1] + ")"]
 
 
 def wrapped(line, width=WIDTH, indent=4):

@@ -47,10 +47,11 @@ class _Enough(BaseException):
     """The time is up: out of Hypothesis, whose own errors are Exceptions."""
 
 
-def search(level, call, examples, late=lambda: False):
+def search(level, call, examples, late=lambda found: False):
     """The simplest Wrong found, or None. Raises Hang and NotBegun.
 
-    examples: cases to draw. late: says when the time is up; then only LEAST cases are drawn, and nothing is shrunk.
+    examples: cases to draw. late(found): is the time to find something, or then to shrink it, up? LEAST cases are
+    drawn in any case.
     """
     if not level.drawn:
         try:
@@ -64,16 +65,17 @@ def search(level, call, examples, late=lambda: False):
         from hypothesis.errors import HypothesisWarning
     except ImportError:
         raise MissingHypothesis("grading needs hypothesis: pip install 'minifcn[grade]'") from None
-    found, seen = [], 0
+    found, seen, stopped = [], 0, False
 
     @settings(max_examples=examples, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
               phases=(Phase.generate, Phase.shrink), print_blob=False,
               suppress_health_check=[HealthCheck.too_slow])       # the reader's function may be slow
     @given(st.data())
     def run(data):
-        nonlocal seen
+        nonlocal seen, stopped
         seen += 1
-        if (found or seen > LEAST) and late():
+        if (found or seen > LEAST) and late(bool(found)):
+            stopped = True
             raise _Enough
         try:
             level.check(call, Drawn(data.draw))
@@ -92,7 +94,7 @@ def search(level, call, examples, late=lambda: False):
         except Exception as error:
             if not found:
                 raise
-            if type(error).__name__.startswith("Flaky"):
+            if type(error).__name__.startswith("Flaky") and not stopped:
                 wrong = min(found, key=Wrong.size)
                 wrong.note = "the same arguments give different results: " + wrong.note
                 return wrong

@@ -12,8 +12,8 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -37,7 +37,7 @@ UNSEEN = range(1000, 1075)                      # seeds of each stage that the d
 
 # file -> (subjects that depend on it, prefixes of the functions in it that they reach)
 REACH = {
-    "functional/basic.py": ("Tensor relu relu_grad", "unbroadcast _operands add sub mul rectify_grad relu sum"),
+    "functional/basic.py": ("Tensor relu relu_grad", "unbroadcast add sub mul rectify_grad relu sum"),
     "functional/linear.py": ("Tensor", "matmul"),
     "functional/conv.py": ("conv2d conv2d_grad_x conv2d_grad_w conv2d_grad_b im2col col2im conv_transpose2d", ""),
     "functional/conv_forms.py": ("loops matrix conv_matrix", ""),
@@ -46,7 +46,7 @@ REACH = {
                                 "per_channel move_running check_batch_norm"),
     "functional/pool.py": ("max_pool2d max_pool2d_grad avg_pool2d", "max_pool2d maximum avg_pool2d _arguments"),
     "functional/resize.py": ("interpolate", ""),
-    "functional/loss.py": ("log_softmax cross_entropy cross_entropy_grad", ""),
+    "functional/loss.py": ("log_softmax cross_entropy cross_entropy_grad", "cross_entropy softmax_nll log_sum_exp _targets"),
     "functional/step.py": ("sgd_step", "descend"),
     "nn/init.py": ("bilinear_kernel", "bilinear_kernel"),
     "training/metrics.py": ("confusion_matrix mean_iou", "ConfusionMatrix.__init__ ConfusionMatrix.update "
@@ -73,7 +73,7 @@ def reached(mutant):
 
 def child(mutant, answer):
     """Grade one mutant and write the outcome as JSON; never returns."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30,) * 2)
     outcome = {"state": "survived", "name": None, "subject": None, "true": None}
     try:
@@ -82,6 +82,8 @@ def child(mutant, answer):
         else:
             with readable_only():
                 outcome = verdict_on(mutant, outcome)
+    except BaseException as error:
+        outcome["state"] = f"no verdict: {error!r}"
     finally:
         answer.write_text(json.dumps(outcome))
         os._exit(0)
@@ -122,13 +124,16 @@ def run_all(mutants, jobs):
                     os.dup2(null, 2)
                     child(mutant, answer)
                 running[pid] = mutant, answer
-            pid, status = os.wait()
+            try:
+                pid, _ = os.wait()
+            except KeyboardInterrupt:            # the summary is of what is done
+                break
             mutant, answer = running.pop(pid)
             outcomes[mutant] = {"state": "killed", "name": None, "subject": None, "true": None}         # it hung or died
             with contextlib.suppress(OSError, ValueError):
                 outcomes[mutant] = json.loads(answer.read_text())
-            if outcomes[mutant]["state"] == "survived":
-                print(f"SURVIVED  {mutant.key}", flush=True)
+            if outcomes[mutant]["state"] not in ("killed", "advisory", "elsewhere"):
+                print(f"{outcomes[mutant]['state'].upper()}  {mutant.key}", flush=True)
             if outcomes[mutant]["true"] is False:
                 print(f"MISNAMED  {mutant.key}: {outcomes[mutant]['name']}", flush=True)
             if len(outcomes) % 100 == 0:
@@ -140,12 +145,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("words", nargs="*")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn from seed 0")
     options = parser.parse_args()
     os.chdir(mutate.ROOT)
     files = [f for f in REACH if not options.words or any(word in f for word in options.words)]
     known = mutate.equivalents()
     everything = [m for f in files for m in mutate.mutants_of(f)] + [m for m in mutate.planted() if m.file in files]
     mutants = [m for m in everything if m.key not in known and reached(m)]
+    if options.sample and options.sample < len(mutants):
+        mutants = random.Random(0).sample(mutants, options.sample)
     outcomes = run_all(mutants, options.jobs)
 
     print(f"\n{'file':<32} mutants  killed  advisory  survived  named  wrongly named")
