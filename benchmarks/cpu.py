@@ -11,7 +11,8 @@ Sections: step (training and inference of the whole network), ops (each layer, d
 F.conv2d with both gradients on plain arrays), ladder (one convolution and its gradients from loops to Winograd), growth (batch,
 area, threads, FCN-8s), memory (each in a process of its own), data (the loader alone, and what a step waits for it).
 All times are medians of runs taken in turn. Ratios are ours / the best peer that computes in float32; below 1 is faster.
-A peer that is not installed is skipped with a line. What other programs use of the machine is printed before and after.
+A peer that is not installed is skipped with a line. What other programs use of the machine is printed before and after, and
+which variables steer BLAS: OPENBLAS_CORETYPE=Haswell, say, halves the rate of products on a CPU with AVX-512, ours alone.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from benchmarks import ops, steps, timing
 from benchmarks.shapes import CLASSES, HEIGHT, WIDTH
 from benchmarks.timing import ceilings, in_turn, quartiles, table
 from minifcn import fast, models
+from minifcn.core import dispatch
 
 THREADS = torch.get_num_threads()               # of all kinds: PyTorch's choice, which heeds OMP_NUM_THREADS as BLAS does
 ROOT = Path(__file__).parents[1]
@@ -159,7 +161,10 @@ def machine():
              if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
     return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"), "commit": commit(),
             "cpu": (names or [platform.machine()])[0], "cores": os.cpu_count(), "threads": THREADS,
-            "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__, **ceilings()}
+            "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
+            "computing": "; ".join(note() for note in dispatch.NOTES),
+            "set by hand": ", ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("OPENBLAS_", "OMP_", "MKL_"))),
+            **ceilings()}
 
 
 def commit():
