@@ -29,6 +29,7 @@ import mpi
 import numpy as np
 import pytest
 from pickles import SAMPLES, Global, pickled, tensor, write_pth
+from PIL import Image
 
 from minifcn import models, nn
 from minifcn.__main__ import main
@@ -393,8 +394,28 @@ ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
         ("`classes.json`: broken, or classes that contradict each other", EARLY,
          lambda root: (root / "classes.json").write_text('{"names": ["a", "a"], "palette": [[0, 0, 0], [1, 1, 1]]}'),
          "classes.json: .*different class names"),
+        ("`classes.json`: a key twice", EARLY,
+         lambda root: (root / "classes.json").write_text('{"names": ["a"], "names": ["b"]}'),
+         "classes.json: the key 'names' stands there twice"),
+        ("`classes.json`: a link that leads nowhere", EARLY, lambda root: (root / "classes.json").symlink_to("nowhere"),
+         "classes.json: a link that leads nowhere"),
+        ("two lists of classes of other tools, or Supervisely's colors.txt", f"{EARLY}, naming them",
+         lambda root: [(root / name).write_text("a\nb\n") for name in ("class_names.txt", "classification.txt")],
+         "class_names.txt or .*classification.txt"),
+        ("masks of one class only", f"{EARLY}: there is nothing to learn",
+         lambda root: [write_labels(path, 0 * np.asarray(Image.open(path)), VOC) for path in root.glob("SegmentationClass/*")],
+         "all labelled pixels of train are background"),
     ]
 ] + [
+    ("a mask: a palette that a tool renumbered", "read by its colours; counted",
+     "masks: test_a_renumbered_palette_is_read_by_its_colours"),
+    ("a mask: a palette of greys", "read by its grey values; counted", "masks: test_a_palette_of_greys_means_its_grey_values"),
+    ("a mask: grey of 1, 2 or 4 bits", "the samples, as they stand in the file", "masks: test_grey_of_few_bits_is_divided"),
+    ("a mask: a renumbered palette whose colours were moved as well", "refused",
+     "masks: test_almost_the_colours_of_classes_at_other_places"),
+    ("a JPEG that was cut and closed, or overwritten by zeros", "`check` lists it",
+     "survey: test_damage_inside_a_picture_is_found_where_images_are_decoded"),
+    ("the same picture in train and val", "`train` and `check` say how many", "survey: test_the_same_picture_in_both_lists"),
     ("mended after training stopped at it", "`--resume` goes on, and says that files have changed", mended, {}),
     ("many faults at once", "`check` lists them all", many_problems, {}),
     ("all images smaller than the crop", EARLY, too_small, {}),
