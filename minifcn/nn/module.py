@@ -255,14 +255,9 @@ class ModuleList(Module):
         return self.children()
 
     def __getitem__(self, index):
-        """One module, or a slice of them under their names."""
-        named = list(self.named_children())
-        if not isinstance(index, slice):
-            return named[index][1]
-        part = type(self)()
-        for name, module in named[index]:
-            part.add_module(name, module)
-        return part
+        """One module, or a list of a slice of them, numbered from 0."""
+        modules = list(self.children())[index]
+        return type(self)(modules) if isinstance(index, slice) else modules
 
 
 class Sequential(ModuleList):
@@ -272,6 +267,12 @@ class Sequential(ModuleList):
         named = modules[0] if len(modules) == 1 and isinstance(modules[0], dict) else {str(i): m for i, m in enumerate(modules)}
         for name, module in named.items():
             self.add_module(name, module)
+
+    def __getitem__(self, index):
+        """One module, or a Sequential of a slice of them, under the names that they have here."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        return Sequential(dict(list(self.named_children())[index]))
 
     def forward(self, x):
         for module in self.children():

@@ -210,15 +210,18 @@ def test_module_list():
     assert list(net.state_dict())[:2] == ["value.0.weight", "value.0.bias"] and not net.eval().value[2].training
     assert [type(m) for m in blocks] == [nn.Linear, nn.Linear, nn.BatchNorm2d]
     tail = blocks[1:]
-    assert isinstance(tail, nn.ModuleList) and [name for name, _ in tail.named_children()] == ["1", "2"]
-    assert [name for name, _ in tail.append(nn.ReLU()).named_children()] == ["1", "2", "3"]
+    assert type(tail) is nn.ModuleList and [name for name, _ in tail.named_children()] == ["0", "1"]       # as in torch
+    assert tail[1] is blocks[2]
 
 
 def test_slices_of_a_sequential_keep_their_names():
     net = nn.Sequential({"stem": nn.Linear(2, 2), "act": nn.ReLU(), "head": nn.Linear(2, 1)})
     assert list(net.state_dict()) == ["stem.weight", "stem.bias", "head.weight", "head.bias"]
     assert list(net[1:].state_dict()) == ["head.weight", "head.bias"] and net[1:][1] is net.head
-    assert list(nn.Sequential(nn.ReLU(), nn.Linear(2, 1))[1:].state_dict()) == ["1.weight", "1.bias"]
+    tail = nn.Sequential(nn.ReLU(), nn.Linear(2, 1), nn.ReLU())[1:]
+    assert list(tail.state_dict()) == ["1.weight", "1.bias"] and not len(tail[:0])
+    last = nn.Flatten()
+    assert [name for name, _ in tail.append(last).named_children()] == ["1", "2", "3"] and tail[-1] is last   # none is replaced
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "forward", "train", "training"])

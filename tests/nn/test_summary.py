@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from minifcn import models, nn
-from minifcn.check import estimated_memory, step_memory
 from minifcn.core.dispatch import readable_only
 from minifcn.nn.summary import Row, summary
+from minifcn.training.memory import estimated_memory, step_memory
 
 
 def test_every_call_is_a_row():
