@@ -120,5 +120,5 @@ def as_torch(array, device):
 
 
 def set_torch_precision(precision):
-    """"fp32" or "tf32" for PyTorch's convolutions and products."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    """"fp32" or "tf32" for PyTorch's convolutions and products; "fp16", which needs autocast for more, is tf32 here."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"

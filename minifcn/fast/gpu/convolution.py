@@ -19,7 +19,7 @@ import numpy as np
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
 from minifcn.fast.gpu.launch import HOPPER, attribute, blocks_of, capability, exact, gemm, launch
-from minifcn.fast.gpu.layout import by_four, contiguous, first, fits, float32_on_gpu, last, no_dilation, row_blocks
+from minifcn.fast.gpu.layout import COUNTABLE, by_four, contiguous, first, fits, float32_on_gpu, last, no_dilation, row_blocks
 from minifcn.functional import conv
 
 
@@ -283,17 +283,17 @@ def with_fourth(x):
 def columns_fit(x, w, stride, padding, dilation):
     """One image's columns can be counted in 31 bits."""
     (KH, KW), (OH, OW) = w.shape[2:], conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
-    return x.shape[1] * KH * KW * OH * OW < 2**31 and fits(x.shape[3], x.shape[1])
+    return x.shape[1] * KH * KW * OH * OW <= COUNTABLE and fits(x.shape[3], x.shape[1])
 
 
 def columns_of_gx_fit(gy, w, hw):
     """The same, of gx."""
-    return w[0].size * gy[0, 0].size < 2**31 and fits(hw[1], w.shape[1])
+    return w[0].size * gy[0, 0].size <= COUNTABLE and fits(hw[1], w.shape[1])
 
 
 def columns_of_gw_fit(gy, x, khw):
     """The same, of gw."""
-    return x.shape[1] * khw[0] * khw[1] * gy[0, 0].size < 2**31
+    return x.shape[1] * khw[0] * khw[1] * gy[0, 0].size <= COUNTABLE
 
 
 def as_rows(w):

@@ -8,14 +8,14 @@ import numpy as np
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
 from minifcn.fast.gpu.launch import BLOCKS, blocks_of, launch
-from minifcn.fast.gpu.layout import contiguous, first, on_gpu
+from minifcn.fast.gpu.layout import COUNTABLE, contiguous, first, on_gpu
 from minifcn.functional import step
 
 
 def pictures_on_gpu(images, dtype):
     """uint8 (N, 3, H, W) on the GPU, wanted as float32."""
     return (backend.cupy is not None and isinstance(images, backend.cupy.ndarray) and images.dtype == np.uint8
-            and dtype == np.float32 and images.ndim == 4 and images.shape[1] == 3 and 0 < images.size < 2**31)
+            and dtype == np.float32 and images.ndim == 4 and images.shape[1] == 3 and 0 < images.size <= COUNTABLE)
 
 
 @replaces(step.normalize, when=(pictures_on_gpu,))

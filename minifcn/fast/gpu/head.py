@@ -17,7 +17,7 @@ from minifcn.core.dispatch import replaces
 from minifcn.core.shapes import conv_transpose_size
 from minifcn.core.tensor import as_tensor, record
 from minifcn.fast.gpu.launch import blocks_of, gemm, launch
-from minifcn.fast.gpu.layout import contiguous, first, float32_on_gpu, last, no_dilation, on_gpu
+from minifcn.fast.gpu.layout import COUNTABLE, contiguous, first, float32_on_gpu, last, no_dilation, on_gpu
 from minifcn.functional import conv
 from minifcn.nn import blocks
 from minifcn.nn.layers import ConvTranspose2d
@@ -58,7 +58,7 @@ def _in_cells(hw, ohw, stride, padding):
 
 def _countable(shape, K, stride):
     N, _, OH, OW = shape
-    return N * (OH + 1) * (OW + 1) * K * stride[0] * stride[1] < 2**31
+    return N * (OH + 1) * (OW + 1) * K * stride[0] * stride[1] <= COUNTABLE
 
 
 @replaces(blocks.score_loss, when=(plain_head, bytes_as_labels, unweighted, within_cells))

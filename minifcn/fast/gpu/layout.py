@@ -12,11 +12,13 @@ import numpy as np
 from minifcn.core import backend
 from minifcn.fast.gpu.launch import T, blocks_of
 
+COUNTABLE = 2**31 - 2**12                       # elements that a kernel counts in an int, its last block included
+
 
 def on_gpu(*arrays):
     """True if all (None aside) are float32 CuPy arrays with at least one element, and few enough to count in 31 bits."""
     return backend.cupy is not None and all(
-        a is None or isinstance(a, backend.cupy.ndarray) and a.dtype == np.float32 and 0 < a.size < 2**31 for a in arrays)
+        a is None or isinstance(a, backend.cupy.ndarray) and a.dtype == np.float32 and 0 < a.size <= COUNTABLE for a in arrays)
 
 
 def float32_on_gpu(*arguments):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import U, as_float32, check, few, on_device, reference, seeds
@@ -40,8 +41,21 @@ def test_pictures_are_normalised_to_the_same_bits(gpu):
     assert got.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
+@pytest.mark.parametrize("bad", [None, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("n", [1, 700])
+def test_unscale(gpu, n, bad):
+    """Powers of two: the same bits; one number that is none is found wherever it lies."""
+    g = np.random.default_rng(0).standard_normal(n).astype(np.float32)
+    if bad is not None:
+        g[n // 2] = bad
+    on_gpu, expected = gpu.asarray(g), g.copy()
+    overflowed = descent.unscale_gpu(on_gpu, 2.0**16)
+    assert overflowed.item() == reference(step.unscale, expected, 2.0**16).item() == (bad is not None)
+    np.testing.assert_array_equal(on_gpu.get(), expected)
+
+
 def test_every_replacement_has_a_test():
-    texts = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*_kernels.py"))
+    texts = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     functions = [t.function for twins in dispatch.REPLACEMENTS.values() for t in twins]
     twins = [f.__name__ for f in functions if ".gpu." in f.__module__]
     assert len(twins) > 15 and [t for t in twins if t not in texts] == []

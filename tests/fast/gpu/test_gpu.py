@@ -25,7 +25,7 @@ def device():
     backend.cupy.get_default_memory_pool().free_all_blocks()
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("tf32", 1e-3)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("tf32", 1e-3), ("fp16", 1e-3)])
 @pytest.mark.parametrize("k", range(21))
 def test_op_at_real_size(k, precision, bound):
     """Result and gradients of every distinct layer, batch 8 of 320 x 480, against PyTorch in float64."""

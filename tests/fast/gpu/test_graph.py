@@ -9,7 +9,7 @@ import pytest
 
 from minifcn import inference, nn
 from minifcn.core import backend
-from minifcn.core.dispatch import readable_only
+from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.upload import Uploader
 from minifcn.fast.gpu import graph
@@ -79,6 +79,13 @@ def directly(step, inputs):
 
 def recording(trained):
     return next(iter(graph._recorders[trained].recordings.values()))
+
+
+def test_the_twin_is_asked_for_a_step(gpu):
+    twin, = REPLACEMENTS[repeat]
+    inputs = *Uploader("gpu")(*next(batches([2]))), 1.0
+    assert twin.function is graph.repeat_recorded and twin.refusal((step(), inputs)) is None
+    assert twin.refusal((step(), next(batches([2])))).__name__ == "arrays_on_gpu"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
