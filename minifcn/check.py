@@ -63,8 +63,10 @@ def installation():
 def environment():
     """Versions, linear algebra, cores, GPU: a text of several lines."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-             f"numpy       {np.__version__}, BLAS {blas['name']} {blas['version']}"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}, {cores} of "
+             f"{os.cpu_count()} cores",
+             f"numpy       {np.__version__}, built with the BLAS {blas['name']} {blas['version']}"]
     for name in ("pillow", "matplotlib"):
         try:
             lines.append(f"{name:<12}{version(name)}")
@@ -77,7 +79,7 @@ def environment():
     else:
         name = backend.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
         lines.append(f"cupy        {backend.cupy.__version__} on {name}")
-    return "\n".join([*lines, *(f"threads     {note()}" for note in dispatch.NOTES)])
+    return "\n".join([*lines, *(f"computing   {note()}" for note in dispatch.NOTES)])
 
 
 def gradcheck_table(device="cpu", seed=0):

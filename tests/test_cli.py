@@ -161,7 +161,7 @@ def test_mistakes_of_train(trained, data, tmp_path, capsys):
     fails(capsys, ["train", "--data", data, "--out", trained], "holds a run already", "--resume", "--overwrite")
     fails(capsys, ["train", "--data", data, "--out", trained, "--resume", "--lr", "3"], "lr: 0.01 stored, 3.0 given")
     (tmp_path / "file").write_text("")
-    fails(capsys, ["train", "--data", data, "--out", tmp_path / "file"], "file", "File exists")
+    fails(capsys, ["train", "--data", data, "--out", tmp_path / "file"], "a file, where a folder is wanted", "file")
     refused(capsys, ["train", "--schedule", "cosine"], "--schedule", "cosine")
     refused(capsys, ["evaluate", "c.npz", "--limit", "0"], "argument --limit: limit is 0, must be at least 1")
     refused(capsys, ["evaluate", "c.npz", "--limit", "some"], "argument --limit: ", "'some'")

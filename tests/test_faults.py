@@ -313,7 +313,9 @@ ROWS["Photographs: `predict`"] = [
     ("the disk is full", "said; the old result is kept, no half one is left", "photos: test_a_full_disk_leaves_the_old_result"),
     ("a photograph that does not fit into memory", "refused before the network begins, naming `--method tile`",
      "photos: test_a_photograph_that_does_not_fit_is_refused_with_the_way_out"),
-    ("more than 268 megapixels", "refused", "photos: test_more_pixels_than_training_takes"),
+    ("one of many pictures is broken", "the others are segmented; it is listed at the end, code 1",
+     "photos: test_a_broken_picture_does_not_stop_the_rest"),
+    ("more than 268 megapixels", "left out and listed, code 1", "photos: test_more_pixels_than_training_takes"),
 ]
 
 
@@ -574,7 +576,7 @@ def folder_is_moved(reference, tmp_path):
 
 def folder_is_a_file(reference, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    assert "File exists" in printed(capsys, 2, *kill_resume.arguments(reference[0], tmp_path / "file"))
+    assert "a file, where a folder is wanted" in printed(capsys, 2, *kill_resume.arguments(reference[0], tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -663,7 +665,7 @@ def diverges(reference, tmp_path, capsys, rate, rule):
     assert all(np.isfinite(array).all() for array in saved.model.values())
 
 
-RESUMED = "`--resume` gives the same bits as a run left alone"
+RESUMED = "`--resume` gives the same bits as a run left alone (of the same threads, kernels and BLAS)"
 ROWS["Runs: `train`, `train --resume`"] = [
     ("SIGKILL at any moment", f"at most `--save-every` steps to do again; {RESUMED}", killed, {}),
     ("SIGKILL while a checkpoint is written", f"the last one is still there; {RESUMED}", killed_in_a_write, {}),
@@ -695,12 +697,36 @@ ROWS["Runs: `train`, `train --resume`"] = [
         ("claims a net of 12 TB", of_enormous_width, "width:? 65536"),
     ]
 ] + [
+    ("checkpoint: any place of its JSON is missing, mistyped, infinite or nested without end", "refused with one message",
+     "checkpoint: test_every_place_of_the_json_is_checked"),
+    ("checkpoint: options contradict the network, the position or the classes", "refused", "checkpoint: test_contradictions"),
+    ("checkpoint: weights that are not finite, negative variances", "refused, naming the array",
+     "checkpoint: test_numbers_that_are_not_finite_are_refused"),
     ("a run is started again by mistake", "refused without `--overwrite`; with it, kept until the new one has begun",
      started_again_by_mistake, {}),
     ("resumed with other options", "refused, naming stored and given", resumed_with_something_else,
      {"more": ["--lr", "0.5"], "rule": r"lr: 0\.02 stored, 0\.5 given"}),
     ("resumed, but a velocity is missing", "refused, with the numbers of velocities", resumed_without_a_velocity, {}),
     ("resumed on other images, or in another order", "refused", resumed_on_other_images, {}),
+    ("resumed with other threads, kernels, BLAS, NumPy or device", "goes on; a warning names what differs",
+     "run: test_resume_says_what_may_change_the_bits"),
+    ("resumed after a mask or an image has changed", "goes on; a warning says which list it is in",
+     "run: test_resume_notices_changed_files"),
+    ("killed between `best.npz` and `checkpoint.npz`", "the resumed run ends with the same of both",
+     "run: test_a_run_killed_between_best_and_checkpoint_ends_with_the_same_best"),
+    ("a broken picture in the midst of an epoch", "all steps before it are saved; mended, `--resume` goes on",
+     "run: test_a_broken_picture_in_the_midst_of_an_epoch_loses_nothing"),
+    ("a picture that cannot be drawn; mathematics in a class's name; matplotlib's settings of the user", "warned of; the run's "
+     "results are written", "run: test_a_picture_that_cannot_be_drawn_does_not_fail_a_run"),
+    ("`.lock` or `.tmp` is a link or a pipe", "not followed, and not emptied", "atomic: test_a_lock_that_is_a_link_is_refused"),
+    ("a file system without locks", "trains; one warning names the folder",
+     "atomic: test_without_locks_the_work_goes_on_and_one_warning_names_the_folder"),
+    ("one class only, or masks of one class", "said before the first step",
+     "before_the_first_step: test_data_that_teaches_nothing_is_refused"),
+    ("a last batch of one image, crops of 32 x 32", "said before the first step, with the ways out",
+     "before_the_first_step: test_a_batch_that_batch_norm_cannot_train_on"),
+    ("a number outside its range, infinite or of another type", "refused, naming the option and its range",
+     "options: test_every_number_has_a_range"),
     ("resumed without the data", "said, with the folder", resumed_with_something_else,
      {"more": ["--data", "/nowhere"], "rule": "/nowhere: no folder JPEGImages"}),
     ("two trainers in one folder", "the second is refused; a killed one leaves no lock", two_trainers, {}),

@@ -84,6 +84,8 @@ def locked(folder, doing):
     Where the file system knows no locks, a warning names the folder, once, and the work goes on.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file, where a folder is wanted", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     handle = _open_lock(path)

@@ -261,10 +261,10 @@ class Run:
         before = saved.arithmetic or {}
         odd += [f"{name}: {before[name]} before, {self.arithmetic.get(name, 'none')} now" for name in before
                 if before[name] != self.arithmetic.get(name)]
-        if odd:
+        if odd and self.world.rank == 0:
             warnings.warn("the run goes on, but perhaps not with the bits of one that was left alone: " + "; ".join(odd),
                           stacklevel=4)
-        if saved.data is not None and saved.data["val"] != self.data["val"]:
+        if saved.data is not None and saved.data["val"] != self.data["val"] and self.world.rank == 0:
             warnings.warn("the validation images have changed: scores before and after, and the choice of best.npz, compare "
                           "different pictures", stacklevel=4)
 
