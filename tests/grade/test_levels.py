@@ -105,6 +105,14 @@ def test_another_result_each_time():
     assert verdict["state"] == "wrong" and "the same arguments give different results" in verdict["counterexample"]["note"]
 
 
+def test_late_is_not_wrong(monkeypatch):
+    """The time is up from the beginning: fewer cases, the same verdict."""
+    monkeypatch.setattr(judging, "SECONDS", 0.0)
+    monkeypatch.setattr("minifcn.grade.judge.max", lambda *_: 0.0, raising=False)
+    assert grade(conv2d, "conv2d")["state"] == "right"
+    assert grade(WRONG["stride"], "conv2d")["state"] == "wrong"
+
+
 def test_prints_are_counted():
     def chatty(x):
         print("hello", x.shape)
