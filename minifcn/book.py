@@ -31,7 +31,6 @@ from minifcn.core.tensor import Tensor as Tensor
 from minifcn.core.tensor import no_grad as no_grad
 from minifcn.data.classes import VOC, index_to_colour
 from minifcn.data.loader import Loader
-from minifcn.data.masks import read_image, read_labels
 from minifcn.data.voc import Folder
 from minifcn.files.download import download
 from minifcn.files.weights import load_state
@@ -224,12 +223,11 @@ class _Pictures(Sequence):
 def read_voc_images(voc_dir, is_train=True):
     """The images of a split and their masks in colours, two lists of (3, H, W) uint8."""
     folder = Folder(voc_dir, "train" if is_train else "val")
-    classes = folder.classes
 
     def mask(i):
-        return index_to_colour(read_labels(folder.mask_path(i), classes), classes)
+        return index_to_colour(folder.read_whole(i)[1], folder.classes)
 
-    return _Pictures(folder, lambda i: read_image(folder.image_path(i))), _Pictures(folder, mask)
+    return _Pictures(folder, lambda i: folder.read_whole(i)[0]), _Pictures(folder, mask)
 
 
 class VOCLoader(Loader):

@@ -84,7 +84,9 @@ def test_transforms():
 
 def test_schedules_equal_torchs():
     reference = pytest.importorskip("torch")
-    for ours, theirs in ((lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
+    for ours, theirs in ((lambda o: torch.optim.lr_scheduler.StepLR(o, 2), lambda o: reference.optim.lr_scheduler.StepLR(o, 2)),
+                         (torch.optim.lr_scheduler.PolynomialLR, reference.optim.lr_scheduler.PolynomialLR),
+                         (lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
                           lambda o: reference.optim.lr_scheduler.StepLR(o, 2, 0.5)),
                          (lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 3]),
                           lambda o: reference.optim.lr_scheduler.MultiStepLR(o, [1, 3])),

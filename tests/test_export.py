@@ -136,8 +136,9 @@ def test_a_layer_without_writer_is_refused_by_name():
 
 class Own(nn.Module):
     def __init__(self):
-        self.down = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, bias=True), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Dropout())
-        self.up = nn.ConvTranspose2d(4, 7, 3, 2, 1, 1, dilation=1)
+        self.down = nn.Sequential(nn.Conv2d(3, 4, (3, 2), (2, 1), (1, 0), bias=True), nn.BatchNorm2d(4), nn.LeakyReLU(0.2),
+                                  nn.Dropout(), nn.Conv2d(4, 4, 1))
+        self.up = nn.ConvTranspose2d(4, 7, (3, 2), (2, 3), (1, 0), (1, 0), bias=False, dilation=(1, 2))
         self.last = nn.Sequential(nn.BatchNorm2d(7), nn.Sigmoid(), nn.Identity())
 
     def forward(self, x):
