@@ -4,14 +4,14 @@
 Each file holds one idea. For both devices: blocks (im2col in S x S blocks), fused (a layer and what follows it as one op).
 On the CPU, in reading order: threads, memory, layout, columns (im2col in blocks of rows), filters (few positions, many
 weights), winograd (fewer products), pixels (fewer passes over memory), stem (norm, ReLU and pooling), head (the 64 x 64
-kernel), loss. On a GPU: kernels/ (CUDA, one idea a file), launch (one way to start them, one to multiply), layout (channels
-last), then the twins made of them: head, convolution, norm, stem, pool, descent, and graph (a whole step as one launch). What
-each bought: benchmarks/README.md.
+kernel), loss, descent (a step of SGD in one pass). On a GPU: kernels/ (CUDA, one idea a file), launch (one way to start them,
+one to multiply), layout (channels last), then the twins made of them: head, convolution, norm, stem, pool, descent, and graph
+(a whole step as one launch). What each bought: benchmarks/README.md.
 """
 
 from minifcn.core.dispatch import ask_in_order
 from minifcn.fast import blocks, fused
-from minifcn.fast.cpu import columns, filters, head, loss, pixels, stem, winograd
+from minifcn.fast.cpu import columns, descent, filters, head, loss, pixels, stem, winograd
 from minifcn.fast.cpu.threads import set_threads
 from minifcn.fast.gpu import convolution as gpu_convolution
 from minifcn.fast.gpu import descent as gpu_descent
@@ -22,7 +22,7 @@ from minifcn.fast.gpu import pool as gpu_pool
 from minifcn.fast.gpu import stem as gpu_stem
 
 # The order in which twins are asked, file by file, in a file from top to bottom: what is special before what is general.
-ORDER = (fused, blocks, winograd, head, columns, filters, stem, pixels, loss,
+ORDER = (fused, blocks, winograd, head, columns, filters, stem, pixels, loss, descent,
          gpu_head, gpu_convolution, gpu_norm, gpu_stem, gpu_pool, gpu_descent, gpu_graph)
 ask_in_order([module.__name__ for module in ORDER])
 

@@ -411,7 +411,7 @@ def pointwise_pooling_and_loss(xp, shape, seed):
         agree(xp, lambda x: (F.cross_entropy(x, xp.asarray(labels), ignore_index=255, reduction=reduction), nothing), x)  # noqa: B023
 
 
-@pytest.mark.parametrize("shape", [(3,), (64, 65, 3, 3)])
+@pytest.mark.parametrize("shape", [(3,), (64, 65, 3, 3), (300_001,)])
 @pytest.mark.parametrize("momentum, decay", [(0, 0), (0, 1e-2), (0.9, 0), (0.9, 1e-2)])
 def test_descent(xp, counted, shape, momentum, decay):
     w, *steps = draw(0, shape, shape, shape, shape)

@@ -23,12 +23,12 @@ import minifcn.functional as F
 from minifcn import Tensor, nn
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.fast import fused
-from minifcn.fast.cpu import columns, filters, head, pixels, stem, winograd
+from minifcn.fast.cpu import columns, descent, filters, head, pixels, stem, winograd
 from minifcn.fast.cpu import loss as fast_loss
 from minifcn.fast.cpu import threads as cpu
 from minifcn.fast.cpu.layout import channels_first, channels_last
 from minifcn.fast.cpu.memory import scratch
-from minifcn.functional import basic, batchnorm, conv, loss, pool
+from minifcn.functional import basic, batchnorm, conv, loss, pool, step
 from minifcn.nn import init
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +176,21 @@ def test_scale_shift_shortcut_relu(threads, form, case, with_shortcut):
         close(y, expected, 1e-5)
     else:
         np.testing.assert_array_equal(y, expected)
+
+
+# ---- SGD ----
+
+@pytest.mark.parametrize("with_velocity, weight_decay", [(True, 0.1), (False, 0.0)])
+def test_a_step_in_blocks_has_the_definitions_bits(threads, with_velocity, weight_decay, monkeypatch):
+    """Several blocks and a rest, on 1 to 3 threads."""
+    monkeypatch.setattr(descent, "BLOCK", 100)
+    w, g, v = draw(0, 1234, 1234, 1234)
+    ours, theirs = ((w.copy(), g.copy(), v.copy() if with_velocity else None) for _ in range(2))
+    for _ in range(2):
+        descent.descend_blocks(*ours, 0.1, 0.9, weight_decay)
+        step.descend.__wrapped__(*theirs, 0.1, 0.9, weight_decay)
+    for a, b in zip(ours, theirs):
+        np.testing.assert_array_equal(a, b)
 
 
 # ---- Winograd ----
