@@ -171,6 +171,16 @@ def test_equal_pictures_stay_on_one_side(tmp_path):
         assert survey(Folder(out, "train"), Folder(out, "val")).shared() == [] and len(Folder(out, "val")) == 3
 
 
+def test_training_keeps_a_picture(tmp_path):
+    for k in range(3):
+        image(tmp_path / "images" / f"{k}.jpg", k // 2)              # two equal ones and another
+        mask(tmp_path / "masks" / f"{k}.png", k // 2)
+    write_classes(tmp_path, CATS)
+    for seed in range(6):
+        convert(tmp_path, tmp_path / f"out{seed}", val=0.67, seed=seed)
+        assert len(Folder(tmp_path / f"out{seed}", "train")) in (1, 2)
+
+
 def test_photographs_that_masks_follow_when_turned(tmp_path):
     tags = Image.Exif()
     tags[0x0112] = 6

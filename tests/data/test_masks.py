@@ -92,6 +92,9 @@ def test_voc_s_palette_by_place_is_decoration_for_other_classes(tmp_path):
             labels, reading = read(tmp_path, packed_png(values, 8, voc_palette()), classes)
             np.testing.assert_array_equal(labels, values)
             assert not reading
+    far = Classes(("background", "cat"), voc_palette()[[0, 30]])     # an index that no class has is an error all the same
+    with pytest.raises(DataError, match="index 30"):
+        read(tmp_path, packed_png(np.array([[0, 30]], np.uint8), 8, voc_palette()), far)
 
 
 def test_a_warning_says_how_a_mask_was_read(tmp_path):
@@ -222,7 +225,8 @@ def test_webp_is_read_where_it_is_lossless(tmp_path):
     """cwebp -lossless, Pillow's lossless=True; the usual WebP is lossy."""
     labels = random_labels((9, 17))
     colours = np.concatenate([VOC.palette, voc_palette()[21:]])[labels]
-    for options in ({}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}):   # the second has a chunk in front of its pixels
+    tags = b"Exif\0\0MM\0*\0\0\0\x08\0\0"
+    for options in ({}, {"icc_profile": bytes(128)}, {"icc_profile": bytes(129)}, {"exif": tags}):   # chunks before the pixels
         np.testing.assert_array_equal(read(tmp_path, saved(colours, "WEBP", lossless=True, **options))[0], labels)
         with pytest.raises(DataError, match="stored as WEBP"):
             read(tmp_path, saved(colours, "WEBP", **options))
@@ -349,8 +353,11 @@ def test_map_by_colour_several_colours_are_one_class(tmp_path):
         assert labels.tolist() == [[meant[tuple(c)] for c in palette.tolist()]]
     grey = np.array([[0, 128]], np.uint8)                            # oxipng stores black and grey pixels as grey
     assert read(tmp_path, saved(grey), classes)[0].tolist() == [[255, 0]]
-    with pytest.raises(DataError, match=r"colour \(1, 2, 3\)"):
-        read(tmp_path, saved(np.array([[[1, 2, 3]]], np.uint8)), classes)
+    for colour in ((1, 2, 3), (1, 1, 1)):                            # nor is the second class 1
+        with pytest.raises(DataError, match=r"colour \(1, "):
+            read(tmp_path, saved(np.array([[colour]], np.uint8)), classes)
+    rest = Classes(classes.names, classes.palette, map={"0,0,0": None, "*": "road"})
+    assert read(tmp_path, saved(colours), rest)[0].tolist() == [[255, 1, 1, 1, 1]]
 
 
 def test_map_with_a_star_one_class_of_many(tmp_path):

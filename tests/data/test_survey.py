@@ -120,6 +120,8 @@ def test_the_digest_is_that_of_names_sizes_bytes_and_classes(root):
         "an image": lambda: Image.new("RGB", (30, 20)).save(root / "JPEGImages" / "a.jpg"),
         "the order": lambda: write_list(root, "b\na\n"),
         "a shorter list": lambda: write_list(root, "a\n"),
+        "an id": lambda: ([(root / folder / f"a.{end}").rename(root / folder / f"z.{end}") for folder, end in
+                           (("JPEGImages", "jpg"), ("SegmentationClass", "png"))], write_list(root, "z\n")),
         "a name": lambda: write_classes(root, Classes(("ground", *VOC.names[1:]), VOC.palette)),
         "a map": lambda: write_classes(root, Classes(VOC.names, VOC.palette, map={"*": "cow", "0": "cat"}))}
     seen = {first}
@@ -140,7 +142,7 @@ def test_faults(root):
 
 
 def test_damage_inside_a_picture_is_found_where_images_are_decoded(root):
-    """A copy that broke off, closed by an end mark; zeros up to the end, or in the midst. Pillow 13.0 decodes all of them."""
+    """A copy that broke off, closed by an end mark; zeros up to the end, or inside. Pillow 13.0 decodes all of them."""
     path, whole = root / "JPEGImages" / "a.jpg", io.BytesIO()
     y, x = np.mgrid[:200, :300]
     Image.fromarray(np.stack([x, y, x * y // 250], 2).astype(np.uint8)).save(whole, "JPEG", quality=90)
@@ -148,7 +150,7 @@ def test_damage_inside_a_picture_is_found_where_images_are_decoded(root):
     whole = whole.getvalue()
     third = len(whole) // 3
     for damage in (whole[:2 * third] + whole[-2:], whole[:2 * third] + bytes(third - 2) + whole[-2:],
-                   whole[:-third] + bytes(300) + whole[-third + 300:]):
+                   whole[:-third] + bytes(300) + whole[-third + 300:], whole[:2 * third] + whole[third:]):    # a part twice
         path.write_bytes(whole)
         assert check_folder(root) == []
         path.write_bytes(damage)

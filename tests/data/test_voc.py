@@ -68,6 +68,16 @@ def test_folder_reads_what_was_written(root):
     assert check_folder(root, ["train"]) == []
 
 
+def test_images_of_every_ending(root):
+    for name, ending in zip("abc", (".JPEG", ".png", ".WebP")):
+        (root / "JPEGImages" / f"{name}.jpg").rename(root / "JPEGImages" / f"{name}{ending}")    # content decides the format
+    assert Folder(root).sizes() == [(20, 30), (31, 17), (25, 25)] and check_folder(root, ["train"]) == []
+    (root / "JPEGImages" / "a.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"which is the image of a, a\.JPEG or a\.jpg"):
+        Folder(root).sizes()
+    assert len(check_folder(root, ["train"])) == 1
+
+
 def test_size_rule_and_first(root):
     folder = Folder(root)
     assert folder.at_least((25, 17)).ids == ["b", "c"]               # exactly the crop's size is enough
