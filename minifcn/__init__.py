@@ -8,7 +8,7 @@ Read the source in this order; every file says what comes before and after it.
     models      resnet, fcn                                      ResNet-18 and FCN-32s, 16s, 8s
     files       regular, atomic, outputs, zips, weights,
                 unpickle, foreign; download later                what meets strangers' bytes and the disk
-    data        classes, masks, voc, synthetic, loader, upload   Pascal VOC's layout, and batches from it
+    data        classes, masks, voc, survey, synthetic, loader, upload: Pascal VOC's layout, and batches from it
     training    optim, arena, parallel, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter:
                 from weights to better weights
     inference, photos, plotting                                  images of any size; pictures

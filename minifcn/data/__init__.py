@@ -1,5 +1,5 @@
 """Images and masks in, batches out. Reading order: classes (names and colours), masks (one file), voc (the layout),
-synthetic (data drawn in it), loader, upload."""
+survey (what is in it), synthetic (data drawn in it), loader, upload."""
 
 from minifcn.data.classes import VOC, Classes, DataError, colour_to_index, index_to_colour
 from minifcn.data.loader import Batch, Loader

@@ -2,7 +2,7 @@
 Discs, squares, triangles and crosses lie on textured ground, up to three in an image, and hide parts of each other;
 each class has a favourite colour that it wears most of the time only, so a network has to look at shape as well.
 
-Read after data/voc.py; read next data/loader.py.
+Read after data/survey.py; read next data/loader.py.
 Sources: Inigo Quilez, "2D distance functions" (iquilezles.org), for drawing by signed distances; the void borders are
 VOC's (VOC2012 Development Kit, section 3.3).
 """
