@@ -124,7 +124,7 @@ def survey(*folders, decode=False, faults=None):
 
     decode: decode the images, too, so that damage inside a picture is found. faults: None, or a list: files that cannot be
     read are added to it, as texts, and left out; without it the first raises DataError.
-    Cost: about 2 ms for each of VOC's images on one core, 5 with decode; on all cores.
+    Cost: about 2 ms for each of VOC's images on one core, 8 with decode; on all cores.
     """
     from tqdm import tqdm
 
@@ -209,7 +209,7 @@ def _some(names):
 def check_folder(root, splits=("train", "val"), quick=False, report=None):
     """All that is wrong with a VOC-layout folder, at once: a list of messages, empty where all is well.
 
-    Every image and mask of the splits is decoded, on all cores: about 5 ms for each pair of VOC's on one. quick: read the
+    Every image and mask of the splits is decoded, on all cores: about 8 ms for each pair of VOC's on one. quick: read the
     lists and the classes only. report: None, or a list to which the lines of the Survey are added.
     """
     problems = []
