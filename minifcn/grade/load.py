@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from minifcn.files.regular import read_regular
 from minifcn.grade.subjects import SUBJECTS
+
+LARGEST = 2**22             # bytes of a source file
 
 
 class Target(NamedTuple):
@@ -29,10 +32,11 @@ def find(path):
     found = {}
     for file in files:
         try:
-            names = set(_defined(ast.parse(file.read_text(encoding="utf-8")).body))
-        except (SyntaxError, UnicodeDecodeError) as error:
+            names = set(_defined(ast.parse(read_regular(file, LARGEST).decode()).body))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:      # a zero byte; 10,000 brackets
             where = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
-            found[f"({file.name})"] = Target(str(file), "", file.name, f"{type(error).__name__}: {error.args[0]}{where}")
+            text = f"{type(error).__name__}: {(error.args or [''])[0]}{where}"
+            found[f"({file.name})"] = Target(str(file), "", file.name, text)
             continue
         for name in SUBJECTS.keys() & names:
             if name in found:
@@ -57,7 +61,7 @@ def _defined(body):
 def load(file, name):
     """The object `name` of a file. Raises ValueError if it is not there, and whatever the file raises."""
     path = Path(file).resolve()
-    if not path.exists():
+    if not path.is_file():                                              # a pipe would keep the import waiting
         raise ValueError(f"{file}: no such file")
     module = sys.modules.get(path.stem)
     if module is None or getattr(module, "__file__", None) != str(path):

@@ -439,7 +439,8 @@ class Run:
         self.save(self.path)
         self.world.on_first(lambda: report.write_tables(self.out, state))
         bar.write(report.epoch_line(state, self.options.epochs))
-        sys.stdout.flush()                          # into a log file as well, now and not hours later
+        if sys.stdout:                              # None where it was closed before the start
+            sys.stdout.flush()                      # into a log file as well, now and not hours later
 
     def _leave_if(self, signals):
         number = max(self.world.gather(signals.number or 0))    # one rank may have got the signal, or got it a step earlier

@@ -1,6 +1,7 @@
 """`minifcn grade` and `minifcn exercises` as they are typed: tables, JSON, exit codes, and functions that misbehave."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -52,7 +53,8 @@ def test_json_and_another_name(mine, capsys):
     assert verdict["function"] == "relu" and verdict["state"] == "right" and verdict["levels"][0]["level"] == "shape"
 
 
-@pytest.mark.parametrize("text, words", [("1 +\n", "SyntaxError"), ("import nothing_of_this_name\n" + RIGHT, "No module")])
+@pytest.mark.parametrize("text, words", [("1 +\n", "SyntaxError"), ("x = '\0'", "Error"), ("(" * 9999, "Error"),
+                                         ("import nothing_of_this_name\n" + RIGHT, "No module")])
 def test_what_cannot_run(mine, text, words, capsys):
     assert run(mine(text)) == 2
     assert words in capsys.readouterr().out
@@ -60,8 +62,9 @@ def test_what_cannot_run(mine, text, words, capsys):
 
 def test_mistakes(mine, tmp_path, capsys):
     (tmp_path / "nothing.py").write_text("x = 1\n")
+    os.mkfifo(tmp_path / "pipe.py")                 # nobody writes to it: reading would wait for ever
     file = mine(RIGHT)
-    for words in ([], [str(tmp_path / "none.py")], [str(tmp_path / "nothing.py")], [f"{file}:nobody"], ["--list", "conv3d"],
+    for words in ([], [str(tmp_path / "pipe.py")], [str(tmp_path / "none.py")], [str(tmp_path / "nothing.py")], [f"{file}:nobody"], ["--list", "conv3d"],
                   ["--hint", "relu", "0"], [file, "--as", "relu"]):
         assert run(*words) == 2, words
         out, err = capsys.readouterr()

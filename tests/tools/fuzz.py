@@ -24,11 +24,11 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "support")]
 from pickles import FLOAT, ORDERED_DICT, REBUILD, Global, call, operations, pickled, tensor, write_pth  # noqa: E402
 
 from minifcn.data.classes import DataError  # noqa: E402
-from minifcn.data.survey import check_folder
+from minifcn.data.survey import check_folder  # noqa: E402
 from minifcn.data.voc import Folder  # noqa: E402
 from minifcn.files.weights import EXPANSION, SMALL, WeightsError, load_state  # noqa: E402
 
@@ -116,6 +116,32 @@ def hostile_pth():
             | states.map(lambda state: zipped(pickled(state))))
 
 
+def hostile_weights():
+    """Bytes of weights files of the other formats: PyTorch's before 1.6, .safetensors, .npz stored and deflated, mutated."""
+    folder = Path(__file__).parents[1] / "files" / "samples"
+    corpus = [(folder / name).read_bytes() for name in ("legacy.pth", "types.safetensors")]
+    small = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for save in (np.savez, np.savez_compressed):
+        stream = io.BytesIO()
+        save(stream, **{"conv1.weight": small, "text": np.array(["a"]), "bfloat16": np.zeros(3, "V2"), "fortran": small.T})
+        corpus.append(stream.getvalue())
+    headers = st.tuples(st.sampled_from(["'<f4'", "'<V2'", "'|O'", "'<U3'", "[('a', 'f4')]", "None", "'f9'"]),
+                        st.sampled_from(["True", "False", "0"]), st.lists(HARD, max_size=3).map(tuple))
+    one = headers.map(lambda drawn: f"{{'descr': {drawn[0]}, 'fortran_order': {drawn[1]}, 'shape': {drawn[2]}}}".encode())
+    wild = one | st.text("{}()[]'\":,0123456789 descrfotnshap<V2\\", max_size=60).map(lambda text: text.encode())
+    npy = st.builds(lambda version, text, numbers: b"\x93NUMPY" + bytes([version, 0])
+                    + len(text).to_bytes(2 if version == 1 else 4, "little") + text + numbers,
+                    st.integers(0, 4), wild, st.binary(max_size=32))
+    return mutated(corpus) | npy.map(zipped_npy)
+
+
+def zipped_npy(raw):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("conv1.weight.npy", raw)
+    return stream.getvalue()
+
+
 JPEG, PNG, LIST, JSON = "JPEGImages/a.jpg", "SegmentationClass/a.png", "ImageSets/Segmentation/train.txt", "classes.json"
 
 
@@ -196,7 +222,7 @@ def read_voc(folder, files):
     return "read"
 
 
-TARGETS = {"pth": (hostile_pth, read_pth), "voc": (hostile_voc, read_voc)}
+TARGETS = {"pth": (hostile_pth, read_pth), "weights": (hostile_weights, read_pth), "voc": (hostile_voc, read_voc)}
 
 
 def run(target, examples, number=None):
