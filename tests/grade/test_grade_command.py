@@ -64,7 +64,8 @@ def test_mistakes(mine, tmp_path, capsys):
     (tmp_path / "nothing.py").write_text("x = 1\n")
     os.mkfifo(tmp_path / "pipe.py")                 # nobody writes to it: reading would wait for ever
     file = mine(RIGHT)
-    for words in ([], [str(tmp_path / "pipe.py")], [str(tmp_path / "none.py")], [str(tmp_path / "nothing.py")], [f"{file}:nobody"], ["--list", "conv3d"],
+    for words in ([], [str(tmp_path / "pipe.py")], [str(tmp_path / "none.py")],
+                  [str(tmp_path / "nothing.py")], [f"{file}:nobody"], ["--list", "conv3d"],
                   ["--hint", "relu", "0"], [file, "--as", "relu"]):
         assert run(*words) == 2, words
         out, err = capsys.readouterr()
