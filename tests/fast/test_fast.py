@@ -33,7 +33,7 @@ from minifcn.nn import init
 
 ROOT = Path(__file__).parents[2]
 U = 2.0**-24
-THREADS = (1, 2, 3)
+THREADS = (1, 2, 3, 8)                          # also more than there are cores
 
 
 def gamma(K):
