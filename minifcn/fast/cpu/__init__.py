@@ -1,1 +1,1 @@
-"""The twins for NumPy. Reading order: threads, memory, layout, columns, filters, winograd, pixels, head."""
+"""The twins for NumPy. Reading order: threads, memory, layout, columns, filters, winograd, pixels, stem, head, loss, descent."""
