@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minifcn.core.backend import to_host
-from minifcn.functional.step import normalize, repeat
+from minifcn.functional.step import descend, normalize, repeat, unscale
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -45,3 +45,30 @@ def test_repeat():
 def test_normalize_refuses_what_is_no_picture(images, error, words):
     with pytest.raises(error, match=words):
         normalize(images)
+
+
+@pytest.mark.parametrize("bad", [None, np.inf, -np.inf, np.nan])
+def test_unscale(xp, bad):
+    """Divided in place; one number that is none is enough to say so."""
+    g = np.array([[1.0, -3.0], [0.5, 1024.0]], np.float32)
+    if bad is not None:
+        g[1, 0] = bad
+    there = xp.asarray(g.copy())
+    odd = unscale(there, 1024.0)
+    np.testing.assert_array_equal(to_host(there), g / 1024)
+    assert odd.shape == () and odd.dtype == np.int32 and to_host(odd) == (bad is not None)
+
+
+@pytest.mark.parametrize("momentum", [0, 0.5])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_descend_that_may_be_skipped(xp, momentum, skip):
+    """With 0 it is the plain rule, with 1 nothing moves, whatever the gradient holds."""
+    w, g, v = (np.arange(6.0).reshape(2, 3) + k for k in (1, 2, 3))
+    if skip:
+        g[0, 0] = np.nan
+    there = [xp.asarray(a.copy()) for a in (w, g, v)]
+    descend(*there[:2], there[2] if momentum else None, 0.25, momentum, 0.5, xp.asarray(np.int32(skip)))
+    new_v = momentum * v + g + 0.5 * w
+    expected = (w, g, v) if skip else (w - 0.25 * new_v if momentum else w - 0.25 * (g + 0.5 * w), g, new_v if momentum else v)
+    for a, e in zip(there, expected):
+        np.testing.assert_array_equal(to_host(a), e)

@@ -1,1 +1,2 @@
-"""The twins for NumPy. Reading order: threads, memory, layout, columns, filters, winograd, pixels, stem, head, loss, descent."""
+"""The twins for NumPy. Reading order: threads, memory, layout, columns, filters, winograd, pixels, stem, head, loss,
+descent."""
