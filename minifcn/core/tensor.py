@@ -9,14 +9,14 @@ A walk through d = (a * a) + a with a = 3, where a is reached twice:
     a = 3 (leaf)      m = a * a      d = m + a               d.backward()
     newest op first:  d, gradient 1   -> m gets 1, a gets 1            pending {m: 1, a: 1}
                       m, gradient 1   -> a gets 1 * 3 + 1 * 3          pending {a: 1 + 6}
-    only leaves are left:                a.grad = 7
+    only leaves are left:                a.grad = 7                    (a leaf is a Tensor that no operation made)
 
-Arrays are kept by reference, so a write between forward and backward would change what backward reads. Every operation and
-every write (an optimiser's step, load_state_dict, `x += y`, `x[...] = y`, `x.data = y`) takes the next number of one clock:
-backward refuses an operation with an operand or a result that was written later. Only a write into the ndarray itself,
-`x.data[...] = y`, goes unseen: do that before forward or after backward.
+Arrays are kept by reference, so a write between forward and backward would change what backward reads. One clock counts
+all operations and all writes (an optimiser's step, load_state_dict, `x += y`, `x[...] = y`, `x.data = y`). Backward raises
+an error if an operand or the result of an operation was written after the operation ran. It cannot see a write into the
+ndarray itself, `x.data[...] = y`: write so only before forward or after backward.
 
-The operators (`+`, `==`, `x[...]`, `.sum()`) and conversions are attached by functional/basic.py, operators.py and linear.py.
+This file defines no operators. functional/basic.py, operators.py and linear.py add them to Tensor (`+`, `==`, `.sum()`).
 Read after dispatch.py; read next integers.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
 """
 
@@ -28,10 +28,10 @@ import warnings
 
 import numpy as np
 
-from minifcn.core.absent import absent
-from minifcn.core.attached import Attached
-from minifcn.core.backend import array_module, device_of, to_device, to_host
-from minifcn.core.shapes import Size, dims
+from minifcn.core.absent import absent  # makes the AttributeError for a name that a Tensor lacks
+from minifcn.core.attached import Attached  # an empty class: it tells type checkers which operators a Tensor has
+from minifcn.core.backend import array_module, device_of, to_device, to_host  # array_module(a): numpy, or cupy on a GPU
+from minifcn.core.shapes import Size, dims  # dims(a): the shape as text for messages, such as 2x3x8x8
 
 _clock = itertools.count(1)                     # numbers operations and writes in the order in which they happen
 
@@ -46,9 +46,9 @@ _recording = _Recording()
 
 
 class Node:
-    """How a Tensor was made: the op's name, its parents, its backward, when, and the time of the last write to its result."""
+    """How a Tensor was made: the op's name, its parents (the operands), its backward, and two times of the clock."""
 
-    __slots__ = ("name", "parents", "backward", "serial", "result")
+    __slots__ = ("name", "parents", "backward", "serial", "result")     # serial: when it ran; result: [its last write]
 
     def __init__(self, name, parents, backward, result):
         self.name, self.parents, self.backward, self.result, self.serial = name, parents, backward, result, next(_clock)
@@ -63,7 +63,7 @@ class Node:
                                    "wrong; call backward() before, or run the forward computation again")
 
     def free(self):
-        """Let go of the activations that backward holds. The name stays, for the error of a second pass."""
+        """Release the arrays that backward holds. The name stays: a second backward() puts it into its error message."""
         self.parents = self.backward = None
 
 
@@ -74,9 +74,10 @@ class Tensor(Attached):
     requires_grad: True for a leaf whose gradient is wanted, such as a weight.
 
     Attributes: `data` the ndarray; `grad` an ndarray of the same shape and dtype, or None before the first backward;
-    `requires_grad`; `node` how it was made (None for a leaf); `written` the time of the last write, in a list of one that all
-    views of the array share; `home` where an Arena keeps data and grad, else None.
-    Assigning a Tensor or an ndarray to `data` or `grad` shares its array, or copies it to `home`.
+    `requires_grad`; `node` how it was made (None for a leaf); `written` a list that holds the time of the last write, and
+    that all views of the array share. `home` is None, or the arrays (data, grad) that an Arena reserves for this Tensor: an
+    Arena keeps all weights of a network in one long array. Assigning a Tensor or an ndarray to `data` or `grad` shares its
+    array; if there is a `home`, the values are copied into it.
     Raises TypeError for any other dtype.
 
     >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
@@ -85,13 +86,13 @@ class Tensor(Attached):
     array([2., 4., 6.], dtype=float32)
     """
 
-    __array_ufunc__ = None                      # ndarray + Tensor asks Tensor.__radd__, not NumPy
-    home = None                                 # (data, grad), set by training/arena.py
+    __array_ufunc__ = None                      # so that `ndarray + Tensor` calls Tensor.__radd__ and not NumPy's addition
+    home = None                                 # training/arena.py sets it to (data, grad)
 
     def __init__(self, array, requires_grad=False):
         if isinstance(array, Tensor):
             raise TypeError("Tensor: got a Tensor; use x.detach() for one without history")
-        self._data, self._grad, self.written = _floats(array), None, [0]
+        self._data, self._grad, self.written = _floats(array), None, [0]        # x.data and x.grad are properties, see below
         self.requires_grad = requires_grad
         self.node = None
 
@@ -101,10 +102,10 @@ class Tensor(Attached):
         return self._data
 
     @data.setter
-    def data(self, value):                      # `p.data -= step` comes here too, with the array that p has
+    def data(self, value):                      # `p.data -= step` calls this too; then `value` is the array that p has already
         array = _floats(value.data if isinstance(value, Tensor) else value)
         if self.home and not _alike(array, self.home[0]):
-            self.home = None                    # it left; its arena will notice
+            self.home = None                    # another dtype or device does not fit; Arena.moved() finds out
         array = _kept(array, self.home and self.home[0])
         if array is not self._data:
             self.written = value.written if isinstance(value, Tensor) and array is value.data else [0]
@@ -129,17 +130,17 @@ class Tensor(Attached):
     device = property(lambda self: device_of(self._data))
 
     def mark_written(self):
-        """Say that the array was written: a backward that would still read the old values will refuse."""
+        """Note that the array was written. A backward that needs the old values then raises an error."""
         self.written[0] = next(_clock)
 
-    def __getattr__(self, name):                # of a name that is not there
+    def __getattr__(self, name):                # Python calls this only for a name that was not found
         raise absent("Tensor", name)
 
     def __len__(self):
         return len(self.data)
 
     def __bool__(self):
-        return bool(self.item())                # of one element; without this, len() would decide
+        return bool(self.item())                # for one element only; without this method Python would ask len()
 
     def __float__(self):
         return self.item()
@@ -183,23 +184,23 @@ class Tensor(Attached):
 
     # path: begin
     def backward(self, gy=None, on_leaf=None):
-        """Add to every leaf's `.grad` the gradient of <gy, self>, and free the graph on the way.
+        """Add to every leaf's `.grad` the gradient of sum(gy * self), and free the graph on the way.
 
         gy: the gradient of some loss with respect to this Tensor, same shape (ndarray or Tensor);
             None means 1, allowed only for one element.
-        on_leaf: function of a leaf, called as soon as nothing more will be added to its `.grad`, while the ops before it still
-            wait; once for every leaf that gets a gradient.
-        Every op is newer than its parents, so taking the newest pending op first means that all gradients of its
-        output have arrived. Gradients wait in a dict and leave it as they are used; only leaves keep theirs, and
-        those are written last: an error on the way leaves every `.grad` as it was (but for those that on_leaf has seen).
-        Raises RuntimeError if there is nothing to differentiate, if the graph was freed by an earlier backward, or if an
-        array in it was written since.
-        Cost: one call of each op's backward; an op's activations are released as soon as it was called.
+        on_leaf: None, or a function that is called once with each leaf that gets a gradient, as soon as its `.grad` is
+            complete. Other ops may still have to run then: training in several processes sends finished gradients early.
+        Every op is newer than its parents. So when the newest pending op is taken, all gradients of its output have
+        arrived. Gradients wait in a dict and leave it when they are used; only leaves keep theirs. Leaves are written last,
+        so an error on the way leaves every `.grad` as it was (except those that on_leaf was called with).
+        Raises RuntimeError if there is nothing to differentiate, if an earlier backward freed the graph, or if an array in
+        it was written after the forward computation.
+        Cost: one call of each op's backward; an op's activations are released right after its call.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor has no history and does not require a gradient")
-        grads, heap, leaves = {id(self): self._cotangent(gy)}, [], {}       # by id: `==` compares values
-        uses = _uses(self) if on_leaf else {}
+        grads, heap, leaves = {id(self): self._cotangent(gy)}, [], {}       # keys are id(tensor), since `==` compares values
+        uses = _uses(self) if on_leaf else {}                               # how many gradients each leaf still waits for
         _queue(self, heap, leaves)
         while heap:
             tensor = heapq.heappop(heap)[1]
@@ -230,13 +231,13 @@ class Tensor(Attached):
                         _add_to_leaf(leaves.pop(id(parent)), grads.pop(id(parent)))
                         on_leaf(parent)
             node.free()
-            del tensor, node, g, gradients, parent, gp   # else the names keep the last activations alive during the next op
+            del tensor, node, g, gradients, parent, gp   # these names would keep arrays in memory while the next op runs
         for leaf in leaves.values():
             _add_to_leaf(leaf, grads[id(leaf)])
             if on_leaf:
                 on_leaf(leaf)
 
-    def _cotangent(self, gy):
+    def _cotangent(self, gy):                   # gy as an array of this Tensor's shape and dtype; None becomes 1
         xp = array_module(self.data)
         if gy is None:
             if self.size != 1:
@@ -251,7 +252,7 @@ class Tensor(Attached):
         return gy
 
 
-def _queue(tensor, heap, leaves):
+def _queue(tensor, heap, leaves):               # heapq pops the smallest first, so -serial makes it pop the newest op
     if tensor.node is None:
         leaves[id(tensor)] = tensor
     else:
@@ -260,7 +261,7 @@ def _queue(tensor, heap, leaves):
 
 # path: end
 def _uses(root):
-    """id of a leaf -> how many gradients backward from `root` may add up for it: how often an op has it as a parent."""
+    """A dict from id(leaf) to the number of times that an op below `root` has this leaf as a parent."""
     uses, seen, todo = {}, {id(root)}, [root]
     while todo:
         node = todo.pop().node
@@ -276,12 +277,12 @@ def _uses(root):
 
 # path: begin
 def _add_to_leaf(leaf, g):
-    """An op may hand one array to two parents: a leaf copies it, to its home or into an array of its own."""
+    """Add g to leaf.grad. The first g is copied, since an op may return the same array for two parents."""
     xp = array_module(leaf.data)
     if leaf.grad is None:
-        leaf.grad = g if leaf.home else xp.array(g, order="C")
+        leaf.grad = g if leaf.home else xp.array(g, order="C")          # assigning to a leaf with a home copies
     else:
-        leaf.grad = xp.asarray(leaf.grad + g)   # 0-d: an array too
+        leaf.grad = xp.asarray(leaf.grad + g)   # the sum of two arrays without axes is a NumPy scalar: make it an array
 
 
 # path: end
@@ -290,7 +291,7 @@ def _alike(a, b):
 
 
 def _kept(array, place):
-    """The array; or, if there is a place for it, the place, with the array copied into it."""
+    """Without a place: the array itself. With a place: copy the array into the place and return the place."""
     if array is None or place is None or array is place:
         return array
     if array.shape != place.shape:
@@ -300,7 +301,7 @@ def _kept(array, place):
 
 
 def _floats(array):
-    """The array of a Tensor: a float32 or float64 array as it is, lists and numbers as float32. TypeError for the rest."""
+    """What a Tensor stores: a float32 or float64 array unchanged, a list or a number as float32. TypeError for the rest."""
     if not hasattr(array, "dtype"):
         array = _numbers(array).astype(np.float32)
     if array.dtype not in (np.float32, np.float64):
@@ -309,7 +310,7 @@ def _floats(array):
 
 
 def _numbers(value):
-    """A list or Python number as a NumPy array; None and texts, which NumPy would convert too, are a TypeError."""
+    """A list or a Python number as a NumPy array. Raises TypeError for None and strings, which NumPy would accept."""
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"Tensor: data must be numbers, got {value!r}")
@@ -317,7 +318,7 @@ def _numbers(value):
 
 
 def float_dtype(target):
-    """numpy.dtype of float32 or float64; raises TypeError for anything else, names both devices for a wrong string."""
+    """numpy.dtype of float32 or float64. Raises TypeError for anything else; the message lists the dtypes and the devices."""
     try:
         dtype = None if target is None else np.dtype(target)
     except TypeError:
@@ -332,13 +333,13 @@ def record(y, parents, backward, name):
     """Wrap the result of an operation and remember how to differentiate it.
 
     y: the result, an ndarray. parents: the Tensors it depends on (None where an optional one was not given).
-    backward: function gy -> one gradient (ndarray or None) per parent; it must not capture the Tensor returned here,
-    or the graph would hold itself alive. name: the op's name, for errors and pictures.
-    Returns a Tensor; the history is kept only if a parent requires a gradient and `no_grad` is not in force.
+    backward: function gy -> one gradient (ndarray or None) per parent. It must not use the Tensor returned here: the two
+    would refer to each other and stay in memory. name: the op's name, for errors and pictures.
+    Returns a Tensor. It keeps its history only if a parent requires a gradient and the call is outside `no_grad`.
     """
     out = Tensor(y)
     base = getattr(y, "base", None)
-    for p in parents:                           # a view of an operand shares its memory, so it shares the time of its writes
+    for p in parents:                           # y may be a view of an operand (reshape): one memory, one time of writing
         if p is not None and (p.data is y or base is not None and (p.data is base or getattr(p.data, "base", None) is base)):
             out.written = p.written
     if _recording.on and any(p is not None and p.requires_grad for p in parents):
@@ -348,12 +349,12 @@ def record(y, parents, backward, name):
 
 
 def as_tensor(value, like=None):
-    """A Tensor as it is, an array as a constant Tensor. With `like`, a number (Python's or NumPy's) becomes a constant of its
-    dtype and device, and an integer or bool array one of its dtype."""
+    """A Tensor is returned as it is; an array becomes a constant Tensor. `like`: None, or a Tensor that decides the dtype and
+    the device of a number (Python's or NumPy's), and the dtype of an array of integers or bools."""
     if isinstance(value, Tensor):
         return value
     if like is not None and (not hasattr(value, "dtype") or isinstance(value, np.generic)):
-        numbers, xp = _numbers(value), array_module(like.data)           # a fill on a GPU, not a copy that waits
+        numbers, xp = _numbers(value), array_module(like.data)           # xp.full: on a GPU a copy from the host would wait
         value = xp.full((), numbers.item(), like.dtype) if numbers.ndim == 0 else xp.asarray(numbers, dtype=like.dtype)
     elif like is not None and value.dtype.kind in "biu":
         value = value.astype(like.dtype)
@@ -367,7 +368,7 @@ def recording():
 
 @contextlib.contextmanager
 def no_grad():
-    """Inside this context (or decorated function) this thread's operations keep no history and no activations."""
+    """Inside this context (or a function decorated with it) the operations of this thread keep no history."""
     before, _recording.on = _recording.on, False
     try:
         yield

@@ -1,10 +1,11 @@
-"""Arithmetic, shape and reduction ops: each a few lines, and together enough to see how an op is made.
+"""Arithmetic, shape and reduction ops. Each takes a few lines; together they show how an op is made.
 
-Every op computes y with plain arrays, then states the gradient of each input given gy, the gradient of y.
-Broadcasting is undone by `unbroadcast`: a value that is copied to many places moves all of them at once, so its gradient is
-the sum of theirs. Operands share one dtype: `x * 2.0` takes x's, but a float64 array beside a float32 Tensor is refused.
+Every op computes y with plain arrays. Its `backward` takes gy, the gradient of the loss with respect to y, and returns the
+gradient of each input. Broadcasting copies one value to many places, so the gradient of that value is the sum of the
+gradients at those places: `unbroadcast` takes this sum. Operands must have one dtype. In `x * 2.0` the number takes x's
+dtype, but a float64 array beside a float32 Tensor is an error.
 `reshape`, `permute`, `transpose`, `crop` and slices share memory with x.
-Read after core/gradcheck.py; read next linear.py.
+Read after core/gradcheck.py; read next operators.py.
 """
 
 import numbers
@@ -14,24 +15,24 @@ from math import prod
 
 import numpy as np
 
-from minifcn.core.backend import array_module
-from minifcn.core.dispatch import replaceable
-from minifcn.core.integers import integers
-from minifcn.core.shapes import check_dtypes, dims
-from minifcn.core.tensor import Tensor, as_tensor, record
+from minifcn.core.backend import array_module  # numpy, or cupy for an array on a GPU
+from minifcn.core.dispatch import replaceable  # marks a function that fast/ may replace
+from minifcn.core.integers import integers  # an integer ndarray with a few of torch's methods
+from minifcn.core.shapes import check_dtypes, dims  # raises unless the dtypes are one; a shape as text
+from minifcn.core.tensor import Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
 
 
 def unbroadcast(g, shape):
-    """Sum g over the axes along which an array of `shape` was broadcast: the adjoint of broadcasting."""
+    """Sum g over the axes along which an array of `shape` was broadcast; returns an array of `shape`."""
     if g.ndim > len(shape):
-        g = g.sum(axis=tuple(range(g.ndim - len(shape))))                # axes put in front
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))))                # the axes that broadcasting added in front
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
     return g.sum(axis=stretched, keepdims=True) if stretched else g
 
 
-def _operands(op, a, b):
+def _operands(op, a, b):                                                 # both as Tensors of one dtype, on one device
     like = a if isinstance(a, Tensor) else as_tensor(b if isinstance(b, Tensor) or not hasattr(a, "dtype") else a)
-    a, b = as_tensor(a, like), as_tensor(b, like)                        # a number takes the other's dtype and device
+    a, b = as_tensor(a, like), as_tensor(b, like)                        # a number takes dtype and device of the other operand
     check_dtypes(op, a=a, b=b)
     try:
         np.broadcast_shapes(a.shape, b.shape)
@@ -43,7 +44,7 @@ def _operands(op, a, b):
 # ---- arithmetic, with broadcasting ----
 
 def add(a, b):
-    """y = a + b; ga = gy, gb = gy (summed where broadcast)."""
+    """y = a + b; ga = gy, gb = gy, each summed over the axes that were broadcast."""
     a, b = _operands("add", a, b)
 
     def backward(gy):

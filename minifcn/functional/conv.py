@@ -2,14 +2,15 @@
 
     conv2d forward     y  = correlate(x, w)            im2col, then one product
     conv2d backward    gx = correlate_grad_x(gy, w)    the transposed product, then col2im
-                       gw = correlate_grad_w(gy, x)    gy times the columns again
+                       gw = correlate_grad_w(gy, x)    im2col again, then gy times the columns
 
-The transposed convolution (conv_transpose.py) is the same three functions with their roles exchanged. "Correlate", because
-the kernel is not flipped. Why a matrix product: y = w cols, with one column for each window. So gw = gy cols^T; the gradient
-of the columns is w^T gy; and since im2col copies pixels, its adjoint col2im adds each column back to the pixels it came from.
+The transposed convolution (conv_transpose.py) uses the same three functions with their roles exchanged. They are called
+"correlate" because the kernel is not flipped. im2col copies each window of x into one column, so y = w cols, a matrix
+product. Hence gw = gy cols^T, and the gradient of the columns is w^T gy. im2col copies pixels; its transpose (adjoint) col2im
+adds every number of a column back to the pixel that it was copied from.
 
-The columns of a whole batch would take 0.66 GiB for one ResNet layer at batch 32 of 320 x 480, so a few images are unfolded
-at a time.
+The columns of a whole batch would take 0.66 GiB for one ResNet layer at batch 32 of 320 x 480. So only a few images are
+turned into columns at a time.
 
 Read after linear.py; read next conv_transpose.py. Sources: Chellapilla et al. 2006 (im2col); Dumoulin & Visin 2016,
 arXiv 1603.07285 (the arithmetic).
@@ -17,12 +18,14 @@ arXiv 1603.07285 (the arithmetic).
 
 import numpy as np
 
-from minifcn.core.backend import array_module
-from minifcn.core.dispatch import replaceable
-from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, conv_size, dims, pair
-from minifcn.core.tensor import as_tensor, record
+from minifcn.core.backend import array_module  # numpy, or cupy for an array on a GPU
+from minifcn.core.dispatch import replaceable  # marks a function that fast/ may replace
 
-COLUMN_BYTES = {"numpy": 2**25, "cupy": 2**30}  # unfolded at a time: near a CPU's caches; enough to fill a GPU
+# pair(2, ...) = (2, 2); conv_size: OH of one axis, as below; dims: a shape as text; each check_... raises a clear error
+from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, conv_size, dims, pair
+from minifcn.core.tensor import as_tensor, record  # record(y, parents, backward, name): y as a Tensor
+
+COLUMN_BYTES = {"numpy": 2**25, "cupy": 2**30}  # size of the columns at a time: fits a CPU's caches nearly; fills a GPU
 
 
 def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
@@ -68,7 +71,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
 
 
 def check_conv2d(op, x, w, b, stride, padding, dilation):
-    """The rules of a convolution: x (N, C, H, W), w (F, C, KH, KW), b (F,) or None; one dtype; a kernel that fits."""
+    """Raise an error unless x is (N, C, H, W), w (F, C, KH, KW), b (F,) or None, of one dtype, and the kernel fits."""
     check_ndim(op, "x", x, 4, "N, C, H, W")
     check_ndim(op, "w", w, 4, "F, C, KH, KW")
     check_dtypes(op, x=x, w=w, b=b)
@@ -98,9 +101,9 @@ def array_functions(form):
 
 @replaceable
 def correlate(x, w, stride, padding, dilation):
-    """y[n,f,i,j] = sum_{c,u,v} w[f,c,u,v] x[n,c, i*S + u*D - P, ...]: y[n] = w as a matrix times the columns of x[n].
+    """y[n,f,i,j] = sum_{c,u,v} w[f,c,u,v] x[n,c, i*S + u*D - P, ...]. As matrices: y[n] = w times the columns of x[n].
 
-    x: (N, C, H, W). w: (F, C, KH, KW). The rest: pairs. Returns (N, F, OH, OW).
+    x: (N, C, H, W). w: (F, C, KH, KW). stride, padding, dilation: pairs. Returns (N, F, OH, OW).
     """
     (N, C, H, W), (F, _, KH, KW) = x.shape, w.shape
     OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
@@ -114,7 +117,7 @@ def correlate(x, w, stride, padding, dilation):
 
 @replaceable
 def correlate_grad_x(gy, w, hw, stride, padding, dilation):
-    """gx[n,c,h,k], and equally the forward of the transposed convolution: columns w^T gy, added back by col2im.
+    """gx of conv2d, and the forward of the transposed convolution. w^T gy are the gradients of the columns; col2im adds them.
 
     gy: (N, F, OH, OW). w: (F, C, KH, KW). hw: the size (H, W) of x. Returns (N, C, H, W).
     """
@@ -129,7 +132,7 @@ def correlate_grad_x(gy, w, hw, stride, padding, dilation):
 
 @replaceable
 def correlate_grad_w(gy, x, khw, stride, padding, dilation):
-    """gw[f,c,u,v] = sum_{n,i,j} gy[n,f,i,j] x[n,c, i*S + u*D - P, ...]: gy[n] times the columns of x[n], transposed.
+    """gw[f,c,u,v] = sum_{n,i,j} gy[n,f,i,j] x[n,c, i*S + u*D - P, ...]. As matrices: gw = sum_n gy[n] cols[n]^T.
 
     gy: (N, F, OH, OW). x: (N, C, H, W). khw: (KH, KW). Returns (F, C, KH, KW).
     """
@@ -146,24 +149,24 @@ FORMS = {"gemm": (correlate, correlate_grad_x, correlate_grad_w)}        # conv_
 
 
 def output_size(hw, khw, stride, padding, dilation):
-    """(OH, OW) of a convolution."""
+    """(OH, OW) of a convolution, by the formula in conv2d."""
     return tuple(conv_size(*axis) for axis in zip(hw, khw, stride, padding, dilation))
 
 
 def image_blocks(x, columns):
-    """Slices of the batch x whose columns (so many elements an image) fit COLUMN_BYTES; at least one image each."""
+    """Slices of the batch x, each as many images as fit COLUMN_BYTES, at least one. columns: numbers that an image takes."""
     step = max(1, COLUMN_BYTES[array_module(x).__name__] // (columns * x.itemsize))
     return [slice(n, n + step) for n in range(0, len(x), step)]
 
 
 # ---- im2col and col2im ----
 #
-# Both walk over the same views of the zero-padded image, one for each tap (u, v) of the kernel: the pixels that the tap
-# meets as the window moves. im2col copies each view into the columns, col2im adds the columns to each view.
+# A tap is a position (u, v) of the kernel. While the window moves over the zero-padded image, a tap meets OH x OW pixels, and
+# these are one strided view of the image. im2col copies each view into the columns. col2im adds the columns to each view.
 #
 #     view(u, v) = padded[:, :, u*D : : S, v*D : : S]                    KH*KW views of shape (OH, OW)
 #
-# On a 3 x 3 image with K = 2, S = 1, P = 0, columns are the four positions of the window, rows the four taps:
+# A 3 x 3 image with K = 2, S = 1, P = 0: each column is one of the four positions of the window, each row one of the taps.
 #
 #     0 1 2          (u,v) = (0,0)    0 1 3 4
 #     3 4 5          (u,v) = (0,1)    1 2 4 5
@@ -174,7 +177,7 @@ def image_blocks(x, columns):
 def im2col(x, khw, ohw, stride, padding, dilation):
     """cols[n, (c,u,v), (i,j)] = x[n,c, i*SH + u*DH - PH, j*SW + v*DW - PW], zero outside the image.
 
-    x: (n, C, H, W). ohw: (OH, OW), at most what `output_size` allows. Returns (n, C*KH*KW, OH*OW).
+    x: (n, C, H, W). ohw: (OH, OW), at most `output_size`. Returns (n, C*KH*KW, OH*OW): (c,u,v) is one axis, (i,j) another.
     """
     (n, C), (KH, KW), (OH, OW), (PH, PW), xp = x.shape[:2], khw, ohw, padding, array_module(x)
     frame = xp.pad(x, [(0, 0), (0, 0), (PH, PH), (PW, PW)])              # (n, C, H + 2*PH, W + 2*PW)
@@ -186,7 +189,7 @@ def im2col(x, khw, ohw, stride, padding, dilation):
 
 @replaceable
 def col2im(cols, hw, khw, ohw, stride, padding, dilation):
-    """x[n,c,h,k] = sum of cols[n, (c,u,v), (i,j)] over all u,v,i,j that read pixel (h, k): the adjoint of im2col.
+    """x[n,c,h,k] = sum of cols[n, (c,u,v), (i,j)] over all u,v,i,j at which im2col reads pixel (h, k): im2col's transpose.
 
     cols: (n, C*KH*KW, OH*OW). hw: (H, W). Returns (n, C, H, W).
     """
@@ -199,7 +202,7 @@ def col2im(cols, hw, khw, ohw, stride, padding, dilation):
 
 
 def tap_views(frame, khw, ohw, stride, dilation):
-    """Yield ((u, v), view): the pixels of a padded image that tap (u, v) meets, (n, C, OH, OW)."""
+    """Yield ((u, v), view) for each tap; the view (n, C, OH, OW) holds the pixels of the padded image that the tap meets."""
     (OH, OW), (SH, SW), (DH, DW) = ohw, stride, dilation
     for u, v in np.ndindex(khw):
         yield (u, v), frame[:, :, u * DH:u * DH + (OH - 1) * SH + 1:SH, v * DW:v * DW + (OW - 1) * SW + 1:SW]

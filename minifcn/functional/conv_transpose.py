@@ -1,20 +1,21 @@
 """Transposed convolution: the convolution's forward and backward, exchanged.
 
-If a convolution is y = W x for some huge sparse matrix W, then its input gradient is W^T gy. The transposed convolution
-*is* that map, used forward: it takes a small image to a large one, the way a gradient flows from a small layer back
-to a large one. Hence there is no new arithmetic here: forward is `correlate_grad_x`, the input gradient is `correlate`.
+A convolution is linear in x, so it is y = W x for some huge sparse matrix W, and its input gradient is W^T gy. The transposed
+convolution computes W^T x in its forward pass: it makes a large image from a small one, as backward does with a gradient.
+So there is no new arithmetic here. Forward is conv.py's `correlate_grad_x`; the input gradient is `correlate`.
 
 Read after conv.py; read next conv_forms.py, which shows the same map as a scatter and as the matrix W^T.
 Sources: Long, Shelhamer & Darrell 2015 (FCN); Dumoulin & Visin 2016, arXiv 1603.07285 ("fractionally strided").
 """
 
+# pair(2, ...) = (2, 2); conv_transpose_size: OH of one axis, as below; dims: a shape as text; check_... raise a clear error
 from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, conv_transpose_size, dims, pair
-from minifcn.core.tensor import as_tensor, record
-from minifcn.functional.conv import array_functions
+from minifcn.core.tensor import as_tensor, record  # record(y, parents, backward, name): y as a Tensor
+from minifcn.functional.conv import array_functions  # -> correlate, correlate_grad_x, correlate_grad_w
 
 
 def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dilation=1, form="gemm"):
-    """Two-dimensional transposed convolution: every input pixel paints its kernel into the output.
+    """Two-dimensional transposed convolution: every input pixel, times the kernel, is added to a window of the output.
 
         y[n,f,h,k] = b[f] + sum of x[n,c,i,j] w[c,f,u,v] over all c,i,j,u,v with h = i*SH + u*DH - PH, k = j*SW + v*DW - PW
         gx[n,c,i,j] = sum_{f,u,v} w[c,f,u,v] gy[n,f, i*SH + u*DH - PH, j*SW + v*DW - PW]        (a convolution of gy)
@@ -23,8 +24,8 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
     x: (N, C, H, W). w: (C, F, KH, KW), in-channels first. b: (F,) or None. One dtype.
     stride, dilation: int or pair. padding: int or pair; here it *removes* that many rows from every side of the output.
     output_padding: int or pair, smaller than stride or dilation: extra rows at the bottom and right. A convolution with
-        stride S maps S different sizes to the same one, and this says which of them to come back to.
-    form: "gemm" (W^T as GEMM and col2im), "loops" (the scatter), "matrix" (W^T itself); the same values.
+        stride S gives the same output size for S input sizes; output_padding chooses one of these input sizes.
+    form: "gemm" (a matrix product and col2im), "loops" (pixel by pixel), "matrix" (W^T itself). All give the same values.
     Returns (N, F, OH, OW) with OH = (H-1) SH - 2 PH + DH (KH-1) + 1 + output_padding.
     Raises ValueError or TypeError that names the shapes.
     Cost: 2 N C F H W KH KW flops, twice that backward; keeps x and w.
@@ -41,7 +42,7 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
     stride, padding = pair(stride, f"{op}: stride", 1), pair(padding, f"{op}: padding", 0)
     output_padding, dilation = pair(output_padding, f"{op}: output_padding", 0), pair(dilation, f"{op}: dilation", 1)
     check_conv_transpose2d(x, w, b, stride, padding, output_padding, dilation)
-    correlate, grad_x, grad_w = array_functions(form)
+    correlate, grad_x, grad_w = array_functions(form)                    # what a convolution from the output to x would use
     out_hw = tuple(conv_transpose_size(*axis)
                    for axis in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding))
     y = grad_x(x.data, w.data, out_hw, stride, padding, dilation)        # (N, F, OH, OW)
@@ -51,8 +52,8 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None
         if x.requires_grad:
-            gx = correlate(gy, w.data, stride, padding, dilation)        # (N, C, >= H, >= W): rows beyond H see only
-            gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)         output_padding >= stride
+            gx = correlate(gy, w.data, stride, padding, dilation)        # (N, C, >= H, >= W): longer than x
+            gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)        if output_padding >= stride
         if w.requires_grad:
             gw = grad_w(x.data, gy, w.shape[2:], stride, padding, dilation)          # (C, F, KH, KW)
         if b is not None and b.requires_grad:
@@ -63,7 +64,7 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dil
 
 
 def check_conv_transpose2d(x, w, b, stride, padding, output_padding, dilation):
-    """The rules of conv_transpose2d: x (N, C, H, W), w (C, F, KH, KW), b (F,); output_padding < max(stride, dilation)."""
+    """Raise an error unless x is (N, C, H, W), w (C, F, KH, KW), b (F,), and output_padding < max(stride, dilation)."""
     op = "conv_transpose2d"
     check_ndim(op, "x", x, 4, "N, C, H, W")
     check_ndim(op, "w", w, 4, "C, F, KH, KW")

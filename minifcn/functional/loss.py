@@ -5,17 +5,17 @@ subtracting the largest logit so that nothing overflows. Its gradient is the sof
 
     d/dx_c log sum_k exp(x_k) = exp(x_c) / sum_k exp(x_k) = softmax_c        d/dx_c (-x_t) = -[c == t]
 
-Pixels labelled `ignore_index` (255, "void", in Pascal VOC) count nowhere and have the gradient 0.
+Here t is the true class. A pixel labelled `ignore_index` (255, "void", in Pascal VOC) adds 0 to the loss; its gradient is 0.
 
 Read after pool.py; read next step.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
 """
 
 import numpy as np
 
-from minifcn.core.backend import array_module
-from minifcn.core.dispatch import replaceable
-from minifcn.core.shapes import dims
-from minifcn.core.tensor import Tensor, as_tensor, record
+from minifcn.core.backend import array_module  # numpy, or cupy for an array on a GPU
+from minifcn.core.dispatch import replaceable  # marks a function that fast/ may replace
+from minifcn.core.shapes import dims  # a shape as text for messages
+from minifcn.core.tensor import Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
 
 
 def log_softmax(x, dim):
@@ -43,9 +43,10 @@ def softmax(x, dim):
 
 
 def log_sum_exp(x, axis):
-    """log sum exp(x) over an axis, kept, as (top, rest): their sum, where top = max x and 0 <= rest <= log(length).
+    """log sum exp(x) = top + rest, with top = max x and rest = log sum exp(x - top), so 0 <= rest <= log(length of the axis).
 
-    They stay apart because next to a top of 1e9 the rest would be rounded away; x - top is small wherever it matters.
+    Returns (top, rest); the axis stays, with length 1. The two are not added: next to a top of 1e9, rounding would lose the
+    rest. Callers compute (x - top) - rest, which is exact where x is near the top, and elsewhere exp(x - top) is almost 0.
     """
     xp, top = array_module(x), x.max(axis=axis, keepdims=True)
     return top, xp.log(xp.exp(x - top).sum(axis=axis, keepdims=True))
@@ -54,15 +55,15 @@ def log_sum_exp(x, axis):
 def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"):
     """loss[n,i,j] = weight[t] (log sum_c exp(x[n,c,i,j]) - x[n,t,i,j]) with t = labels[n,i,j];  0 where t is ignored.
 
-    gx[n,c,i,j] = gloss[n,i,j] weight[t] (softmax_c(x[n,:,i,j]) - [c == t]): sums to 0 over the classes.
+    gx[n,c,i,j] = gloss[n,i,j] weight[t] (softmax_c(x[n,:,i,j]) - [c == t]). Its sum over the classes c is 0.
 
     x: (N, K, H, W) or (N, K) logits. labels: (N, H, W) or (N,), an integer ndarray on x's device.
-    weight: (K,) ndarray, or None for 1. ignore_index: the label that counts nowhere (255 for VOC's void).
-    reduction: "none" -> the map (N, H, W); "sum"; "mean" -> the sum over the sum of weight[t], as in PyTorch.
-        The mean over no valid label is 0 with gradient 0 (PyTorch gives NaN).
+    weight: (K,) ndarray, or None for 1. ignore_index: the label of pixels that do not count (255 for VOC's void).
+    reduction: "none" -> the map (N, H, W); "sum"; "mean" -> the sum divided by the sum of all weight[t], as in PyTorch.
+        If no label is valid, the mean is 0 with gradient 0 (PyTorch gives NaN).
     Raises ValueError for shapes that do not fit and, on the CPU, for a label that is neither a class nor ignore_index.
-    On a GPU that check would wait for the device: there such a label turns the loss into NaN.
-    Cost: keeps x and two numbers a pixel; the softmax is computed again in backward.
+    On a GPU such a label makes the loss NaN instead, because a check would have to wait for the device.
+    Cost: keeps x and two numbers for each pixel; backward computes the softmax again.
 
     >>> cross_entropy(np.array([[0.0, 0.0], [3.0, 9.0]]), np.array([0, 255]), ignore_index=255).item()
     0.6931471805599453
@@ -73,7 +74,7 @@ def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"cross_entropy: reduction must be 'none', 'sum' or 'mean', not {reduction!r}")
     nll, saved = softmax_nll(x.data, target)                             # (N, H, W)
-    loss = xp.where(weights == 0, 0, nll * weights)                      # (N, H, W): an ignored NaN stays out
+    loss = xp.where(weights == 0, 0, nll * weights)                      # (N, H, W); where, since 0 * NaN is NaN
     if reduction == "mean":
         total = weights.sum()
         scale = 1 / xp.where(total == 0, 1, total)
@@ -90,10 +91,10 @@ def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"
 
 @replaceable
 def softmax_nll(x, target):
-    """nll[n,i,j] = log sum_c exp(x[n,c,i,j]) - x[n,target,i,j]; returns (nll, saved)."""
+    """nll[n,i,j] = log sum_c exp(x[n,c,i,j]) - x[n,target,i,j]. Returns (nll, saved); backward needs saved."""
     top, rest = log_sum_exp(x, 1)                                        # (N, 1, H, W) each
     chosen = array_module(x).take_along_axis(x, target[:, None], axis=1)                         # (N, 1, H, W)
-    return (top - chosen + rest)[:, 0], (top, rest)                      # keep two numbers a pixel, not the softmax
+    return (top - chosen + rest)[:, 0], (top, rest)                      # save two numbers for each pixel, not the softmax
 
 
 @replaceable
@@ -107,7 +108,7 @@ def softmax_nll_grad(g, x, target, saved):
 
 
 def _targets(x, labels, weight, ignore_index):
-    """The label of each pixel with 0 where ignored, and its weight with 0 where ignored; checks all arguments."""
+    """(label, weight) of each pixel; both are 0 where the label is ignored. Raises for arguments that do not fit."""
     xp = array_module(x.data)
     for name, array in (("labels", labels), ("weight", weight)):
         if isinstance(array, Tensor) or not (hasattr(array, "dtype") or name == "weight" and weight is None):
@@ -122,12 +123,12 @@ def _targets(x, labels, weight, ignore_index):
     K = x.shape[1]
     if weight is not None and weight.shape != (K,):
         raise ValueError(f"cross_entropy: weight must have shape ({K},), one value per class, got {dims(weight)}")
-    labels = labels.astype(np.int64)                                     # what the CUDA kernels take
+    labels = labels.astype(np.int64)                                     # the dtype that the CUDA kernels read
     valid = labels != ignore_index
     wrong = valid & ((labels < 0) | (labels >= K))
     if xp is np and wrong.any():
         raise strange_label(x, labels, labels[wrong][0], ignore_index)
-    target = xp.where(valid & ~wrong, labels, 0)                         # CuPy would wrap 255 into a class: mask first
+    target = xp.where(valid & ~wrong, labels, 0)                         # as an index, CuPy would take 255 modulo K, a class
     weights = (xp.ones(K, x.dtype) if weight is None else weight)[target]
     weights = xp.where(wrong, np.nan, xp.where(valid, weights, 0)).astype(x.dtype)
     return target, weights

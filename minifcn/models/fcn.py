@@ -4,8 +4,9 @@
     FCN-16s   trunk -> 1x1 scores at 1/32 -> x2 -> + scores of layer3 -------> x16 -> pixels
     FCN-8s    trunk -> 1x1 scores at 1/32 -> x2 -> + layer3's -> x2 -> + layer2's -> x8 -> pixels
 
-Every enlargement is a transposed convolution that starts as bilinear interpolation and is trained. The skips start at zero,
-so that FCN-16s and FCN-8s begin as FCN-32s and learn what the finer maps add.
+The trunk is a ResNet without its classifier. layer2 and layer3 are its stages at 1/8 and 1/16 of the image's size. Every
+enlargement (x2, x32) is a transposed convolution that starts as bilinear interpolation and is trained. The scores of layer2
+and layer3 start at zero, so FCN-16s and FCN-8s start with coarse scores alone and learn what the finer maps add.
 
 Read after resnet.py; read next files/regular.py.
 Sources: Long, Shelhamer & Darrell 2015; d2l.ai, "Fully Convolutional Networks".
@@ -13,15 +14,17 @@ Sources: Long, Shelhamer & Darrell 2015; d2l.ai, "Fully Convolutional Networks".
 
 import warnings
 
-from minifcn import nn
-from minifcn.models.resnet import TRUNKS
-from minifcn.nn import init
+from minifcn import nn  # layers as in torch.nn; cut and score_loss are explained where used
+from minifcn.models.resnet import TRUNKS  # "resnet18" -> a function that takes a width and makes the trunk
+from minifcn.nn import init  # initial weights: xavier is random, bilinear_kernel interpolates
 
-LARGE = 30_000_000          # numbers of a kernel: 86 classes of FCN-32s; a step then takes several times that of 21 classes
+LARGE = 30_000_000          # a kernel of more numbers warns: FCN-32s of 86 classes, a step several times slower than for 21
 
 
 def enlarge(num_classes, factor):
-    """Transposed convolution that enlarges `factor` times: kernel 2s, stride s, padding s/2 (init.bilinear_kernel says why)."""
+    """Transposed convolution that enlarges s = `factor` times: kernel 2s, stride s, padding s/2.
+
+    Bilinear interpolation spreads each value as a tent 2s long. H tents make (H+1) s pixels; the padding removes s of them."""
     layer = nn.ConvTranspose2d(num_classes, num_classes, 2 * factor, factor, factor // 2)
     layer.weight.data[...] = init.bilinear_kernel(num_classes, num_classes, 2 * factor)
     layer.bias.data[...] = 0
@@ -29,7 +32,7 @@ def enlarge(num_classes, factor):
 
 
 def score(in_channels, num_classes):
-    """1x1 convolution to class scores, bias 0."""
+    """1x1 convolution from features to class scores, with bias 0."""
     layer = nn.Conv2d(in_channels, num_classes, 1)
     layer.bias.data[...] = 0
     return layer
@@ -42,7 +45,7 @@ class FCN(nn.Module):
         if backbone not in TRUNKS:
             raise ValueError(f"backbone must be one of {', '.join(map(repr, TRUNKS))}, not {backbone!r}")
         self.trunk = TRUNKS[backbone](width)
-        channels = self.trunk.out_channels                               # at 1/8, 1/16, 1/32
+        channels = self.trunk.out_channels                               # of the maps at 1/8, 1/16, 1/32
         self.final_conv = score(channels[2], num_classes)
         self.final_conv.weight.data[...] = init.xavier(self.final_conv.weight.shape)
         self.skips = nn.Sequential(*(Skip(channels[1 - i], num_classes) for i in range(skips)))
@@ -54,7 +57,7 @@ class FCN(nn.Module):
                           f"takes {num_classes**2 * 256 / 1e6:.1f} million", stacklevel=3)
 
     def scores(self, x):
-        """What transpose_conv enlarges: scores at 1/32 of the image, or 1/16, 1/8 with skips. x: Tensor or array."""
+        """The scores before the last enlargement, at 1/32 of the image, or 1/16, 1/8 with skips. x: Tensor or array."""
         *finer, x32 = self.trunk.features(x)                             # (N, ., H/8, W/8), (N, ., H/16, W/16)
         y = self.final_conv(x32)                                         # (N, K, H/32, W/32)
         for skip, x_finer in zip(self.skips, reversed(finer)):
@@ -62,20 +65,20 @@ class FCN(nn.Module):
         return y
 
     def forward(self, x):
-        return nn.cut(self.transpose_conv(self.scores(x)), x.shape[2:])  # (N, K, H, W)
+        return nn.cut(self.transpose_conv(self.scores(x)), x.shape[2:])  # (N, K, H, W): cut keeps the top left H x W pixels
 
     def loss(self, x, labels, weight=None, ignore_index=-100):
-        """(sum of the pixels' losses, pixels predicted right, pixels that count) of images x: see nn.score_loss."""
+        """(sum of the pixels' losses, pixels predicted right, pixels that count): transpose_conv, cut and F.cross_entropy."""
         return nn.score_loss(self.transpose_conv, self.scores(x), labels, weight, ignore_index)
 
 
 class Skip(nn.Module):
-    """Scores y at twice their size, plus the scores of the finer map x."""
+    """Enlarge the scores y twice and add the scores of the finer map x."""
 
     def __init__(self, in_channels, num_classes):
         self.upsample = enlarge(num_classes, 2)
         self.score = score(in_channels, num_classes)
-        self.score.weight.data[...] = 0                                  # begin as the network without this skip
+        self.score.weight.data[...] = 0                                  # at first the finer map adds nothing
 
     def forward(self, y, x):
         return nn.cut(self.upsample(y), x.shape[2:]) + self.score(x)
@@ -84,8 +87,8 @@ class Skip(nn.Module):
 def fcn32s(num_classes=21, backbone="resnet18", width=64):
     """FCN-32s on ResNet-18: trunk, final_conv, transpose_conv (kernel 64, stride 32, padding 16); 12,993,642 parameters.
 
-    num_classes: K, background included. backbone: "resnet18", "resnet34" or "resnet18_v2". width: channels of the stem (64 is
-    the published network; 16 makes a small one of the same depth). Weights start random; nn.init.seed fixes them.
+    num_classes: K, background included. backbone: "resnet18", "resnet34" or "resnet18_v2". width: channels of the first layer
+    (64 is the published network; 16 makes a small one of the same depth). Weights are random; nn.init.seed(n) fixes them.
     """
     return FCN(num_classes, backbone, width, skips=0)
 
