@@ -31,7 +31,7 @@ def used(options, listed, large, trained, val, scored):
     listed: the Folder of train. large: of it, the images of the crop's size. trained: of these, what --limit leaves.
     val, scored: the Folder of validation, and what --limit leaves.
     """
-    lines, batch = [f"training uses {len(trained)} of the {len(listed)} images of train"], options.batch_size
+    lines, batch = [f"training uses {len(trained)} of the {len(listed)} images of {listed.split}"], options.batch_size
     if len(large) < len(listed):
         crop = " x ".join(map(str, options.crop))
         lines.append(f"    {len(listed) - len(large)} are smaller than the crop of {crop} at scale {options.scale:g}: "
@@ -41,7 +41,7 @@ def used(options, listed, large, trained, val, scored):
     if options.drop_last and len(trained) % batch:
         lines.append(f"    {len(trained) % batch}, others in each epoch, are left out by --drop-last: the last batch of "
                      f"{batch} is not full")
-    lines.append(f"validation uses {len(scored)} of the {len(val)} images of val")
+    lines.append(f"validation uses {len(scored)} of the {len(val)} images of {val.split}")
     if len(scored) < len(val):
         lines.append(f"    {len(val) - len(scored)} are left out by --limit {options.limit}")
     print(*lines, sep="\n", flush=True)

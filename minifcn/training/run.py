@@ -168,6 +168,7 @@ class Run:
     def __init__(self, options, out, saved=None, own=None):
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
 
+        # Where it computes.
         self.world, self.device = parallel.world(), choose_device(options.device)
         parallel.start(self.world, self.device)
         set_precision(options.precision)
@@ -176,6 +177,7 @@ class Run:
                   "factors keep 24 bits, as in fp32", file=sys.stderr)
         self.upload, self.arithmetic = Uploader(self.device), arithmetic(self.device, self.world)
 
+        # The data: what is used of it, and what is in it.
         listed, large, folder = training_folders(options, own)
         val = own.val if own else Folder(options.data, "val", options.scale)
         val.sizes()                                                                 # finds faults before training starts
@@ -194,11 +196,12 @@ class Run:
         print(*seen.lines(), sep="\n")
         report.used(options, listed, large, folder, val, self.val)
         self.images = zlib.crc32("\n".join(folder.ids).encode())                   # which, in which order
-        self.data = {part.folder.split: part.digest for part in seen.parts}
+        self.data = {name: part.digest for name, part in zip(("train", "val"), seen.parts)}
         self.weight, self.loss = _class_weights(options, self.classes, seen.parts[0].pixels), own.loss if own else None
         if self.loss is not None and self.weight is not None:
             raise ValueError("class_weights are those of the cross-entropy; a loss of one's own has its own")
 
+        # The net, from the start or from the checkpoint.
         if saved is None:
             nn.init.seed(options.seed)
             self.net, self.state = own.net if own else checkpoints.build(options, len(self.classes.names)), State()
@@ -220,6 +223,7 @@ class Run:
         elif self.world.size > 1:
             print("batch norm: every process has the statistics of its own images only (--no-sync-norm)")
 
+        # What moves it.
         self.frozen = self.pretrained if options.lr_pretrained == 0 else set()
         self.optimizer = _optimizer(self.net, self.pretrained, self.frozen, options)
         if saved is not None:

@@ -127,3 +127,16 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
         fit(models.fcn32s(5, width=2), *data, out=tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="batch_size: 2 stored, 3 given"):
         fit(own(data), *data, out=tmp_path / "run", resume=True, batch_size=3)
+
+
+def test_lists_of_any_name(data, tmp_path, capsys):
+    """Trained on val and scored on train: the checkpoint is read back, and what is printed names the lists."""
+    fit(own(data), data[1], data[0], out=tmp_path / "run", **SETTINGS | {"epochs": 1})
+    saved = checkpoint.load(tmp_path / "run" / "checkpoint.npz")
+    assert saved.data.keys() == {"train", "val"} and saved.state.scores["images"] == 10
+    printed = capsys.readouterr().out
+    assert "training uses 3 of the 3 images of val" in printed and "validation uses 10 of the 10 images of train" in printed
+    fit(own(data), *data[::-1], out=tmp_path / "run", resume=True)
+    twice = data[0], data[0]
+    fit(own(data), *twice, out=tmp_path / "twice", **SETTINGS | {"epochs": 1})
+    fit(own(data), *twice, out=tmp_path / "twice", resume=True)
