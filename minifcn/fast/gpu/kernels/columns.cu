@@ -13,8 +13,8 @@
 // A thread copies V channels of one tap of one position. size: of the columns.
 
 template <int V>
-__device__ __forceinline__ void im2col(const float* x, float* cols, int size, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW,
-                                       int PH, int PW, int DH, int DW) {
+__device__ __forceinline__ void im2col(const float* x, float* cols, int size, int H, int W, int C, int KH, int KW, int OH,
+                                       int OW, int SH, int SW, int PH, int PW, int DH, int DW) {
   int at = (blockIdx.x * T + threadIdx.x) * V, length = KH * KW * C;
   if (at >= size) return;
   int p = at / length, k = at - p * length, j = p % OW, i = p / OW % OH, n = p / OW / OH;
@@ -26,13 +26,13 @@ __device__ __forceinline__ void im2col(const float* x, float* cols, int size, in
   taken.store(cols + at);
 }
 
-extern "C" __global__ void im2col_1(const float* x, float* cols, int size, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW,
-                                    int PH, int PW, int DH, int DW) {
+extern "C" __global__ void im2col_1(const float* x, float* cols, int size, int H, int W, int C, int KH, int KW, int OH, int OW,
+                                    int SH, int SW, int PH, int PW, int DH, int DW) {
   im2col<1>(x, cols, size, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW, DH, DW);
 }
 
-extern "C" __global__ void im2col_4(const float* x, float* cols, int size, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW,
-                                    int PH, int PW, int DH, int DW) {
+extern "C" __global__ void im2col_4(const float* x, float* cols, int size, int H, int W, int C, int KH, int KW, int OH, int OW,
+                                    int SH, int SW, int PH, int PW, int DH, int DW) {
   im2col<4>(x, cols, size, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW, DH, DW);
 }
 
@@ -40,8 +40,8 @@ extern "C" __global__ void im2col_4(const float* x, float* cols, int size, int H
 // Grid: (rows (n, h), pieces of a row of W*C numbers).
 
 template <int V>
-__device__ __forceinline__ void col2im(const float* cols, float* x, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW,
-                                       int PH, int PW, int DH, int DW) {
+__device__ __forceinline__ void col2im(const float* cols, float* x, int H, int W, int C, int KH, int KW, int OH, int OW,
+                                       int SH, int SW, int PH, int PW, int DH, int DW) {
   int q = (blockIdx.y * T + threadIdx.x) * V;
   if (q >= W * C) return;
   int c = q % C, n = blockIdx.x / H, r = blockIdx.x % H + PH, s = q / C + PW;
@@ -62,12 +62,12 @@ __device__ __forceinline__ void col2im(const float* cols, float* x, int H, int W
   sum.store(x + (size_t)blockIdx.x * W * C + q);
 }
 
-extern "C" __global__ void col2im_1(const float* cols, float* x, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW,
-                                    int PH, int PW, int DH, int DW) {
+extern "C" __global__ void col2im_1(const float* cols, float* x, int H, int W, int C, int KH, int KW, int OH, int OW, int SH,
+                                    int SW, int PH, int PW, int DH, int DW) {
   col2im<1>(cols, x, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW, DH, DW);
 }
 
-extern "C" __global__ void col2im_4(const float* cols, float* x, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW,
-                                    int PH, int PW, int DH, int DW) {
+extern "C" __global__ void col2im_4(const float* cols, float* x, int H, int W, int C, int KH, int KW, int OH, int OW, int SH,
+                                    int SW, int PH, int PW, int DH, int DW) {
   col2im<4>(cols, x, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW, DH, DW);
 }

@@ -9,8 +9,8 @@
 
 // step.normalize, in its order of operations: the same bits. A thread takes a pixel.
 
-extern "C" __global__ void normalize_images(const unsigned char* images, float* x, int N, int HW, float mean_r, float mean_g, float mean_b,
-                                            float std_r, float std_g, float std_b) {
+extern "C" __global__ void normalize_images(const unsigned char* images, float* x, int N, int HW, float mean_r, float mean_g,
+                                            float mean_b, float std_r, float std_g, float std_b) {
   int q = blockIdx.x * T + threadIdx.x;
   if (q >= N * HW) return;
   const unsigned char* pixel = images + (size_t)(q / HW) * 3 * HW + q % HW;
@@ -20,8 +20,8 @@ extern "C" __global__ void normalize_images(const unsigned char* images, float* 
   out[2] = (pixel[2 * HW] / 255.f - mean_b) / std_b;
 }
 
-// step.descend. lr lies on the device where a recorded step is to be played with another one (null: lr_number). v is null without
-// momentum. Where *skip is not 0, nothing moves (null: no such flag).
+// step.descend. lr lies on the device where a recorded step is to be played with another one (null: lr_number). v is null
+// without momentum. Where *skip is not 0, nothing moves (null: no such flag).
 
 extern "C" __global__ void sgd(float* w, const float* g, float* v, int n, const double* lr, float lr_number, float momentum,
                                float weight_decay, const int* skip) {

@@ -5,7 +5,9 @@
 
 #ifdef __CUDACC__
 typedef unsigned Shared;                                                   // a byte address in shared memory
-#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) unsigned char dynamic_shared[]; type* name = (type*)dynamic_shared
+#define DYNAMIC_SHARED(type, name) \
+  extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
+  type* name = (type*)dynamic_shared
 
 __device__ __forceinline__ Shared shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
@@ -22,7 +24,8 @@ template <int LEFT> __device__ __forceinline__ void copies_wait() {        // un
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 __device__ __forceinline__ void store16(Shared to, const unsigned* four) {
-  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(four[0]), "r"(four[1]), "r"(four[2]), "r"(four[3]) : "memory");
+  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};"
+               ::"r"(to), "r"(four[0]), "r"(four[1]), "r"(four[2]), "r"(four[3]) : "memory");
 }
 
 // Four 8 x 16-byte matrices: lane l names row l % 8 of matrix l / 8 and gets, of each, the 4 bytes at row l / 4, place l % 4:
@@ -43,7 +46,11 @@ __device__ __forceinline__ void mma_half(float* c, const unsigned* a, const unsi
 }
 
 // Rounded to nearest; NaN stays NaN and what is too large becomes infinity.
-__device__ __forceinline__ unsigned round_tf32(float x) { unsigned r; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x)); return r; }
+__device__ __forceinline__ unsigned round_tf32(float x) {
+  unsigned r;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
+  return r;
+}
 __device__ __forceinline__ unsigned two_halves(float low, float high) {
   unsigned r;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));

@@ -17,7 +17,7 @@ __device__ __forceinline__ void barrier_arrive(Shared barrier) {
 __device__ __forceinline__ void barrier_arrive_expecting(Shared barrier, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void barrier_wait(Shared barrier, unsigned parity) {                   // until the phase of this parity is over
+__device__ __forceinline__ void barrier_wait(Shared barrier, unsigned parity) {  // until the phase of this parity is over
   unsigned over = 0;
   while (!over)
     asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
@@ -37,8 +37,8 @@ __device__ __forceinline__ void bulk_copy(Shared to, const void* from, unsigned 
 // Ordinary stores of this thread become visible to the tensor core.
 __device__ __forceinline__ void stores_to_tensor_core() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// An operand in shared memory without swizzle: cores of 8 rows of 16 bytes, rows 16 bytes apart. The next 16 bytes of the summed
-// index lie `k_step` bytes further, the next 8 rows `row_step` bytes.
+// An operand in shared memory without swizzle: cores of 8 rows of 16 bytes, rows 16 bytes apart. The next 16 bytes of the
+// summed index lie `k_step` bytes further, the next 8 rows `row_step` bytes.
 typedef unsigned long long Operand;
 __device__ __forceinline__ Operand operand(Shared start, unsigned k_step, unsigned row_step) {
   return (Operand)(start >> 4) | (Operand)(k_step >> 4) << 16 | (Operand)(row_step >> 4) << 32;

@@ -25,8 +25,8 @@
 // each other, (F, 1 + a, 1 + b, C) each (pack.cu).
 
 template <int BM, int BN, int WM, int WN, int STAGES, bool PHASES>
-__device__ __forceinline__ void implicit_gemm(const float* x_, const float* w_, float* y, int N, int H, int W, int C, int F, int KH,
-                                              int KW, int SH, int SW, int PH, int PW, int OH, int OW) {
+__device__ __forceinline__ void implicit_gemm(const float* x_, const float* w_, float* y, int N, int H, int W, int C, int F,
+                                              int KH, int KW, int SH, int SW, int PH, int PW, int OH, int OW) {
   constexpr int WARPS_N = BN / WN, THREADS = BM / WM * WARPS_N * 32, ROWS = THREADS / 8, STAGE = (BM + BN) * 128;
   constexpr bool CACHED = !PHASES && BN == 64;             // in L1 too: the stem's taps read the same pixels (0.35 for 0.48 ms)
   static_assert(BM % ROWS == 0 && BN % ROWS == 0 && ROWS % 8 == 0, "every thread copies whole chunks");
@@ -72,7 +72,8 @@ __device__ __forceinline__ void implicit_gemm(const float* x_, const float* w_, 
     }
 #pragma unroll
     for (int m = 0; m < BN / ROWS; m++)
-      copy16(stage + (BM + m * ROWS) * 128, w_row + (size_t)(m * ROWS) * row_bytes + piece * 128, piece * 128 + chunk * 16 < row_bytes);
+      copy16(stage + (BM + m * ROWS) * 128, w_row + (size_t)(m * ROWS) * row_bytes + piece * 128,
+             piece * 128 + chunk * 16 < row_bytes);
     for (c += 128; c >= pixel_bytes; c -= pixel_bytes)
       if (++v == KW) v = 0, u++;
   };
@@ -86,7 +87,7 @@ __device__ __forceinline__ void implicit_gemm(const float* x_, const float* w_, 
   }
   for (int piece = 0; piece < pieces; piece++) {
     copies_wait<STAGES - 2>();
-    __syncthreads();                                                       // this piece is there for all, and the last one done with
+    __syncthreads();                                                       // this piece is there, the last one done with
     if (piece + STAGES - 1 < pieces) fetch(piece + STAGES - 1);
     copies_commit();
     const Shared stage = memory + piece % STAGES * STAGE;
@@ -114,14 +115,14 @@ __device__ __forceinline__ void implicit_gemm(const float* x_, const float* w_, 
 // 120 whole tiles.
 
 extern "C" __global__ void __launch_bounds__(128, 3)
-implicit_gemm_128x64(const float* x, const float* w, float* y, int N, int H, int W, int C, int F, int KH, int KW, int SH, int SW,
-                     int PH, int PW, int OH, int OW) {
+implicit_gemm_128x64(const float* x, const float* w, float* y, int N, int H, int W, int C, int F, int KH, int KW, int SH,
+                     int SW, int PH, int PW, int OH, int OW) {
   implicit_gemm<128, 64, 64, 32, 3, false>(x, w, y, N, H, W, C, F, KH, KW, SH, SW, PH, PW, OH, OW);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-implicit_gemm_160x128(const float* x, const float* w, float* y, int N, int H, int W, int C, int F, int KH, int KW, int SH, int SW,
-                      int PH, int PW, int OH, int OW) {
+implicit_gemm_160x128(const float* x, const float* w, float* y, int N, int H, int W, int C, int F, int KH, int KW, int SH,
+                      int SW, int PH, int PW, int OH, int OW) {
   implicit_gemm<160, 128, 80, 32, 4, false>(x, w, y, N, H, W, C, F, KH, KW, SH, SW, PH, PW, OH, OW);
 }
 

@@ -9,7 +9,8 @@
 
 #include "common.cuh"
 
-extern "C" __global__ void softmax_nll(const float* x, const long long* target, float* nll, float* top, float* rest, int pixels, int K) {
+extern "C" __global__ void softmax_nll(const float* x, const long long* target, float* nll, float* top, float* rest,
+                                       int pixels, int K) {
   int q = blockIdx.x * T + threadIdx.x;
   if (q >= pixels) return;
   const float* logits = x + (size_t)q * K;

@@ -2,7 +2,7 @@
 // x is (M, C): M pixels of the batch, C channels.
 //
 //             channels ->
-//     pixel 0  . . . . . .       A block takes 32 groups of V channels (fewer if C has fewer) and every (slabs * lanes)-th pixel;
+//     pixel 0  . . . . . .       A block takes 32 groups of V channels (fewer if C has fewer), every (slabs * lanes)-th pixel;
 //     pixel 1  . . . . . .       its lanes are merged in shared memory        -> partial[slab][c]
 //     pixel 2  . . . . . .       then a block for each channel merges the slabs, as a tree  -> (C,)
 //
@@ -12,8 +12,8 @@
 #include "common.cuh"
 
 // Mean and centred sum of squares of n numbers. One number is added after Welford (1962), two are merged after Chan, Golub &
-// LeVeque (1983): neither subtracts large numbers that are nearly equal. All is counted from the channel's first pixel until the
-// end, so that a mean of 1e4 is not rounded to 1e-3 at each step where the deviation is 0.1.
+// LeVeque (1983): neither subtracts large numbers that are nearly equal. All is counted from the channel's first pixel until
+// the end, so that a mean of 1e4 is not rounded to 1e-3 at each step where the deviation is 0.1.
 struct Moments { float n, mean, squares; };
 
 __device__ __forceinline__ Moments merged(Moments a, Moments b) {
@@ -64,8 +64,8 @@ extern "C" __global__ void moments_4(const float* x, float* partial, int M, int 
 
 // The slabs of one channel. Grid: C.
 
-extern "C" __global__ void moments_final(const float* x, const float* partial, float* mean, float* var, float* inv_std, int C, int slabs,
-                                         float eps) {
+extern "C" __global__ void moments_final(const float* x, const float* partial, float* mean, float* var, float* inv_std, int C,
+                                         int slabs, float eps) {
   __shared__ Moments merging[T];
   int c = blockIdx.x, t = threadIdx.x;
   Moments all = {0.f, 0.f, 0.f};
@@ -93,8 +93,8 @@ extern "C" __global__ void move_running(float* running_mean, float* running_var,
   running_var[c] += momentum * (var[c] * unbiased - running_var[c]);
 }
 
-// y = (x - mean) scale [inv_std] + shift [+ shortcut], and the ReLU if wanted; mean, inv_std and shortcut may be null (0, 1, none).
-// A NaN stays a NaN. Grid: pieces of all numbers.
+// y = (x - mean) scale [inv_std] + shift [+ shortcut], and the ReLU if wanted; mean, inv_std and shortcut may be null (0, 1,
+// none). A NaN stays a NaN. Grid: pieces of all numbers.
 
 template <int V>
 __device__ __forceinline__ void scale_shift(const float* x, const float* mean, const float* inv_std, const float* scale,
@@ -193,9 +193,9 @@ extern "C" __global__ void normalize_grad_final(const float* partial, float* gw,
 // ... and the pixels: gx = w inv_std (g - gb/M - xhat gw/M); the shortcut's gradient is g itself (null: not wanted).
 
 template <int V>
-__device__ __forceinline__ void normalize_grad_apply(const float* gy, const float* y, const float* x, const float* w, const float* mean,
-                                                     const float* inv_std, const float* gw, const float* gb, float* gx,
-                                                     float* gshortcut, int C, int size, float M) {
+__device__ __forceinline__ void normalize_grad_apply(const float* gy, const float* y, const float* x, const float* w,
+                                                     const float* mean, const float* inv_std, const float* gw, const float* gb,
+                                                     float* gx, float* gshortcut, int C, int size, float M) {
   for (size_t k = ((size_t)blockIdx.x * T + threadIdx.x) * V; k < size; k += (size_t)gridDim.x * T * V) {
     int c = (int)k % C;
     Channels<V> g(gy + k), pixel(x + k), passed;
@@ -211,14 +211,14 @@ __device__ __forceinline__ void normalize_grad_apply(const float* gy, const floa
   }
 }
 
-extern "C" __global__ void normalize_grad_apply_1(const float* gy, const float* y, const float* x, const float* w, const float* mean,
-                                                  const float* inv_std, const float* gw, const float* gb, float* gx,
-                                                  float* gshortcut, int C, int size, float M) {
+extern "C" __global__ void normalize_grad_apply_1(const float* gy, const float* y, const float* x, const float* w,
+                                                  const float* mean, const float* inv_std, const float* gw, const float* gb,
+                                                  float* gx, float* gshortcut, int C, int size, float M) {
   normalize_grad_apply<1>(gy, y, x, w, mean, inv_std, gw, gb, gx, gshortcut, C, size, M);
 }
 
-extern "C" __global__ void normalize_grad_apply_4(const float* gy, const float* y, const float* x, const float* w, const float* mean,
-                                                  const float* inv_std, const float* gw, const float* gb, float* gx,
-                                                  float* gshortcut, int C, int size, float M) {
+extern "C" __global__ void normalize_grad_apply_4(const float* gy, const float* y, const float* x, const float* w,
+                                                  const float* mean, const float* inv_std, const float* gw, const float* gb,
+                                                  float* gx, float* gshortcut, int C, int size, float M) {
   normalize_grad_apply<4>(gy, y, x, w, mean, inv_std, gw, gb, gx, gshortcut, C, size, M);
 }

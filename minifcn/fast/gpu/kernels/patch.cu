@@ -22,7 +22,8 @@
 #include "fragments.cuh"
 
 template <class Number, int BN, int WARPS_M, int WARPS_N, int STAGES>
-__device__ __forceinline__ void patch(const float* x, const typename Number::Weight* w_, float* y, int N, int H, int W, int C, int F) {
+__device__ __forceinline__ void patch(const float* x, const typename Number::Weight* w_, float* y, int N, int H, int W, int C,
+                                      int F) {
   constexpr bool HALF = Number::BYTES == 2;
   constexpr int TH = 10, TW = 16, MI = TH / WARPS_M, WN = BN / WARPS_N, NI = WN / 8, THREADS = WARPS_M * WARPS_N * 32;
   constexpr int R = TH + 2, S = TW + 2, CHUNKS = R * S * 8, PATCH = R * S * 128, ROWS = THREADS / 8;

@@ -12,8 +12,8 @@
 #include "common.cuh"
 
 template <int V>
-__device__ __forceinline__ void max_pool(const float* x, float* y, unsigned char* tap, int H, int W, int C, int KH, int KW, int OH, int OW,
-                                         int SH, int SW, int PH, int PW) {
+__device__ __forceinline__ void max_pool(const float* x, float* y, unsigned char* tap, int H, int W, int C, int KH, int KW,
+                                         int OH, int OW, int SH, int SW, int PH, int PW) {
   int q = (blockIdx.y * T + threadIdx.x) * V;
   if (q >= OW * C) return;
   int c = q % C, top = (int)(blockIdx.x % OH) * SH - PH, left = q / C * SW - PW, n = blockIdx.x / OH;
@@ -36,19 +36,19 @@ __device__ __forceinline__ void max_pool(const float* x, float* y, unsigned char
   for (int e = 0; e < V; e++) tap[out + e] = (unsigned char)winner[e];
 }
 
-extern "C" __global__ void max_pool_1(const float* x, float* y, unsigned char* tap, int H, int W, int C, int KH, int KW, int OH, int OW,
-                                      int SH, int SW, int PH, int PW) {
+extern "C" __global__ void max_pool_1(const float* x, float* y, unsigned char* tap, int H, int W, int C, int KH, int KW,
+                                      int OH, int OW, int SH, int SW, int PH, int PW) {
   max_pool<1>(x, y, tap, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW);
 }
 
-extern "C" __global__ void max_pool_4(const float* x, float* y, unsigned char* tap, int H, int W, int C, int KH, int KW, int OH, int OW,
-                                      int SH, int SW, int PH, int PW) {
+extern "C" __global__ void max_pool_4(const float* x, float* y, unsigned char* tap, int H, int W, int C, int KH, int KW,
+                                      int OH, int OW, int SH, int SW, int PH, int PW) {
   max_pool<4>(x, y, tap, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW);
 }
 
 template <int V>
-__device__ __forceinline__ void max_pool_grad(const float* gy, const unsigned char* tap, float* gx, int H, int W, int C, int KH, int KW,
-                                              int OH, int OW, int SH, int SW, int PH, int PW) {
+__device__ __forceinline__ void max_pool_grad(const float* gy, const unsigned char* tap, float* gx, int H, int W, int C,
+                                              int KH, int KW, int OH, int OW, int SH, int SW, int PH, int PW) {
   int q = (blockIdx.y * T + threadIdx.x) * V;
   if (q >= W * C) return;
   int c = q % C, r = blockIdx.x % H + PH, s = q / C + PW, n = blockIdx.x / H;
@@ -68,12 +68,12 @@ __device__ __forceinline__ void max_pool_grad(const float* gy, const unsigned ch
   sum.store(gx + (size_t)blockIdx.x * W * C + q);
 }
 
-extern "C" __global__ void max_pool_grad_1(const float* gy, const unsigned char* tap, float* gx, int H, int W, int C, int KH, int KW,
-                                           int OH, int OW, int SH, int SW, int PH, int PW) {
+extern "C" __global__ void max_pool_grad_1(const float* gy, const unsigned char* tap, float* gx, int H, int W, int C, int KH,
+                                           int KW, int OH, int OW, int SH, int SW, int PH, int PW) {
   max_pool_grad<1>(gy, tap, gx, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW);
 }
 
-extern "C" __global__ void max_pool_grad_4(const float* gy, const unsigned char* tap, float* gx, int H, int W, int C, int KH, int KW,
-                                           int OH, int OW, int SH, int SW, int PH, int PW) {
+extern "C" __global__ void max_pool_grad_4(const float* gy, const unsigned char* tap, float* gx, int H, int W, int C, int KH,
+                                           int KW, int OH, int OW, int SH, int SW, int PH, int PW) {
   max_pool_grad<4>(gy, tap, gx, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW);
 }

@@ -1,11 +1,12 @@
-// The stem's batch norm, ReLU and max-pooling (3 x 3, stride 2, padding 1) in one sweep, without ever writing the map between them:
-// at half the size of the image it is the largest of the network.
+// The stem's batch norm, ReLU and max-pooling (3 x 3, stride 2, padding 1) in one sweep, without ever writing the map between
+// them: at half the size of the image it is the largest of the network.
 //
 //     x  . . . . .      a thread takes one output pixel, normalises and rectifies the nine of its window, and keeps the largest
 //        . . . . .      and the number of its tap; of equals the first in row-major order. Where the largest is 0, no gradient
 //        . . . . .      passes, whichever tap it was.
 //
-// Backward, gz of a pixel is the sum of gy over the windows that it won (4 at most). Its sums over the map are sums over windows:
+// Backward, gz of a pixel is the sum of gy over the windows that it won (4 at most). Its sums over the map are sums over
+// windows:
 //
 //     gb = sum over windows of g        gw = sum over windows of g xhat(winner)        g = gy where y > 0
 //
@@ -17,8 +18,9 @@
 __device__ __forceinline__ float rectified(float value) { return value < 0.f ? 0.f : value; }      // a NaN stays a NaN
 
 template <int V>
-__device__ __forceinline__ void norm_relu_pool(const float* x, const float* mean, const float* inv_std, const float* w, const float* b,
-                                               float* y, unsigned char* tap, int H, int W, int C, int OH, int OW) {
+__device__ __forceinline__ void norm_relu_pool(const float* x, const float* mean, const float* inv_std, const float* w,
+                                               const float* b, float* y, unsigned char* tap, int H, int W, int C, int OH,
+                                               int OW) {
   int q = (blockIdx.y * T + threadIdx.x) * V;
   if (q >= OW * C) return;
   int c = q % C, top = (int)(blockIdx.x % OH) * 2 - 1, left = q / C * 2 - 1, n = blockIdx.x / OH, winner[V];
@@ -44,22 +46,23 @@ __device__ __forceinline__ void norm_relu_pool(const float* x, const float* mean
   for (int e = 0; e < V; e++) tap[out + e] = (unsigned char)winner[e];
 }
 
-extern "C" __global__ void norm_relu_pool_1(const float* x, const float* mean, const float* inv_std, const float* w, const float* b,
-                                            float* y, unsigned char* tap, int H, int W, int C, int OH, int OW) {
+extern "C" __global__ void norm_relu_pool_1(const float* x, const float* mean, const float* inv_std, const float* w,
+                                            const float* b, float* y, unsigned char* tap, int H, int W, int C, int OH, int OW) {
   norm_relu_pool<1>(x, mean, inv_std, w, b, y, tap, H, W, C, OH, OW);
 }
 
-extern "C" __global__ void norm_relu_pool_4(const float* x, const float* mean, const float* inv_std, const float* w, const float* b,
-                                            float* y, unsigned char* tap, int H, int W, int C, int OH, int OW) {
+extern "C" __global__ void norm_relu_pool_4(const float* x, const float* mean, const float* inv_std, const float* w,
+                                            const float* b, float* y, unsigned char* tap, int H, int W, int C, int OH, int OW) {
   norm_relu_pool<4>(x, mean, inv_std, w, b, y, tap, H, W, C, OH, OW);
 }
 
-// The sums over windows, as in norm.cu: a block takes groups of channels and every (slabs * lanes)-th window -> partial[slab][c].
+// The sums over windows, as in norm.cu: a block takes groups of channels and every (slabs * lanes)-th window ->
+// partial[slab][c].
 
 template <int V>
 __device__ __forceinline__ void norm_relu_pool_sums(const float* gy, const float* y, const unsigned char* tap, const float* x,
-                                                    const float* mean, const float* inv_std, float* partial, int windows, int H, int W,
-                                                    int C, int OH, int OW) {
+                                                    const float* mean, const float* inv_std, float* partial, int windows,
+                                                    int H, int W, int C, int OH, int OW) {
   __shared__ float part_b[V][T], part_w[V][T];
   Place at(C, V);
   int c = at.channel(V);
@@ -99,14 +102,14 @@ __device__ __forceinline__ void norm_relu_pool_sums(const float* gy, const float
 }
 
 extern "C" __global__ void norm_relu_pool_sums_1(const float* gy, const float* y, const unsigned char* tap, const float* x,
-                                                 const float* mean, const float* inv_std, float* partial, int windows, int H, int W,
-                                                 int C, int OH, int OW) {
+                                                 const float* mean, const float* inv_std, float* partial, int windows, int H,
+                                                 int W, int C, int OH, int OW) {
   norm_relu_pool_sums<1>(gy, y, tap, x, mean, inv_std, partial, windows, H, W, C, OH, OW);
 }
 
 extern "C" __global__ void norm_relu_pool_sums_4(const float* gy, const float* y, const unsigned char* tap, const float* x,
-                                                 const float* mean, const float* inv_std, float* partial, int windows, int H, int W,
-                                                 int C, int OH, int OW) {
+                                                 const float* mean, const float* inv_std, float* partial, int windows, int H,
+                                                 int W, int C, int OH, int OW) {
   norm_relu_pool_sums<4>(gy, y, tap, x, mean, inv_std, partial, windows, H, W, C, OH, OW);
 }
 
@@ -118,7 +121,8 @@ __device__ __forceinline__ void norm_relu_pool_apply(const float* gy, const floa
                                                      const float* gb, float* gx, int H, int W, int C, int OH, int OW, float M) {
   int q = (blockIdx.y * T + threadIdx.x) * V;
   if (q >= W * C) return;
-  int c = q % C, r = blockIdx.x % H + 1, s = q / C + 1, n = blockIdx.x / H, i1 = last_window(r, 2, OH), j1 = last_window(s, 2, OW);
+  int c = q % C, r = blockIdx.x % H + 1, s = q / C + 1, n = blockIdx.x / H, i1 = last_window(r, 2, OH), j1 = last_window(s, 2,
+      OW);
   float g[V] = {};
   for (int i = first_window(r, 2, 2); i <= i1; i++)
     for (int j = first_window(s, 2, 2); j <= j1; j++) {

@@ -1,13 +1,14 @@
 // The 3 x 3 convolution (stride 1, padding 1) on Hopper's asynchronous tensor core, operands in fp16 (sm_90a).
 //
-// Four warps together ask for a product of 64 filters times 256 pixels, straight from shared memory, and go on while it is made:
+// Four warps together ask for a product of 64 filters times 256 pixels, straight from shared memory, and go on while it is
+// made:
 //
 //     warps 0 .. 4G-1     ask for products and store the results       (G groups of four warps, 64 filters each)
 //     warp 4G             orders weights, one bulk copy a tap          ring of WEIGHTS stages
 //     the rest            fetch pixels, round them to fp16             ring of 2 stages
 //
-// A tile is 32 rows of 8 pixels. As in patch.cu, its input comes with its border, 64 channels at a time, and serves all nine taps;
-// a tap is another start. That works because the operand is not swizzled:
+// A tile is 32 rows of 8 pixels. As in patch.cu, its input comes with its border, 64 channels at a time, and serves all nine
+// taps; a tap is another start. That works because the operand is not swizzled:
 //
 //     pixels[chunk of 8 channels][position] of 16 bytes, position = row * 10 + column
 //     8 neighbours of a row are one core of the operand, the next row is the next core: row_step = 10 * 16 bytes,
@@ -22,12 +23,13 @@
 #include "hopper.cuh"
 
 template <int G, int FETCHERS, int WEIGHTS>
-__device__ __forceinline__ void warpgroup(const float* x, const unsigned short* packed, float* y, int N, int H, int W, int C, int F) {
-  constexpr int TH = 32, ROWS = TH + 2, ACROSS = 10, POSITIONS = ROWS * ACROSS | 1;        // odd: chunks start in different banks
+__device__ __forceinline__ void warpgroup(const float* x, const unsigned short* packed, float* y, int N, int H, int W, int C,
+                                          int F) {
+  constexpr int TH = 32, ROWS = TH + 2, ACROSS = 10, POSITIONS = ROWS * ACROSS | 1;  // odd: chunks start in different banks
   constexpr int FILTERS = 64 * G, PIXELS = 8 * POSITIONS * 16, KERNEL = 8 * FILTERS * 16;  // bytes of a stage
   DYNAMIC_SHARED(char, bytes);
   const Shared weights = shared_address(bytes), pixels = weights + WEIGHTS * KERNEL, barriers = pixels + 2 * PIXELS;
-  int* where = (int*)(bytes + WEIGHTS * KERNEL + 2 * PIXELS + 16 * (2 + WEIGHTS));         // of each position, in x; -1: outside
+  int* where = (int*)(bytes + WEIGHTS * KERNEL + 2 * PIXELS + 16 * (2 + WEIGHTS));  // of each position, in x; -1: outside
   auto pixels_there = [=](int s) { return barriers + 8 * s; };
   auto pixels_free = [=](int s) { return barriers + 8 * (2 + s); };
   auto weights_there = [=](int s) { return barriers + 8 * (4 + s); };
@@ -100,7 +102,8 @@ __device__ __forceinline__ void warpgroup(const float* x, const unsigned short* 
           warpgroup_begin();
 #pragma unroll
           for (int c = 0; c < 8; c += 2)                                   // 16 channels each
-            warpgroup_mma(d, moved(kernel, c * FILTERS), moved(patch, tap / 3 * ACROSS + tap % 3 + c * POSITIONS), block + tap + c);
+            warpgroup_mma(d, moved(kernel, c * FILTERS), moved(patch, tap / 3 * ACROSS + tap % 3 + c * POSITIONS),
+                          block + tap + c);
           warpgroup_commit();
           warpgroup_wait<1>();                                             // the tap before is done: free what it read
           if (lane == 0 && block + tap > 0) barrier_arrive(weights_free((kw + WEIGHTS - 1) % WEIGHTS));
@@ -137,8 +140,8 @@ warpgroup_128(const float* x, const unsigned short* packed, float* y, int N, int
   warpgroup<2, 3, 4>(x, packed, y, N, H, W, C, F);
 }
 
-// w (F, C, 3, 3) -> (F / M, C / 64, 9, 8, M, 8) in fp16, turned as in pack.cu (then F and C are exchanged). Of 16 filters row h*8 + g
-// is filter 2g + h: a thread, which holds rows g and g + 8, then stores two neighbours at once.
+// w (F, C, 3, 3) -> (F / M, C / 64, 9, 8, M, 8) in fp16, turned as in pack.cu (then F and C are exchanged). Of 16 filters row
+// h*8 + g is filter 2g + h: a thread, which holds rows g and g + 8, then stores two neighbours at once.
 
 extern "C" __global__ void pack_warpgroup(const float* w, unsigned short* packed, int F, int C, int M, int turned) {
   int k = blockIdx.x * T + threadIdx.x;

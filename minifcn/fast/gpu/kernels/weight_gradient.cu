@@ -13,17 +13,17 @@
 // The patches are dealt to gridDim.x blocks; each writes its own partial sum, and add_parts adds them in order: the result
 // does not depend on which block was first. A warp takes 8 channels and all 64 filters.
 //
-// ldmatrix cannot transpose 32-bit numbers, and the pixel is the outer index here. Which filter is which row of the mma is free,
-// though: row 16*m + g + 8*h stands for filter 32*(m/2) + 4*g + 2*(m%2) + h, so that one float4 of gy feeds two fragments.
-// The pitches (72 floats a pixel; 68 at stride 2) keep the 32 threads of a load in different banks.
+// ldmatrix cannot transpose 32-bit numbers, and the pixel is the outer index here. Which filter is which row of the mma is
+// free, though: row 16*m + g + 8*h stands for filter 32*(m/2) + 4*g + 2*(m%2) + h, so that one float4 of gy feeds two
+// fragments. The pitches (72 floats a pixel; 68 at stride 2) keep the 32 threads of a load in different banks.
 // Needs C % 64 == 0 and F % 64 == 0. Grid: (parts, F / 64, C / 64). Read after patch.cu; read next warpgroup.cu.
 
 #include "common.cuh"
 #include "fragments.cuh"
 
 template <int S, int TH, int STAGES>
-__device__ __forceinline__ void weight_gradient(const float* x, const float* gy, float* parts, int N, int H, int W, int C, int F,
-                                                int OH, int OW) {
+__device__ __forceinline__ void weight_gradient(const float* x, const float* gy, float* parts, int N, int H, int W, int C,
+                                                int F, int OH, int OW) {
   constexpr int THREADS = 256, XR = (TH - 1) * S + 3, XS = 7 * S + 3, PG = 72, PX = S == 1 ? 72 : 68;
   constexpr int GY = TH * 8 * PG * 4, STAGE = GY + XR * XS * PX * 4;       // bytes
   DYNAMIC_SHARED(float, numbers);
@@ -31,7 +31,8 @@ __device__ __forceinline__ void weight_gradient(const float* x, const float* gy,
   const int f0 = blockIdx.y * 64, c0 = blockIdx.z * 64, down = (OH + TH - 1) / TH, across = (OW + 7) / 8;
   const int patches = N * down * across, step = gridDim.x;
   auto fetch = [&](int patch, float* stage) {
-    const int n = patch / (down * across), i0 = patch % (down * across) / across * TH, j0 = patch % across * 8, c = (thread & 15) * 4;
+    const int n = patch / (down * across), i0 = patch % (down * across) / across * TH, j0 = patch % across * 8,
+        c = (thread & 15) * 4;
 #pragma unroll
     for (int k = 0; k < (TH * 8 * 16 + THREADS - 1) / THREADS; k++) {
       int pixel = (thread >> 4) + k * (THREADS / 16), i = i0 + (pixel >> 3), j = j0 + (pixel & 7);
@@ -56,7 +57,8 @@ __device__ __forceinline__ void weight_gradient(const float* x, const float* gy,
   for (int k = 0; patch < patches; patch += step, k++) {
     copies_wait<STAGES - 2>();
     __syncthreads();
-    if (patch + (STAGES - 1) * step < patches) fetch(patch + (STAGES - 1) * step, numbers + (k + STAGES - 1) % STAGES * (STAGE / 4));
+    if (patch + (STAGES - 1) * step < patches) fetch(patch + (STAGES - 1) * step,
+                                                     numbers + (k + STAGES - 1) % STAGES * (STAGE / 4));
     copies_commit();
     const float* gys = numbers + k % STAGES * (STAGE / 4) + t * PG + 4 * g;
     const float* xs = numbers + k % STAGES * (STAGE / 4) + GY / 4 + t * S * PX + warp * 8 + g;
