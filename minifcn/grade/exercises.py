@@ -5,6 +5,7 @@ is the place in the source where the answer stands.
 Read after report.py; read next command.py.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ TENSOR = '''class Tensor:
 def write(folder):
     """Write the exercises into a folder; returns their paths. Raises ValueError where one of them is there already."""
     folder = Path(folder)
-    there = [file for file, _, _ in EXERCISES if (folder / file).exists()]
+    there = [file for file, _, _ in EXERCISES if os.path.lexists(folder / file)]        # a link to nowhere, too
     if there:
         raise ValueError(f"{folder} holds {there[0]} already{' and others' if there[1:] else ''}: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)

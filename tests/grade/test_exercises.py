@@ -71,6 +71,14 @@ def test_nothing_is_overwritten(course, capsys):
     assert "already" in capsys.readouterr().err and (course / "03_conv2d.py").read_text() == "mine"
 
 
+def test_links_are_not_followed(tmp_path):
+    """A link to nowhere is not there by Path.exists(), and writing would follow it."""
+    (tmp_path / exercises.EXERCISES[0][0]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="already"):
+        exercises.write(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_hints_end_at_a_place_in_the_source():
     root = Path(exercises.__file__).parents[2]
     for subject in SUBJECTS.values():
