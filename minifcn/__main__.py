@@ -4,6 +4,7 @@ do the work, and are as easily called from Python.
 """
 
 import argparse
+import json
 import shlex
 import sys
 import warnings
@@ -17,6 +18,7 @@ from minifcn.data.survey import check_folder
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
 from minifcn.export import OPSET, to_onnx, write_onnx
+from minifcn.files.atomic import atomic
 from minifcn.files.download import SOURCES, DownloadError, download
 from minifcn.files.outputs import check_outputs
 from minifcn.files.regular import printable
@@ -26,6 +28,7 @@ from minifcn.inference import METHODS
 from minifcn.photos import Incomplete, predict_files
 from minifcn.training import chapter, parallel
 from minifcn.training.checkpoint import CheckpointError, load_model
+from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Options, add_arguments, device, within
 from minifcn.training.report import score_table
 from minifcn.training.run import Interrupted, TrainingError, resume, train
@@ -161,6 +164,8 @@ def _evaluate_arguments(parser):
     parser.add_argument("--scale", type=within("scale"),
                         help="fraction of the images' size (default: the one it was trained at)")
     parser.add_argument("--limit", type=within("limit"), metavar="N", help="the first N images only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores and the confusion matrix: one row "
+                        "for each true class, one column for each predicted class, in pixels")
     _device_arguments(parser)
 
 
@@ -178,10 +183,18 @@ def _evaluate(args):
                               f"{', '.join(checkpoint.classes.names)}")
     if args.limit is not None:
         folder = folder.first(args.limit)
-    device = backend.choose_device(args.device)
+    if args.json is not None:
+        check_outputs([args.json], [args.checkpoint])
+    device, world = backend.choose_device(args.device), parallel.world()
     backend.set_precision(args.precision)
-    parallel.start(parallel.world(), device)
-    print(score_table(evaluate(net.to(device), folder, device, world=parallel.world())))
+    parallel.start(world, device)
+    matrix = ConfusionMatrix(len(folder.classes.names), folder.classes.void)
+    scores = evaluate(net.to(device), folder, device, world=world, matrix=matrix)
+    print(score_table(scores))
+    if args.json is not None and world.rank == 0:
+        content = scores | {"classes": folder.classes.names, "confusion_matrix": matrix.counts.tolist()}
+        with atomic(args.json) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
     return 0
 
 

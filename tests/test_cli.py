@@ -76,6 +76,20 @@ def test_train_without_data_draws_it(tmp_path, monkeypatch, capsys):
     assert main(["train", "--resume"]) == 0                                             # finds it by the same rule
 
 
+def test_evaluate_writes_the_confusion_matrix(checkpoint, data, tmp_path, capsys):
+    """Anybody can compute other scores from it; those in the file are its own."""
+    assert main(["evaluate", checkpoint, "--data", str(data), "--json", str(tmp_path / "scores.json")]) == 0
+    content = json.loads((tmp_path / "scores.json").read_text())
+    counts = np.array(content["confusion_matrix"])                       # (K, K)
+    assert counts.shape == (len(content["classes"]),) * 2 and counts.sum() > 0
+    assert content["pixel_accuracy"] == np.diag(counts).sum() / counts.sum()
+    iou = np.diag(counts) / np.maximum(counts.sum(0) + counts.sum(1) - np.diag(counts), 1)
+    assert content["iou_per_class"] == {name: None if not row.any() and not column.any() else value for name, value, row, column
+                                        in zip(content["classes"], iou.tolist(), counts, counts.T)}
+    capsys.readouterr()
+    fails(capsys, ["evaluate", checkpoint, "--data", str(data), "--json", checkpoint], "npz")
+
+
 def test_evaluate(trained, checkpoint, data, capsys):
     assert main(["evaluate", checkpoint, "--data", str(data)]) == 0
     out = capsys.readouterr().out
@@ -90,6 +104,7 @@ def test_evaluate(trained, checkpoint, data, capsys):
 
 
 @pytest.mark.parametrize("method", ["whole", "pad", "tile"])
+
 def test_predict_images_of_any_size(method, checkpoint, tmp_path, capsys):
     rng, sizes = np.random.default_rng(0), [(45, 70), (1, 1), (97, 33)]
     names = ["wide.jpg", "dot.png", "tall.bmp"]

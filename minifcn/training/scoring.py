@@ -17,13 +17,14 @@ from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.parallel import ALONE
 
 
-def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None, world=ALONE):
+def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None, world=ALONE, matrix=None):
     """Scores over every pixel of every mask of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
 
     folder: the net sees its images at folder.scale; the logits are enlarged to the masks, which stay as they are.
     stopped: asked before each image; when it returns True the evaluation is given up and None returned.
     loss: None for the cross-entropy, or a function of (logits, labels) whose mean over an image counts for its valid pixels.
     world: who evaluates together (parallel.py); every rank takes each size-th image and returns the scores of all.
+    matrix: an empty ConfusionMatrix to count in, for a caller who wants to see it; None for one that is forgotten.
     Returns a dict: pixel_accuracy, mean_accuracy, mean_iou, frequency_weighted_iou (fractions), loss (mean over pixels),
     images (count), iou_per_class (name -> fraction, None where the class does not occur), always_background
     (pixel_accuracy and mean_iou of predicting class 0 everywhere).
@@ -31,7 +32,7 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None, world=
     from tqdm import tqdm
 
     classes, total = folder.classes, 0.0
-    matrix = ConfusionMatrix(len(classes.names), classes.void)
+    matrix = matrix or ConfusionMatrix(len(classes.names), classes.void)
     mine, given_up = range(world.rank, len(folder), world.size), False
     net.eval()
     for image, labels in tqdm(_read_ahead(folder, mine), "evaluate", len(mine), leave=False, disable=None):

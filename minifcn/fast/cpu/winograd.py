@@ -215,7 +215,7 @@ def values_of_kernel(w, GG, out=None):
     return out
 
 
-_kept = {}                                      # id of an array of weights -> (weak reference to it, prints, values)
+_kept: dict = {}                                # id of an array of weights -> (weak reference to it, prints, values)
 
 
 def kept_kernel(w):
