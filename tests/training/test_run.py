@@ -89,9 +89,15 @@ def test_on_a_device(options, tmp_path, xp):
     """The whole run, with nothing that mixes host and device; in the strict stand-in it gives the CPU's numbers."""
     if xp is np:
         pytest.skip("the other tests train on NumPy")
-    metrics = train(replace(options, device="gpu", epochs=1), tmp_path / "gpu")
-    assert metrics["steps"] == 5
-    assert all(isinstance(a, np.ndarray) for a in arrays(tmp_path / "gpu").values())
+    for weights in (None, "balanced"):
+        metrics = train(replace(options, device="gpu", epochs=1, class_weights=weights), tmp_path / f"gpu {weights}")
+        train(replace(options, epochs=1, class_weights=weights), tmp_path / f"cpu {weights}")
+        assert metrics["steps"] == 5
+        rows = [checkpoint.load(tmp_path / f"{device} {weights}" / "checkpoint.npz").state.history for device in ("gpu", "cpu")]
+        for mine, other in zip(*rows, strict=True):                     # float32, other forms of convolution: they drift apart
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-2)
+            assert mine["accuracy"] == pytest.approx(other["accuracy"], abs=0.02)
+        assert all(isinstance(a, np.ndarray) for a in arrays(tmp_path / f"gpu {weights}").values())
 
 
 def test_one_seed_determines_everything(finished, options, tmp_path):
