@@ -151,7 +151,8 @@ def _train_plainly(args):
     if best := metrics["best"]:                     # none in a run that an older version ended
         print(f"best.npz: mean IoU {best['mean_iou']:.3f} after epoch {best['epoch']} of {metrics['epochs']}")
     print(f"training: {metrics['images_per_second']:.1f} images/s end to end, {metrics['training_seconds']:.0f} s in all")
-    say(f"written to {args.out}: checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png")
+    names = ["checkpoint.npz", *["best.npz"] * bool(best), "log.csv", "metrics.json", "curves.png", "predictions.png"]
+    say(f"written to {args.out}: {', '.join(names)}")
     return 0
 
 
