@@ -2,19 +2,20 @@
 
 Read the source in this order; every file says what comes before and after it.
 
-    core        backend, shapes, dispatch, tensor, gradcheck     arrays on two devices, and reverse-mode differentiation
-    functional  basic, linear, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step: the operations
-    nn          init, module, layers, blocks                     operations that own weights
-    models      resnet, fcn                                      ResNet-18 and FCN-32s, 16s, 8s
-    files       regular, atomic, outputs, zips, weights,
-                unpickle, foreign; download later                what meets strangers' bytes and the disk
+    core        backend, shapes, absent, dispatch, tensor, attached, integers, gradcheck: arrays on two devices, and
+                reverse-mode differentiation
+    functional  basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step:
+                the operations
+    nn          init, module, layers, blocks, summary: operations that own weights
+    models      resnet, fcn: ResNet-18 and 34, and FCN-32s, 16s, 8s
+    files       regular, atomic, outputs, zips, weights, unpickle, foreign, download: reading others' files, safe writing
     data        classes, masks, voc, survey, synthetic, loader, upload: Pascal VOC's layout, and batches from it
-    training    optim, arena, parallel, step, options, metrics, scoring, checkpoint, pretrained, report, run, chapter:
-                from weights to better weights
-    inference, photos, plotting                                  images of any size; pictures
-    fast        replacements for array functions, last: the library is whole without them
+    training    optim, arena, parallel, step, memory, options, metrics, scoring, checkpoint, pretrained, report, run, fit,
+                chapter, theirs: from weights to better weights
+    then        inference, photos, plotting, export, check, convert, book: images of any size, pictures, commands
+    fast        faster twins of functions, last: the library is complete without them
 
-Importing takes NumPy alone: Pillow, matplotlib, tqdm and others are imported by the functions that use them.
+Importing minifcn needs NumPy only. Pillow, matplotlib, tqdm and others are imported by the functions that use them.
 
 >>> from minifcn import Tensor, nn
 >>> import minifcn.functional as F

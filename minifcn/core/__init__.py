@@ -1,5 +1,5 @@
-"""The engine: arrays on two devices, shapes, the fast-path switch, and reverse-mode differentiation.
+"""The engine: arrays on two devices, shapes, the switch of the fast path, and reverse-mode differentiation.
 
-Read in this order: backend, shapes, dispatch, tensor, gradcheck; attached.py lists what functional/ adds to a Tensor. The
-operations stand in functional/, each with its checks.
+Read in this order: backend, shapes, absent, dispatch, tensor, attached, integers, gradcheck. The operations stand in
+functional/, each with the checks of its arguments.
 """

@@ -1,4 +1,4 @@
-"""torch's names that minifcn does without, and what does their job here: the words of the AttributeError.
+"""Names of torch that minifcn does not have, and what to use instead. The AttributeError for such a name says it.
 
 Read after shapes.py; read next dispatch.py.
 """
@@ -38,6 +38,9 @@ INSTEAD = {
 
 
 def absent(kind, name, owner=None):
-    """The AttributeError for a name that `owner` (or the kind itself) lacks, with what to use where that is known."""
+    """The AttributeError for a name that is missing. kind: a key of INSTEAD. owner: whose name is missing; None: the kind's.
+
+    If INSTEAD has the name, the message says what to use instead.
+    """
     hint = f"; in place of torch's use {INSTEAD[kind][name]}" if name in INSTEAD[kind] else ""
     return AttributeError(f"{owner or kind} has no {name!r}{hint}")

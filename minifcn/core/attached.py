@@ -1,6 +1,7 @@
-"""What functional/ attaches to Tensor, by name: for type checkers and editors. Nothing here runs.
+"""The names of the operators and methods that functional/ adds to Tensor, for type checkers and editors. Nothing here runs.
 
-The functions stand in functional/basic.py, operators.py and linear.py, which assign them (`Tensor.__add__ = add`).
+The functions stand in functional/basic.py, operators.py and linear.py. These files assign them: `Tensor.__add__ = add`.
+Read after tensor.py; read next integers.py.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 
 class Attached:
-    """The names only; a class of annotations is empty when the program runs."""
+    """A class with annotations only: it has no attributes when the program runs."""
 
     __add__: Callable[..., Any]
     __radd__: Callable[..., Any]

@@ -1,7 +1,7 @@
 """NumPy or CuPy, decided by the data: a function asks `array_module(x)` for its namespace and runs unchanged on both devices.
 
-There is no global device. An array lives where it was put, and the operations follow it; moving is explicit and done
-only here. Read next: shapes.py. Source: the convention of `cupy.get_array_module`.
+There is no global device. An array stays on the device where it was made, and operations run on the device of their arrays.
+Only the functions of this file move arrays. Read next shapes.py. Source: the convention of `cupy.get_array_module`.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ _precision = "fp32"
 try:
     import cupy
 except ImportError:
-    cupy = None                                 # tests put their strict stand-in here
+    cupy = None                                 # tests assign a module here that imitates CuPy and refuses NumPy's arrays
 
 
 def array_module(*arrays):
-    """The namespace (`numpy` or `cupy`) that the arrays belong to; called `xp` everywhere.
+    """The module (`numpy` or `cupy`) that the arrays belong to. Everywhere in minifcn it is called `xp`.
 
     arrays: ndarrays of either kind; anything else (None, numbers) is ignored.
-    Returns cupy if any of them lives on the GPU, else numpy. Mixing host and device is left to CuPy, which refuses it.
+    Returns cupy if any of them is on the GPU, else numpy. If arrays of both kinds are mixed, CuPy raises the error.
     """
     if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
         return cupy
@@ -78,15 +78,16 @@ def has_tensor_cores():
 
 
 def address(array):
-    """Where an array's numbers begin in memory, as an int; None for None."""
+    """The address in memory at which an array's numbers begin, as an int; None for None."""
     return None if array is None else array.ctypes.data if array_module(array) is np else array.data.ptr
 
 
 def set_precision(name):
-    """How factors are rounded in the GPU's convolutions, on cards with tensor cores for it (NVIDIA's since 2020): "fp32" (the
-    default) not at all; "tf32" to 11 bits, several times faster; "fp16" to 11 bits where a kernel for it is faster still, with
-    values from 6e-8 to 65,504 alone. Sums and storage are float32 in all of them, and the CPU knows only fp32.
-    Raises ValueError for another name.
+    """Choose how a GPU with tensor cores (NVIDIA's since 2020) rounds the factors of its convolutions.
+
+    name: "fp32", the default: no rounding. "tf32": to 11 bits, several times faster. "fp16": to 11 bits as well, and only
+    values from 6e-8 to 65,504; faster still where a kernel for it exists. Sums and stored arrays are float32 in all three.
+    The CPU always computes in fp32. Raises ValueError for another name.
     """
     global _precision
     if name not in PRECISIONS:
@@ -95,5 +96,5 @@ def set_precision(name):
 
 
 def precision():
-    """"fp32", "tf32" or "fp16", as set."""
+    """"fp32", "tf32" or "fp16": what set_precision was last called with."""
     return _precision

@@ -1,4 +1,4 @@
-"""The whole fast-path mechanism: a readable function, and faster twins that stand in for it when they may.
+"""The whole mechanism of the fast path: a readable function, and faster twins that run in its place.
 
     @replaceable                                                    # in functional/: the definition
     def correlate(x, w, stride, padding, dilation): ...
@@ -6,14 +6,14 @@
     @replaces(conv.correlate, when=(float32, kernel_3x3, stride_1)) # in fast/: same signature, same result, less time
     def correlate_winograd(x, w, stride, padding, dilation): ...
 
-What may be replaced is an array function, or a composition of layers such as nn/blocks.py's. A call runs the first twin whose
-conditions all hold (fast/__init__.py has their order), else the definition. A condition is a function that takes, by their
-names, those arguments of the replaced function that it looks at: `kernel_3x3(w)`. There is no "try fast, except readable": a
-broken twin must fail, not hide. `with readable_only():` and the environment variable MINIFCN_READABLE=1 switch all twins off,
-so that one can always see what the definition says. `explain(f, x)` says which twins f(x) runs, and why not the others;
+An array function may be replaced, or a composition of layers as in nn/blocks.py. A call runs the first twin whose conditions
+all hold; without such a twin it runs the definition. fast/__init__.py states the order of the twins. A condition is a function
+of some arguments of the replaced function; it gets them by their names, as in `kernel_3x3(w)`. If a twin raises an error, the
+definition does not run in its place: faults must be seen. `with readable_only():` and the environment variable
+MINIFCN_READABLE=1 switch all twins off. `explain(f, x)` runs f(x) and prints which twins ran, and why the others did not;
 MINIFCN_EXPLAIN=1 does so for a whole run, once for each kind of call.
 
-Read after shapes.py; read next tensor.py.
+Read after absent.py; read next tensor.py.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from collections import Counter
 from typing import NamedTuple
 
 REPLACEMENTS: dict = {}                         # definition's wrapper -> [Twin, ...] in the order in which they are asked
-NOTES: list = []                                # functions without arguments that say what else decides: a sentence each
+NOTES: list = []                                # functions without arguments; `explain` prints the sentence that each returns
 _readable = os.environ.get("MINIFCN_READABLE", "0") not in ("", "0")
 
 
 class Twin(NamedTuple):
-    """A faster function and its conditions, each with the places of its arguments among the function's."""
+    """A faster function and its conditions: pairs (condition, positions of its arguments among those of the function)."""
 
     function: object
     conditions: tuple
@@ -65,9 +65,10 @@ def replaceable(definition):
 def replaces(function, when):
     """Register the decorated function as a twin of `function`, used where all conditions of the tuple `when` hold.
 
-    A condition takes some arguments of `function` by their names, or all of them as `*arguments`. Together they state every
-    precondition: device, dtype, memory order, a size worth it. They are asked in order, up to the first that does not hold.
-    Raises TypeError if `function` was not marked replaceable, or has not the arguments that a condition asks for.
+    A condition takes some arguments of `function` by their names, or all of them as `*arguments`. Together the conditions
+    state all that the twin needs: device, dtype, memory order, a size at which it is faster. They are called in order, up to
+    the first that does not hold. Raises TypeError if `function` was not marked replaceable, or lacks an argument of a
+    condition.
     """
     if function not in REPLACEMENTS:
         raise TypeError(f"{getattr(function, '__name__', function)!r} is not @replaceable")
@@ -81,7 +82,7 @@ def replaces(function, when):
 
 
 def ask_in_order(modules):
-    """Sort all twins registered so far: those of the first module are asked first, in a module from top to bottom.
+    """Sort all twins registered so far: first those of the first module, in the order in which they stand in the module.
 
     modules: names of modules. Raises ValueError if a twin stands in none of them.
     """
@@ -90,7 +91,7 @@ def ask_in_order(modules):
 
 
 def _places(function, condition):
-    """Where the arguments that a condition asks for stand among those of the function; None for all of them."""
+    """The positions of a condition's arguments among those of the function; None if the condition takes all of them."""
     names, wanted = list(inspect.signature(function).parameters), inspect.signature(condition).parameters
     if any(p.kind is p.VAR_POSITIONAL for p in wanted.values()):
         return None
@@ -102,9 +103,9 @@ def _places(function, condition):
 
 @contextlib.contextmanager
 def readable_only():
-    """Inside this context only the readable definitions run. Process-wide: meant for tests and benchmarks.
+    """Inside this context only the readable definitions run, in all threads. Meant for tests and benchmarks.
 
-    A backward belongs to its forward, whose `saved` it gets: both inside, or both outside.
+    Run a forward and its backward both inside or both outside: what a twin saves for backward, only the twin can read.
     """
     global _readable
     before, _readable = _readable, True
@@ -122,10 +123,10 @@ def readable():
 # ---- explain ----
 
 def explain(f, *args, **kwargs):
-    """Run f(*args, **kwargs) once and print, for every replaceable call inside, who ran and why not the others.
+    """Run f(*args, **kwargs) once and print, for every replaceable call inside, which function ran and why not the others.
 
     Calls of one kind (the same shapes, dtypes and settings) are printed once, with their number. Returns what f returns.
-    f: any function; what its `backward()` runs belongs to it only if f calls it.
+    f: any function. To see what a backward pass runs, let f call `backward()`.
 
     >>> explain(F.conv2d, x, w, padding=1)
     correlate(1x64x80x120 float32, 64x64x3x3 float32, (1, 1), (1, 1), (1, 1))
@@ -145,7 +146,7 @@ def explain(f, *args, **kwargs):
 
 
 class _Listener:
-    """Collects what ran; every kind of call once, in the order of their first calls. file: print each there at once, too."""
+    """Counts the calls of each kind, in the order of their first calls. file: None, or where each first call is printed."""
 
     def __init__(self, file=None):
         self.file, self.seen = file, Counter()

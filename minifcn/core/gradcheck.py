@@ -1,10 +1,10 @@
-"""Is this gradient right? Two public checks for ops, ours and yours.
+"""Two checks that a gradient is right, for the ops of minifcn and for ops that you write.
 
     check_vjp       <gy, f(x + h d)> differentiated along a random direction d, numerically, against <gx, d>
     check_adjoint   <f(x), y> = <x, f*(y)> for a linear map f and its transpose f*
 
-The cotangent gy and the direction are random. With gy = 1 a batch norm whose backward returns zeros would pass: its true
-gradient is 0 there. Read after integers.py; read next functional/basic.py.
+The cotangent gy (the gradient of the loss with respect to y) and the direction d are random. With gy = 1 the true gradient
+of batch norm is 0, so a backward that returns zeros would pass. Read after integers.py; read next functional/basic.py.
 Source: Christianson & Griewank on directional checks; Hairer et al., "Solving ODEs I", II.4 (Richardson extrapolation).
 """
 
@@ -17,13 +17,14 @@ from minifcn.core.tensor import Tensor, no_grad
 
 Check = namedtuple("Check", "error bound")
 
-STEP = float(np.finfo(np.float64).eps) ** 0.2   # 7e-4: balances the method's h^4 against rounding's eps / h
-VJP_BOUND = 1e-8                                # the method's error is near 1e-12; the rest is room for steep functions
+STEP = float(np.finfo(np.float64).eps) ** 0.2   # 7e-4: at this h the method's error h^4 is as large as rounding's eps / h
+VJP_BOUND = 1e-8                                # the method's error is near 1e-12, but larger for steep functions
 ADJOINT_BOUND = 1e-12                           # a few thousand roundings of 1e-16
 
 
 def cotangent_generator(seed):
-    """A stream that no caller's default_rng(seed) repeats: a cotangent equal to x would make batch norm's gradient 0."""
+    """A random generator that differs from default_rng(seed), with which a caller may have drawn x. With gy = x the gradient
+    of batch norm would be 0."""
     return np.random.default_rng((seed, 0xC07A))
 
 
@@ -32,10 +33,11 @@ def check_vjp(f, *arrays, seed=0):
 
         D = d/dh <gy, f(..., x + h d, ...)> at h = 0, from four evaluations:  (8 (p(h) - p(-h)) - (p(2h) - p(-2h))) / 12 h
 
-    f: function of Tensors that returns one Tensor. arrays: float64 inputs (NumPy or CuPy), one gradient each; keep them
-    away from kinks (ReLU at 0, ties of max). seed: of the cotangent and the directions.
-    Returns Check(error, bound): the largest |D - <gx, d>| of all inputs, relative to |D| + sum |gx d|, after the rounding
-    of the four sums p, 10 eps sum |gy y| / STEP, is allowed for.
+    Here p(h) = <gy, f(..., x + h d, ...)>.
+    f: function of Tensors that returns one Tensor. arrays: float64 inputs (NumPy or CuPy); the gradient of each is checked.
+    f must be differentiable near them (ReLU is not at 0, max is not at ties). seed: of the cotangent and the directions.
+    Returns Check(error, bound). error is the largest |D - <gx, d>| of all inputs, divided by |D| + sum |gx d| + R, where
+    R = 10 eps sum |gy y| / (STEP bound) allows for the rounding errors of the four sums p.
     Raises AssertionError that names the input if the error exceeds the bound, TypeError for other dtypes.
     Cost: one forward and backward of f, and four forwards for each input.
 

@@ -1,8 +1,8 @@
-"""Integers: the ndarray of class indices and comparisons, with the few names that torch's integer tensors have beside NumPy's.
+"""Integers: a NumPy array of integers or bools that also has a few methods of torch's integer tensors (`x.long()`).
 
-Nothing is differentiated here: a Tensor holds floats, and labels, positions and masks are plain arrays. On a GPU they are
-CuPy arrays and have CuPy's names alone.
-Read after tensor.py; read next gradcheck.py.
+Operations return it for class indices and comparisons. Nothing is differentiated here, since a Tensor holds floats only. On a
+GPU the result is a plain CuPy array, without torch's methods.
+Read after attached.py; read next gradcheck.py.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from minifcn.core.tensor import Tensor
 
 
 class Integers(np.ndarray):
-    """An integer or bool ndarray that also answers to torch's names; arithmetic that yields floats yields a plain ndarray."""
+    """An ndarray of integers or bools with methods of torch. If arithmetic gives floats, the result is a plain ndarray."""
 
     def __array_wrap__(self, array, context=None, return_scalar=False):
         if return_scalar:

@@ -1,13 +1,13 @@
-"""Sizes and messages: pairs of ints, the length of an output, and how an error names both sides.
+"""Pairs of ints, the length of an output, and checks whose messages name all shapes.
 
-Sizes are capitals, one meaning each, everywhere in minifcn:
+Sizes are capital letters. Each has one meaning everywhere in minifcn:
 
     N  batch            H  W    height, width of the input      S  stride    (SH, SW)
     C  in-channels      KH KW   of the kernel                   P  padding   (PH, PW)
     F  filters          OH OW   of the output                   D  dilation  (DH, DW)
     K  classes
 
-Read after backend.py; read next dispatch.py. Source of the size rules: Dumoulin & Visin 2016, arXiv 1603.07285.
+Read after backend.py; read next absent.py. Source of the size rules: Dumoulin & Visin 2016, arXiv 1603.07285.
 """
 
 import operator
@@ -51,13 +51,14 @@ def conv_size(H, KH, SH, PH, DH):
 def conv_transpose_size(H, KH, SH, PH, DH, OP):
     """Output length of a transposed convolution along one axis: OH = (H - 1) SH - 2 PH + DH (KH - 1) + 1 + OP.
 
-    With OP = 0 it is the smallest of the SH lengths that `conv_size` maps to H; OP (output_padding) chooses another of them.
+    `conv_size` maps SH different lengths to H. OP = 0 gives the smallest of them; a larger OP (output_padding) gives another.
     """
     return (H - 1) * SH - 2 * PH + DH * (KH - 1) + 1 + OP
 
 
 class Size(int):
-    """A Tensor's x.size: the number of elements, as in NumPy; called, x.size() or x.size(0), the shape, as in torch."""
+    """What x.size is for a Tensor x. As an int it is the number of elements, as in NumPy. x.size() is the shape and x.size(0)
+    a length, as in torch."""
 
     def __new__(cls, array):
         size = super().__new__(cls, array.size)
@@ -69,7 +70,7 @@ class Size(int):
 
 
 def dims(array):
-    """A shape as it stands in error messages: 2x3x8x8."""
+    """The shape of an array as error messages show it: 2x3x8x8."""
     return "x".join(map(str, array.shape)) or "scalar"
 
 

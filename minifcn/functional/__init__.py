@@ -1,4 +1,4 @@
-"""The operations: `import minifcn.functional as F`. What torch.nn.functional or torch has, has its name here.
+"""The operations: `import minifcn.functional as F`. An operation that torch has is called here as it is in torch.
 
 Reading order: basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step.
 """
@@ -57,7 +57,8 @@ __all__ = [
     "avg_pool2d", "adaptive_avg_pool2d", "log_softmax", "softmax", "cross_entropy",
 ]
 
-# torch's names for our arguments, and torch's arguments that we lack, with the one value that we compute
+# MEANT: torch's name of an argument -> its name here. LACKING: arguments of torch that minifcn lacks -> the only value that
+# minifcn can compute.
 MEANT = {"weight": "w", "bias": "b", "target": "labels", "gradient": "gy", "axis": "dim", "keepdims": "keepdim", "other": "b"}
 LACKING = {"inplace": False, "groups": 1, "ceil_mode": False, "return_indices": False, "count_include_pad": True,
            "divisor_override": None, "padding_mode": "zeros", "label_smoothing": 0.0, "size_average": None, "reduce": None,

@@ -1,4 +1,4 @@
-"""Sigmoid, leaky ReLU and dropout: what other networks than this project's put where it has ReLU.
+"""Sigmoid, leaky ReLU and dropout. The FCN does not use them; other networks do.
 
 Read after linear.py; read next conv.py. Sources: Maas et al. 2013 (leaky ReLU); Srivastava et al. 2014 (dropout).
 """
@@ -18,7 +18,7 @@ def seed(n):
 
 
 def sigmoid(x):
-    """y = 1 / (1 + exp(-x)), elementwise; gx = gy y (1 - y). Written with tanh, which overflows nowhere."""
+    """y = 1 / (1 + exp(-x)), elementwise; gx = gy y (1 - y). Computed with tanh, since exp(-x) may overflow."""
     x = as_tensor(x)
     y = 0.5 + 0.5 * array_module(x.data).tanh(0.5 * x.data)
     return record(y, (x,), lambda gy: (gy * y * (1 - y),), "sigmoid")
@@ -35,10 +35,10 @@ def leaky_relu(x, negative_slope=0.01):
 
 
 def dropout(x, p=0.5, training=True):
-    """y = x keep / (1 - p), keep = 0 with probability p and else 1, drawn for each element; gx = gy keep / (1 - p).
+    """y = x keep / (1 - p); gx = gy keep / (1 - p). keep is drawn for each element: 0 with probability p, else 1.
 
-    p: 0 .. 1. training: False returns x as it is. The mean of y is x, so that evaluation needs no factor.
-    The mask is drawn on the host: one seed, one mask on every device. Raises ValueError for another p.
+    p: 0 .. 1. training: False returns x as it is. The mean of y is x, so evaluation needs no factor.
+    The mask is drawn on the host, so one seed gives the same mask on every device. Raises ValueError for another p.
     """
     x = as_tensor(x)
     if not 0 <= p <= 1:

@@ -1,8 +1,8 @@
-"""Batch normalisation, as two pure functions: with the statistics of the batch, and with fixed ones.
+"""Batch normalisation with the statistics of the batch (training), or with fixed ones (evaluation).
 
-In training every channel is shifted and scaled to mean 0 and variance 1 over the batch, and the gradient must account for
-the fact that each pixel moves the mean and the variance of all others. In evaluation the statistics are constants and the
-whole layer is one multiplication and one addition per channel.
+In training every channel is shifted and scaled to mean 0 and variance 1 over the batch. Each pixel changes the mean and the
+variance, and so all other outputs of its channel; the gradient takes account of this. In evaluation the statistics are
+constants, and the whole layer is one multiplication and one addition per channel.
 
 The normalising variance is biased (divided by M), the running variance unbiased (divided by M - 1), as in PyTorch.
 Read after conv_forms.py; read next resize.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
@@ -20,8 +20,8 @@ from minifcn.core.tensor import Tensor, as_tensor, record
 # xhat = (x - mean) / sqrt(var + eps) with mean, var over the M = N*H*W pixels of a channel; y = w xhat + b.
 #
 #   gb = sum gy      gw = sum gy xhat      gxhat = w gy
-#   moving x[k] moves xhat[i] by (1[i=k] - 1/M - xhat[i] xhat[k] / M) / sqrt(var + eps): itself, through the mean, and
-#   through the variance (d var / d x[k] = 2 (x[k] - mean) / M). Summed against gxhat:
+#   d xhat[i] / d x[k] = ([i == k] - 1/M - xhat[i] xhat[k] / M) / sqrt(var + eps). The three terms: x[k] itself, the mean, and
+#   the variance (d var / d x[k] = 2 (x[k] - mean) / M). gx[k] is the sum over i of gxhat[i] times this derivative:
 #       gx = (gxhat - mean(gxhat) - xhat mean(gxhat xhat)) / sqrt(var + eps)
 #          = w / sqrt(var + eps) * (gy - gb / M - xhat gw / M)
 #
@@ -33,12 +33,13 @@ def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, mom
 
     x: (N, C, H, W), or (N, C). w, b: (C,), or None for 1 and 0.
     running_mean, running_var: (C,) arrays (not Tensors), or None in training.
-    training: True takes mean and variance of the batch, and moves the running arrays *in place*:
-        running = (1 - momentum) running + momentum batch, the variance unbiased. False uses the running arrays.
+    training: True takes mean and variance of the batch, and changes the running arrays *in place*:
+        running = (1 - momentum) running + momentum batch, with the unbiased variance. False uses the running arrays.
     momentum: weight of the new batch. eps: added to the variance, in its units.
-    reduce: function that sums an array over processes which hold a share of the batch each: statistics and gradients are then
-        those of the whole batch. A share may be empty. gw and gb stay those of the share, to be summed like all gradients.
-    Returns x's shape and dtype. Raises ValueError for wrong lengths, and in training for one value per channel.
+    reduce: None, or a function that sums an array over processes, if each process has a share of the batch. Mean, variance
+        and gx are then those of the whole batch. gw and gb are those of the share; the caller sums them over the processes,
+        as it does with all gradients. A share may be empty.
+    Returns x's shape and dtype. Raises ValueError for wrong lengths, and in training if a channel has only one value.
     Cost: about 8 flops a pixel forward; keeps xhat (one array like x). Source: torch.nn.functional.batch_norm.
 
     >>> batch_norm(np.array([[1.0], [3.0]]), None, None, training=True, eps=0.0).data.tolist()
@@ -85,14 +86,15 @@ def normalize_grad(gy, w, saved):
 
 
 def normalize_together(x, w, b, eps, reduce):
-    """`normalize` of a share x of the batch: counts, sums and centred squares are added over the shares, each in this order,
-    so that nothing cancels. Returns (y, mean (C,), biased var (C,), M (1,), saved), mean, var and M of the whole batch.
+    """`normalize` for a share x of the batch. First sums and counts are added over the shares, which gives the mean; then the
+    squares of x - mean. (Sums of x^2 would lose digits.) Returns (y, mean (C,), biased var (C,), M (1,), saved); mean, var
+    and M are those of the whole batch.
     """
     xp, axes, wide = array_module(x), pixel_axes(x), np.float64          # sums of many pixels, in float64
     count = xp.full(1, x.size // x.shape[1], wide)
     sums = reduce(xp.concatenate([x.sum(axis=axes, dtype=wide), count])) # (C + 1,)
     mean, M = (sums[:-1] / sums[-1:]).astype(x.dtype), sums[-1:]         # (C,), (1,)
-    if xp is np and M < 2:                                               # a GPU would have to wait
+    if xp is np and M < 2:                                               # on a GPU this check would wait for the device
         raise ValueError(f"batch_norm: training needs more than one value per channel, got {int(M[0])} in all shares")
     xhat = x - per_channel(mean, x)                                      # (N, C, H, W)
     var = (reduce((xhat * xhat).sum(axis=axes, dtype=wide)) / M).astype(x.dtype)                 # (C,)
@@ -103,7 +105,7 @@ def normalize_together(x, w, b, eps, reduce):
 
 
 def normalize_together_grad(gy, w, saved, reduce):
-    """(gx, gw, gb) of `normalize_together`: gx needs the sums of all shares, since each pixel moved their mean and variance."""
+    """(gx, gw, gb) of `normalize_together`. gx needs sums over all shares, since all share one mean and one variance."""
     xhat, inv_std, M = saved
     xp, axes = array_module(gy), pixel_axes(gy)
     gb = gy.sum(axis=axes, dtype=np.float64)                             # (C,)
@@ -159,7 +161,7 @@ def move_running(running_mean, running_var, mean, var, M, momentum):
 
 
 def check_batch_norm(x, running_mean, running_var, w, b, training, eps, reduce=None):
-    """x, w, b as Tensors, w and b 1 and 0 where they are None, and eps as a float. Raises what batch_norm raises."""
+    """(x, w, b, eps): Tensors and a float; w is 1 and b is 0 where they were None. Raises the errors of batch_norm."""
     op, x = "batch_norm", as_tensor(x)
     if x.ndim < 2:
         raise ValueError(f"{op}: x must have axes N, C and perhaps pixels, got x: {dims(x)}")

@@ -1,11 +1,11 @@
-"""The same convolution twice more, from its definitions: as loops, and as one matrix W.
+"""Two more forms of the same convolution, close to its definition: as loops, and as one matrix W.
 
-    loops    a window slides over the image; its transpose scatters: each input pixel broadcasts the kernel
-    matrix   y = W x with x and y as vectors; the transposed convolution is W^T y, the weight gradient sums outer products
+    loops    a window slides over the image. Transposed: each input pixel, times the kernel, is added to its window
+    matrix   y = W x with x and y as vectors. Transposed: W^T y. The weight gradient sums outer products of gy and x
 
-Both have the signatures of the functions in conv.py, so `form="loops"` or `form="matrix"` exchanges them under conv2d and
-conv_transpose2d. They are definitions to read and to test against, not algorithms to use: the dense W of the FCN head
-(21 classes, 64 x 64 kernel, 320 x 480 image) would be 3,150 x 3.2 million numbers, 40.6 GB.
+Both have the signatures of the functions in conv.py; `form="loops"` or `form="matrix"` makes conv2d and conv_transpose2d use
+them. They are for reading and for tests. They are too large for real use: the dense W of the FCN head (21 classes, 64 x 64
+kernel, 320 x 480 image) would have 3,150 x 3.2 million numbers, 40.6 GB.
 
 Read after conv_transpose.py; read next batchnorm.py. Source: Dumoulin & Visin 2016, arXiv 1603.07285, section 4.1.
 """
@@ -25,7 +25,7 @@ MATRIX_BYTES = 2**30                            # conv_matrix refuses above 1 Gi
 # ---- loops: correlate gathers, grad_x scatters, over the same windows ----
 
 def correlate_loops(x, w, stride, padding, dilation):
-    """y[n,f,i,j] = the window at (i, j) times the kernel, summed over c, u, v."""
+    """y[n,f,i,j] = sum over c, u, v of the window at (i, j) times the kernel w[f]."""
     xp, (N, F) = array_module(x), (len(x), len(w))
     OH, OW = output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
     frame, y = padded(x, padding), xp.zeros((N, F, OH, OW), x.dtype)
@@ -36,12 +36,12 @@ def correlate_loops(x, w, stride, padding, dilation):
 
 
 def grad_x_loops(gy, w, hw, stride, padding, dilation):
-    """The scatter: gy[n,f,i,j] broadcasts kernel w[f] into the window at (i, j); what overlaps adds up."""
+    """gy[n,f,i,j] times the kernel w[f] is added to the window at (i, j). Windows overlap, so the values add up."""
     xp, (N, C), (H, W), (PH, PW) = array_module(gy), (len(gy), w.shape[1]), hw, padding
     frame = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), gy.dtype)
     for i, j in np.ndindex(gy.shape[2:]):
         frame[:, :, *taps(i, j, w.shape[2:], stride, dilation)] += xp.einsum("nf,fcuv->ncuv", gy[:, :, i, j], w)
-    return frame[:, :, PH:PH + H, PW:PW + W]                                          # padding removes rows here
+    return frame[:, :, PH:PH + H, PW:PW + W]                                          # without the padded border
 
 
 def grad_w_loops(gy, x, khw, stride, padding, dilation):
@@ -79,7 +79,7 @@ def conv_matrix(w, input_hw, stride=1, padding=0, dilation=1):
 def conv_matrix_entries(w, input_hw, stride=1, padding=0, dilation=1):
     """The nonzero positions of `conv_matrix`: (rows, cols, values), ready for scipy.sparse.coo_array.
 
-    Each of the three has one element per filter, channel, tap and output position whose pixel lies inside the image.
+    Each of the three has one element for every filter, channel, tap and output position whose pixel lies inside the image.
     """
     w, *geometry = _arguments(w, input_hw, stride, padding, dilation)
     rows, cols, tap = entries(array_module(w), w.shape, *geometry)
@@ -99,7 +99,7 @@ def _arguments(w, input_hw, stride, padding, dilation):
 
 
 def entries(xp, shape, hw, ohw, stride, padding, dilation):
-    """Row, column and index into w.reshape(-1) of every nonzero of W, for a kernel of shape (F, C, KH, KW)."""
+    """(row, column, index into w.reshape(-1)) of every nonzero of W, three arrays. shape: (F, C, KH, KW), that of w."""
     (F, C, KH, KW), (H, W), (OH, OW) = shape, hw, ohw
     f, c, u, v, i, j = np.ogrid[:F, :C, :KH, :KW, :OH, :OW]
     h = i * stride[0] + u * dilation[0] - padding[0]                      # row of the image under tap u
@@ -123,7 +123,7 @@ def dense_matrix(w, hw, ohw, stride, padding, dilation):
 
 
 def as_vectors(x):
-    """(N, C, H, W) -> (N, C*H*W): every image as one vector, also when there is none."""
+    """(N, C, H, W) -> (N, C*H*W): every image as one vector. reshape(N, -1) would fail for N = 0."""
     return x.reshape(len(x), prod(x.shape[1:]))
 
 
@@ -141,7 +141,7 @@ def grad_x_matrix(gy, w, hw, stride, padding, dilation):
 
 
 def grad_w_matrix(gy, x, khw, stride, padding, dilation):
-    """The gradient of W is gy x^T; each tap of w collects it from all the places of W where that tap stands."""
+    """gW = gy x^T is the gradient of W. A tap of w stands at many places of W, so its gradient is the sum of gW there."""
     xp, shape = array_module(x), (gy.shape[1], x.shape[1], *khw)
     rows, cols, tap = entries(xp, shape, x.shape[2:], gy.shape[2:], stride, padding, dilation)
     gW = as_vectors(gy).T @ as_vectors(x)                                 # (F*OH*OW, C*H*W)

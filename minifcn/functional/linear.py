@@ -1,6 +1,6 @@
 """Matrix products: matmul and the fully connected layer.
 
-Read after basic.py; read next conv.py, which turns a convolution into these products.
+Read after operators.py; read next activation.py. conv.py turns a convolution into these products.
 """
 
 from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, dims

@@ -1,11 +1,12 @@
-"""What Python's operators mean on a Tensor, beside arithmetic: comparison, writing in place, and becoming something else.
+"""Python's operators on a Tensor, other than arithmetic: comparison, writing in place, and conversion.
 
-    x == y, x < y, ...          elementwise, a boolean ndarray; identity is `x is y`, and dicts and sets go by identity
-    x += y, x[i] = y            write into x's array where nothing is recorded: under no_grad, or if neither needs a gradient
-    x += y, x recorded          x = x + y, a new Tensor: the old values are kept for backward
-    w += y, w a leaf            RuntimeError outside no_grad: a weight is changed after backward
+    x == y, x < y, ...          elementwise, a boolean ndarray; `x is y` compares identity, and so do dicts and sets
+    x += y, x[i] = y            write into x's array if nothing is recorded: under no_grad, or if neither needs a gradient
+    x += y, x recorded          x = x + y, a new Tensor; backward may still need the old values
+    w += y, w a leaf            RuntimeError outside no_grad; change a weight under no_grad, after backward
 
-A write moves the Tensor's `written` on, so that a backward which still needs the old values refuses (core/tensor.py).
+Each write sets the Tensor's `written` to a new time. A backward that still needs the old values then raises an error
+(core/tensor.py).
 Read after basic.py; read next linear.py. Source: torch's rules for operations in place.
 """
 
@@ -26,7 +27,7 @@ def compare(symbol, op, x, value):
     """x == value and the like, elementwise: a boolean ndarray on x's device. value: a Tensor, an ndarray or a number."""
     b = value.data if isinstance(value, Tensor) else value
     if not hasattr(b, "dtype") and not isinstance(b, Number):
-        return NotImplemented                                            # x == None is False, x < None a TypeError
+        return NotImplemented                                            # then x == None is False and x < None a TypeError
     shape = getattr(b, "shape", ())
     try:
         np.broadcast_shapes(x.shape, shape)
@@ -37,7 +38,7 @@ def compare(symbol, op, x, value):
 
 
 def change(symbol, op, write, x, value):
-    """x += value and the like: in place where nothing is recorded, else a new Tensor."""
+    """x += value and the like: in place if nothing is recorded, else a new Tensor."""
     value = as_tensor(value, like=x)
     if recording() and (x.requires_grad or value.requires_grad):
         _refuse_leaf(symbol, x)
@@ -64,7 +65,7 @@ def _refuse_leaf(symbol, x):
 
 
 def setitem(x, index, value):
-    """x[index] = value, in place. RuntimeError where it would have to be recorded: join Tensors by concatenate, or add them."""
+    """x[index] = value, in place. Raises RuntimeError if x or value needs a gradient: the write would not be recorded."""
     if recording() and (x.requires_grad or isinstance(value, Tensor) and value.requires_grad):
         raise RuntimeError(f"x[...] = value: writing into x ({dims(x)}) is not recorded, so a gradient would be lost; write "
                            "under `with no_grad():`, or build the result with concatenate, pad and +")
@@ -79,7 +80,7 @@ def copy_(x, value):
 
 
 def to_array(x, dtype=None, copy=None):
-    """For np.asarray(x), plt.imshow(x) and `a[...] = x`. TypeError on a GPU, or where a gradient would be lost."""
+    """For np.asarray(x), plt.imshow(x) and `a[...] = x`. Raises TypeError if x is on a GPU or needs a gradient."""
     if x.requires_grad or x.device != "cpu":
         raise TypeError("NumPy takes a Tensor only on the CPU and without gradient: use x.detach(), x.numpy(), or "
                         "minifcn.functional")
@@ -87,7 +88,7 @@ def to_array(x, dtype=None, copy=None):
 
 
 def to_integers(x):
-    """The values cut to integers, an int64 ndarray: a Tensor holds floats only."""
+    """The values without their fractions, as an int64 ndarray (a Tensor holds floats only)."""
     return integers(x.data.astype(np.int64))
 
 

@@ -1,7 +1,7 @@
 """Pooling: the largest or the mean value of each window, and the mean over a given number of bins.
 
-Max-pooling remembers which tap of its window won; the gradient goes there alone. On a tie the first tap in row-major order
-wins, as in PyTorch. Padding counts as -inf for max and as 0 for the mean.
+Max-pooling saves which tap (u, v) of its window holds the maximum; the gradient goes to this pixel only. If several are equal,
+it is the first in row-major order, as in PyTorch. Padding counts as -inf for max and as 0 for the mean.
 Read after resize.py; read next loss.py.
 """
 
@@ -20,8 +20,8 @@ def max_pool2d(x, kernel_size, stride=None, padding=0):
 
     x: (N, C, H, W). kernel_size, stride (default: kernel_size), padding (-inf, at most half the kernel): int or pair.
     Returns (N, C, OH, OW), OH = floor((H + 2 PH - KH) / SH) + 1. Raises ValueError where the window does not fit.
-    A window that holds a NaN yields NaN; where its gradient goes is left open.
-    Cost: KH KW comparisons an output pixel; keeps one byte an output pixel, the winning tap (two above 256 taps).
+    A window that holds a NaN yields NaN; its gradient may go to any pixel of the window.
+    Cost: KH KW comparisons for each output pixel; keeps the maximum's tap, one byte for each output pixel (two above 256 taps).
     Source: torch.nn.functional.max_pool2d.
 
     >>> max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2).data[0, 0].tolist()
@@ -38,34 +38,34 @@ def max_pool2d(x, kernel_size, stride=None, padding=0):
 
 @replaceable
 def maximum_of_windows(x, khw, stride, padding):
-    """(y, saved): the maxima; saved is the index u*KW + v of the winning tap, in the smallest fitting unsigned type."""
+    """(y, saved): y holds the maxima, saved the index u*KW + v of each maximum's tap, in the smallest unsigned dtype."""
     (H, W), (PH, PW), xp = x.shape[2:], padding, array_module(x)
     ohw = output_size((H, W), khw, stride, padding, (1, 1))
     frame = xp.pad(x, [(0, 0), (0, 0), (PH, PH), (PW, PW)], constant_values=-np.inf)
     y = xp.full((*x.shape[:2], *ohw), -np.inf, x.dtype)                  # (N, C, OH, OW)
     top, left = (xp.maximum(P - S * xp.arange(O), 0) for O, S, P in zip(ohw, stride, padding))   # the first taps inside
     tap = xp.empty(y.shape, np.min_scalar_type(khw[0] * khw[1] - 1))     # (N, C, OH, OW)
-    tap[...] = top[:, None] * khw[1] + left                              # win where all is -inf
+    tap[...] = top[:, None] * khw[1] + left                              # stay where the whole window is -inf
     for k, (_, view) in enumerate(tap_views(frame, khw, ohw, stride, (1, 1))):
-        tap[view > y] = k                                                # strictly: the first of equals stays
+        tap[view > y] = k                                                # >, not >=: the first of equal values stays
         xp.maximum(y, view, out=y)                                       # a NaN stays a NaN
     return y, tap
 
 
 @replaceable
 def maximum_of_windows_grad(gy, saved, hw, khw, stride, padding):
-    """gx (N, C, H, W): each gy is added at its winning tap."""
+    """gx (N, C, H, W): each gy is added at the pixel of its maximum."""
     (H, W), (PH, PW), xp, tap = hw, padding, array_module(gy), saved
     frame = xp.zeros((*gy.shape[:2], H + 2 * PH, W + 2 * PW), gy.dtype)
     for k, (_, view) in enumerate(tap_views(frame, khw, gy.shape[2:], stride, (1, 1))):
-        view += xp.where(xp.equal(tap, k), gy, 0)                        # not ==, which compares anything with anything
+        view += xp.where(xp.equal(tap, k), gy, 0)                        # equal raises for a wrong `saved`; == may not
     return frame[:, :, PH:PH + H, PW:PW + W]
 
 
 def avg_pool2d(x, kernel_size, stride=None, padding=0):
-    """y[n,c,i,j] = 1/(KH KW) sum_{u,v} x[n,c, i*SH + u - PH, j*SW + v - PW]; gx spreads gy/(KH KW) over each window.
+    """y[n,c,i,j] = 1/(KH KW) sum_{u,v} x[n,c, i*SH + u - PH, j*SW + v - PW]; gx adds gy/(KH KW) to each pixel of the window.
 
-    Arguments, result and errors as `max_pool2d`, but padding is 0 and counts (torch's count_include_pad=True).
+    Arguments, result and errors as `max_pool2d`, but the border is 0 and is part of the mean (torch's count_include_pad=True).
     Keeps nothing. Source: torch.nn.functional.avg_pool2d.
     """
     x, khw, stride, padding = _arguments("avg_pool2d", x, kernel_size, stride, padding)
@@ -103,7 +103,7 @@ def adaptive_avg_pool2d(x, output_size):
 
 
 def averaging_matrix(H, O):
-    """A (O, H): row i is 1/length over the rows of bin i, else 0."""
+    """A (O, H): A[i, h] is 1 / (length of bin i) if row h is in bin i, else 0."""
     i, h = np.ogrid[:O, :H]
     first, end = i * H // O, -(-(i + 1) * H // O)                        # floor, ceil
     return ((h >= first) & (h < end)) / (end - first)

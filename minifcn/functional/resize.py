@@ -1,8 +1,8 @@
-"""Resizing: bilinear, what the bilinear transposed convolution is compared with, and by the nearest pixel.
+"""Resizing, bilinear or by the nearest pixel. The FCN's transposed convolution starts as the bilinear form.
 
-Each output pixel is a weighted mean of its four nearest input pixels, or one of them. Rows and columns are independent, so
-the whole map is two small matrices around the image, y = R x Q^T, and its gradient is gx = R^T gy Q. An averaging matrix in
-their place gives adaptive pooling (pool.py).
+Bilinear: each output pixel is a weighted mean of the four nearest input pixels. Nearest: it is one input pixel. Rows and
+columns are independent, so the map is a product with two small matrices, y = R x Q^T, and its gradient is gx = R^T gy Q.
+Adaptive pooling (pool.py) is the same product with averaging matrices.
 
 Read after batchnorm.py; read next pool.py. Source: torch.nn.functional.interpolate (conventions for the half pixel).
 """
@@ -21,10 +21,10 @@ def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=N
 
     x: (N, C, H, W). size: (OH, OW) or int; or scale_factor: number or pair, and OH = floor(H * scale).
     mode: "nearest": row i is input row floor(i * H / OH), as in torch; or "bilinear". Others raise NotImplementedError.
-    align_corners: for "bilinear"; False or None: pixel centres at (i + 1/2) of their scale, edge pixels repeated; True: corner
-        pixels of input and output coincide.
-    Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given. Along an axis where
-    floor(H * scale) is H a bilinear resize still counts with the given scale; torch on the CPU copies that axis.
+    align_corners: for "bilinear". False or None: the centre of pixel i is at (i + 1/2) pixels, and edge pixels are repeated.
+        True: the centres of the corner pixels of input and output coincide.
+    Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given. If floor(H * scale) is H,
+    a bilinear resize still uses the given scale along this axis; torch on the CPU copies the axis.
     Cost: 2 N C (OH H W + OH OW W) flops as two products; keeps nothing but the two matrices.
     """
     x = as_tensor(x)
@@ -57,7 +57,7 @@ def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=N
 def bilinear_matrix(H, O, ratio, align_corners):
     """R (O, H): row i holds the weights of the two input rows nearest to output row i; every row sums to 1.
 
-    ratio: input pixels per output pixel. Output row i lies at input coordinate s = (i + 1/2) ratio - 1/2, not below 0.
+    ratio: input pixels per output pixel. Output row i lies at input coordinate s = max((i + 1/2) ratio - 1/2, 0).
     """
     i = np.arange(O)
     if align_corners:
@@ -73,7 +73,7 @@ def bilinear_matrix(H, O, ratio, align_corners):
 
 
 def nearest_matrix(H, O, ratio):
-    """R (O, H): row i is 1 at input row floor(i * ratio), 0 elsewhere. As in torch the ratio is a float32, and 1 for O = H."""
+    """R (O, H): row i is 1 at input row floor(i * ratio), else 0. As in torch, ratio is a float32, and 1 if O = H."""
     ratio = np.float32(1 if O == H else ratio)
     h = np.floor(np.arange(O, dtype=np.float32) * ratio).astype(int)
     R = np.zeros((O, H))

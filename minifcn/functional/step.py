@@ -1,7 +1,8 @@
-"""What a training step does outside the layers: make the network's input of pictures, move the weights, and do it again.
+"""What a training step does outside the layers: normalise the images, change the weights, and repeat the step.
 
-Each stands here, as plain array code, so that a fast path may replace it. training/ calls them.
-Read after loss.py. Sources: Dive into Deep Learning, 14.9 (the statistics); torch.optim.SGD, whose rule `descend` is.
+These are array functions, so that fast/ may replace them. training/ calls them.
+Read after loss.py; read next nn/init.py. Sources: Dive into Deep Learning, 14.9 (the statistics); torch.optim.SGD (the rule of
+`descend`).
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
 
-MEAN = (0.485, 0.456, 0.406)        # of ImageNet's training images in 0..1, r g b: what pretrained trunks were fed with
+MEAN = (0.485, 0.456, 0.406)        # r, g, b of ImageNet's training images in 0..1; pretrained trunks need this normalisation
 STD = (0.229, 0.224, 0.225)
 
 
@@ -18,7 +19,7 @@ def normalize(images, dtype=np.float32):
     """x = (images / 255 - mean) / std for each channel, with ImageNet's statistics.
 
     images: uint8 (..., 3, H, W) on any device. Returns an array of the same shape and device, of the given dtype.
-    Raises TypeError for another dtype: a picture of 0..1 would come out almost black. ValueError for other axes.
+    Raises TypeError for another dtype (images of 0..1 would be divided by 255 again), ValueError for other axes.
 
     >>> normalize(np.full((1, 3, 1, 1), 255, np.uint8)).ravel().round(3).tolist()
     [2.249000072479248, 2.4289999008178711, 2.640000104904175]
@@ -38,9 +39,9 @@ def normalize(images, dtype=np.float32):
 
 @replaceable
 def unscale(g, scale):
-    """g = g / scale, in place: gradients of a loss that was multiplied by `scale`, a power of two, become those of the loss.
+    """g = g / scale, in place. The loss was multiplied by `scale`, a power of two, before backward; this removes the factor.
 
-    Returns an int32 array (): 1 if any of them is infinite or no number, as after an overflow in fp16, else 0.
+    Returns an int32 array (): 1 if a gradient is infinite or NaN, as after an overflow in fp16, else 0.
     """
     g *= 1 / scale
     return (~array_module(g).isfinite(g).all()).astype(np.int32)
@@ -71,11 +72,10 @@ def descend(w, g, v, lr, momentum, weight_decay, skip=None):
 
 @replaceable
 def repeat(step, inputs):
-    """step(*inputs), one call of many.
+    """step(*inputs). Training makes the same call many times; a fast path may record the first calls and replay them.
 
-    step: a function of arrays that returns arrays; all that changes from one call to the next, and is no state that it
-    changes in place itself, is among its inputs. A fast path may record what the step does, once for each function and
-    each set of shapes and dtypes, and play that again on other values.
+    step: a function of arrays that returns arrays. It may change arrays in place (the weights). All else that differs from
+    call to call must be among its inputs. One recording serves for one function and one set of shapes and dtypes.
     inputs: a tuple of arrays and numbers. Returns what the step returns.
     """
     return step(*inputs)

@@ -1,4 +1,4 @@
-"""The networks: ResNet-18 as the trunk, FCN as the head. Reading order: resnet, fcn, weights, unpickle."""
+"""The networks: a ResNet is the trunk, an FCN adds the head. Reading order: resnet, fcn."""
 
 from minifcn.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from minifcn.models.resnet import resnet18, resnet18_v2, resnet34

@@ -1,14 +1,15 @@
-"""ResNet-18 and 34: four stages of blocks, each block a pair of 3x3 convolutions around a shortcut; ResNet-18 in two versions.
+"""ResNet-18 and 34: four stages of blocks. A block is two 3x3 convolutions beside a shortcut. ResNet-18 has two versions.
 
     v1 (torchvision's resnet18)     y = relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))
     v2 (MXNet's resnet18_v2)        y = conv(relu(bn(conv(a)))) + shortcut,  a = relu(bn(x))          "pre-activation"
                                     shortcut: x itself, or a 1x1 convolution of a where the shape changes
 
-The stem halves the image twice and stages 2 to 4 once each, so a map of ceil(H/32) x ceil(W/32) comes out: every stride-2
-layer floors (n + 2P - K)/2 + 1, which for K=7 P=3, K=3 P=1 and K=1 P=0 is ceil(n/2). No input size is refused or padded.
+The stem (a 7x7 convolution and a max-pooling) halves the image twice; stages 2 to 4 halve it once each. So the last map has
+ceil(H/32) x ceil(W/32) cells: a stride-2 layer gives floor((n + 2P - K)/2) + 1 rows, and for K=7 P=3, K=3 P=1 and K=1 P=0
+this is ceil(n/2). Any input size will do.
 
-A trunk is the network without its classifier. Its names are torchvision's, so that weights trained there fit.
-Read after nn/blocks.py; read next fcn.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
+A trunk is the network without its classifier. Its names are torchvision's, so weights trained there can be loaded.
+Read after nn/summary.py; read next fcn.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
 """
 
 from functools import partial
@@ -27,7 +28,7 @@ def conv(in_channels, out_channels, kernel_size, stride=1):
 
 
 class BasicBlock(nn.Module):
-    """v1: normalise after each convolution, rectify after the addition."""
+    """v1: batch norm after each convolution, ReLU after the addition of the shortcut."""
 
     def __init__(self, in_channels, out_channels, stride):
         self.conv1 = conv(in_channels, out_channels, 3, stride)
@@ -45,7 +46,7 @@ class BasicBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """v2: normalise and rectify before each convolution; the sum is left as it is, so that the shortcut stays linear."""
+    """v2: batch norm and ReLU before each convolution. Nothing follows the addition, so the shortcut stays linear."""
 
     def __init__(self, in_channels, out_channels, stride):
         self.bn1 = nn.BatchNorm2d(in_channels)
@@ -78,7 +79,7 @@ class ResNetTrunk(nn.Module):
         self.out_channels = (2 * width, 4 * width, 8 * width)            # of the three maps of `features`
         self.conv1 = conv(3, width, 7, 2)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()                                            # a child, so that children() in order is the trunk
+        self.relu = nn.ReLU()                                            # so that nn.Sequential(*net.children()) is the trunk
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.layer1 = stage(BasicBlock, depths[0], width, width, 1)
         self.layer2 = stage(BasicBlock, depths[1], width, 2 * width, 2)
@@ -97,7 +98,7 @@ class ResNetTrunk(nn.Module):
 
 
 class ResNetV2Trunk(nn.Module):
-    """v2 without classifier; it also normalises the image itself, and once more at the end."""
+    """v2 without classifier. It also has a batch norm before the first convolution and one after the last stage."""
 
     def __init__(self, width=64):
         self.out_channels = (2 * width, 4 * width, 8 * width)
@@ -114,7 +115,7 @@ class ResNetV2Trunk(nn.Module):
         self.relu2 = nn.ReLU()
 
     def features(self, x):
-        """The maps at 1/8, 1/16 and 1/32 of the image; the first two are sums that nothing has rectified yet."""
+        """The maps at 1/8, 1/16 and 1/32 of the image. The first two are sums to which no ReLU was applied."""
         x = nn.conv_norm_relu_pool(self.conv1, self.bn1, self.maxpool, self.bn_data(x))          # (N, width, H/4, W/4)
         x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
         x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
@@ -137,7 +138,7 @@ def _classifier(trunk_class):
             x = self.avgpool(super().forward(x))                         # (N, 8*width, 1, 1)
             return self.fc(x.reshape(x.shape[0], -1))                    # (N, num_classes)
 
-    Classifier.__name__ = Classifier.__qualname__ = trunk_class.__name__.removesuffix("Trunk")   # by which pickle finds it
+    Classifier.__name__ = Classifier.__qualname__ = trunk_class.__name__.removesuffix("Trunk")   # pickle finds it by this name
     return Classifier
 
 

@@ -1,6 +1,6 @@
 """Layers: operations that own their weights. `from minifcn import nn`.
 
-Reading order: init, module, layers, blocks.
+Reading order: init, module, layers, blocks, summary.
 """
 
 from minifcn.core.absent import absent
@@ -42,5 +42,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name):                          # of a name that is not there
+def __getattr__(name):                          # Python calls this only for a name that was not found
     raise absent("minifcn.nn", name)

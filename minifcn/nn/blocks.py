@@ -1,12 +1,12 @@
-"""What an FCN is made of, as formulas: a layer and what follows it, and the head with the loss.
+"""Compositions of layers that an FCN uses: a convolution with what follows it, and the head with the loss.
 
-Each function is the composition that it says and nothing more. A fast path may replace it as a whole by one operation with
-the same values and gradients (fast/fused.py), so that a network is written as the papers write it and never changes for speed.
+Each function calls its layers one after the other, nothing more. fast/fused.py may replace a whole function by one operation
+with the same values and gradients. So a network is written as the papers write it, and does not change for speed.
 
     conv, norm, head    layers, such as Conv2d, BatchNorm2d, ConvTranspose2d
     x, shortcut         Tensors (N, C, H, W), or arrays as constants
 
-Read after layers.py; read next models/resnet.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
+Read after layers.py; read next summary.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
 """
 
 import minifcn.functional as F
@@ -16,7 +16,7 @@ from minifcn.core.dispatch import replaceable
 
 @replaceable
 def conv_norm(conv, norm, x):
-    """norm(conv(x)): a shortcut that changes size."""
+    """norm(conv(x)): the shortcut of a ResNet block that changes the size."""
     return norm(conv(x))
 
 
@@ -47,9 +47,9 @@ def conv_add(conv, x, shortcut):
 
 @replaceable
 def score_loss(head, x, labels, weight=None, ignore_index=-100):
-    """The loss of all pixels, how many of them are right, and how many count, of the scores head(x).
+    """For the logits head(x): the loss of all pixels, the number of right pixels, and the number of pixels that count.
 
-    head: a layer that enlarges x (N, K, h, w) to logits (N, K, >= H, >= W), whose top left H x W count.
+    head: a layer that enlarges x (N, K, h, w) to logits (N, K, >= H, >= W). Their top left H x W pixels are used.
     labels: integers (N, H, W) on x's device. weight, ignore_index: as in F.cross_entropy.
     Returns what `loss_sums` returns.
     """
@@ -57,10 +57,12 @@ def score_loss(head, x, labels, weight=None, ignore_index=-100):
 
 
 def loss_sums(logits, labels, weight=None, ignore_index=-100):
-    """(sum of the pixels' losses, a Tensor; pixels predicted right; pixels that count, or their weights' sum): sums, so that
-    batches and processes can be added up; loss / valid is F.cross_entropy's mean.
+    """(loss, hits, valid). loss: the sum of the pixels' losses, a Tensor. hits: the number of pixels predicted right.
 
-    logits: (N, K, H, W); the rest as in F.cross_entropy. hits and valid are arrays () on the device.
+    valid: the number of pixels that count, or with `weight` the sum of their weights. All three can be added up over batches
+    and processes.
+
+    logits: (N, K, H, W); the rest as in F.cross_entropy, whose mean is loss / valid. hits and valid: arrays () on the device.
     """
     loss = F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
     counted, xp = labels != ignore_index, array_module(labels)           # (N, H, W)
@@ -71,5 +73,5 @@ def loss_sums(logits, labels, weight=None, ignore_index=-100):
 
 
 def cut(y, hw):
-    """The top left of y in height and width hw: a map of ceil(n/32) cells, enlarged, is up to 31 pixels too long."""
+    """The top left part of y with height and width hw. ceil(n/32) cells, enlarged 32 times, are up to 31 pixels too long."""
     return y if y.shape[2:] == hw else F.crop(y, 0, 0, *hw)

@@ -1,9 +1,9 @@
 """Initial values of weights, drawn on the host from one generator: the same seed gives the same network on every device.
 
-A layer's output keeps the variance of its input if its weights have variance 1/fan_in, fan_in being the number of terms
-in each sum. ReLU halves the variance, so He doubles the weights'; Xavier averages the needs of forward and backward. `he`
-counts fan_out instead of fan_in, which keeps the variance of the gradients on their way back.
-Read after functional/checks.py; read next module.py. Sources: Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852.
+Each output of a layer is a sum of fan_in terms. It has the variance of the input if the weights have variance 1/fan_in. ReLU
+halves the mean square, so He's rule doubles the variance of the weights. `he` uses fan_out in place of fan_in: this keeps the
+variance of the gradients in backward. Xavier's rule takes the mean of both.
+Read after functional/step.py; read next module.py. Sources: Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852.
 """
 
 from math import prod, sqrt
@@ -20,7 +20,7 @@ def seed(n):
 
 
 def fans(shape):
-    """(fan_in, fan_out) of a weight (F, C, KH, KW) or (F, C): terms per output, and outputs that a term reaches."""
+    """(fan_in, fan_out) of a weight (F, C, KH, KW) or (F, C): the terms of one output, and the outputs that use one input."""
     return shape[1] * prod(shape[2:]), shape[0] * prod(shape[2:])
 
 
@@ -47,10 +47,10 @@ def bilinear_kernel(in_channels, out_channels, kernel_size):
         w[c,c,u,v] = (1 - |u - centre| / factor) (1 - |v - centre| / factor),  factor = (K+1)//2,  0 between channels
         centre = factor - 1 for odd K, factor - 1/2 for even K
 
-    Why 64, 32, 16 for FCN-32s? Enlarging s times needs stride s. A tent that reaches s pixels to both sides of its centre
-    is 2s wide: K = 64. The output is then (H-1)s + 2s = (H+1)s long, one s too many: padding s/2 = 16 on both sides.
-    In the interior this equals bilinear interpolation (align_corners=False). The outer s/2 pixels see fewer tents and
-    fade: their weights sum to 0.52 at an edge and 0.27 in a corner, instead of 1.
+    Why has FCN-32s kernel 64, stride 32 and padding 16? To enlarge s times, the stride is s. The kernel is a tent that reaches
+    s pixels to both sides of its centre, so K = 2s = 64. The output would be (H-1)s + 2s = (H+1)s pixels long, s too many, so
+    the padding removes s/2 = 16 on both sides. In the interior this equals bilinear interpolation (align_corners=False).
+    The outer s/2 pixels get fewer tents: their weights sum to 0.52 at an edge and 0.27 in a corner, instead of 1.
     Raises ValueError unless in_channels == out_channels: each channel is enlarged by itself.
 
     >>> bilinear_kernel(1, 1, 4)[0, 0, 0].tolist()

@@ -1,6 +1,6 @@
-"""The layers of a ResNet and an FCN: each holds its settings and weights and calls one operation.
+"""The layers. Each holds its settings and weights and calls one operation.
 
-Arguments, defaults, initial values and printed form are those of torch.nn; what torch has and these lack is a TypeError.
+Arguments, defaults, initial values and printed form are those of torch.nn. An argument that minifcn lacks raises TypeError.
 Read after module.py; read next blocks.py.
 """
 
@@ -44,7 +44,7 @@ class ConvTranspose2d(Module):
         self.kernel_size, self.stride = pair(kernel_size, f"{name}: kernel_size", 1), pair(stride, f"{name}: stride", 1)
         self.padding, self.dilation = pair(padding, f"{name}: padding", 0), pair(dilation, f"{name}: dilation", 1)
         self.output_padding = pair(output_padding, f"{name}: output_padding", 0)
-        fan_in = out_channels * prod(self.kernel_size)                   # torch counts it on the transposed layout
+        fan_in = out_channels * prod(self.kernel_size)                   # as torch, from shape[1] of (in, out, KH, KW)
         self.weight = Parameter(init.default((in_channels, out_channels, *self.kernel_size), fan_in))
         self.bias = Parameter(init.default(out_channels, fan_in)) if bias else None
 
@@ -67,7 +67,7 @@ def _conv_repr(layer):
 class BatchNorm2d(Module):
     """F.batch_norm with weight 1 and bias 0 (unless affine=False), and running mean 0 and variance 1 as buffers."""
 
-    reduce = None                               # set by training/parallel.py: sums the batch's statistics over processes
+    reduce = None                               # training/parallel.py sets it to a function that sums over processes
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True):
         check_counts("BatchNorm2d", num_features=num_features)
@@ -90,7 +90,7 @@ class BatchNorm2d(Module):
 
 
 class ReLU(Module):
-    """F.relu. inplace: torch's way to save memory; accepted, since the values are the same."""
+    """F.relu. inplace: ignored. In torch it saves memory; the values are the same."""
 
     def __init__(self, inplace=False):
         del inplace
@@ -137,7 +137,7 @@ class Dropout(Module):
 
 
 class Identity(Module):
-    """x as it is; takes any arguments, so that it can stand in for any layer."""
+    """Returns x unchanged. It accepts any arguments, so that it can replace any layer."""
 
     def __init__(self, *args, **settings):
         del args, settings

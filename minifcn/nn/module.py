@@ -1,12 +1,12 @@
-"""Module: a named tree of layers, weights and buffers, found by looking at its own attributes.
+"""Module: a tree of layers, weights and buffers. It finds them, with their names, among its own attributes.
 
     self.conv1 = Conv2d(...)           a child          named "conv1"
     self.weight = Parameter(array)     a weight         named "weight", or "conv1.weight" seen from above
     self.running_mean = array          a buffer: any ndarray attribute; saved and moved, but not trained
 
-There is no registration: the order of assignment is the order of everything. A weight is set through its array,
-`layer.weight.data = values`; what would be used by forward and known to nobody else is refused where it is assigned: layers or
-Parameters in a list, tuple, set or dict (use ModuleList), a Tensor that wants a gradient and is no Parameter.
+Nothing is registered: children and weights have the order in which they were assigned. Set the values of a weight by
+`layer.weight.data = values`. An assignment raises TypeError for what would not be found, and so not trained, saved or moved:
+layers or Parameters in a list, tuple, set or dict (use ModuleList), and a Tensor that needs a gradient but is no Parameter.
 
 Read after init.py; read next layers.py.
 """
@@ -24,14 +24,14 @@ LoadReport = namedtuple("LoadReport", "missing_keys unexpected_keys")
 
 
 class Parameter(Tensor):
-    """A Tensor that is trained: a leaf with requires_grad=True. Made of an array, or of a Tensor whose array it shares."""
+    """A Tensor that is trained: a leaf with requires_grad=True. array: an ndarray, or a Tensor; its array is shared."""
 
     def __init__(self, array):
         super().__init__(array.data if isinstance(array, Tensor) else array, requires_grad=True)
 
 
 def _plain(name, a):
-    """An entry of a state as an array: a Tensor's, or torch's by way of float32 where NumPy lacks its dtype."""
+    """An entry of a state as an array. a: an array, a Tensor, or a torch tensor (bfloat16, which NumPy lacks, as float32)."""
     if isinstance(a, Tensor):
         return a.data
     if isinstance(a, dict):
@@ -69,7 +69,7 @@ def _refuse_hidden(module, name, value):
 
 
 class Module:
-    """Base class: subclasses assign children and weights in __init__ and define forward(x)."""
+    """Base class of layers and networks. A subclass assigns children and weights in __init__ and defines forward(x)."""
 
     training = True                             # batch norm's switch, set by train() and eval()
 
@@ -85,7 +85,7 @@ class Module:
         _refuse_hidden(self, name, value)
         super().__setattr__(name, value)
 
-    def __getattr__(self, name):                # of a name that is not there
+    def __getattr__(self, name):                # Python calls this only for a name that was not found
         raise absent("Module", name, type(self).__name__)
 
     # ---- looking ----
@@ -93,7 +93,7 @@ class Module:
     def named_children(self):
         """(name, module) of the direct children, in order of assignment."""
         for name, value in vars(self).items():
-            _refuse_hidden(self, name, value)   # again: a list grows after it was assigned
+            _refuse_hidden(self, name, value)   # check again: a list may have got a layer after it was assigned
             if isinstance(value, Module):
                 yield name, value
 
@@ -112,11 +112,11 @@ class Module:
         return self._named(lambda v: isinstance(v, Parameter), prefix)
 
     def parameters(self):
-        """The Parameters of the whole tree, each once, though two layers may share one."""
+        """The Parameters of the whole tree, each once, even if two layers share one."""
         return iter({id(p): p for _, p in self.named_parameters()}.values())
 
     def named_buffers(self, prefix=""):
-        """(name, ndarray) of the whole tree: the arrays that are no weights, such as running means."""
+        """(name, ndarray) of the whole tree: the arrays that are not trained, such as running means."""
         return self._named(_is_array, prefix)
 
     def _named(self, wanted, prefix):
@@ -127,7 +127,7 @@ class Module:
             yield from child._named(wanted, f"{prefix}{name}.")
 
     def _arrays(self):
-        """name -> the live array, weights and buffers of each module together, as state_dict orders them."""
+        """name -> the array itself (no copy) of every weight and buffer, in the order of state_dict."""
         return {name: v.data if isinstance(v, Parameter) else v for name, v in self._named(_is_state, "")}
 
     # ---- changing ----
@@ -152,7 +152,7 @@ class Module:
 
     @contextlib.contextmanager
     def evaluating(self):
-        """Evaluation mode inside this context; afterwards every module is in the mode that it was in."""
+        """Evaluation mode inside this context; afterwards every module has its earlier mode again."""
         before = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
@@ -192,9 +192,9 @@ class Module:
     def load_state_dict(self, state, strict=True):
         """Copy arrays into the weights and buffers of the same names, converting dtype and device.
 
-        state: name -> array, Tensor or torch tensor. `num_batches_tracked` entries, which PyTorch writes and nothing needs,
-        are ignored. strict: every name must be there, and no other. Returns (missing_keys, unexpected_keys), as torch does.
-        Raises ValueError that lists every missing and unexpected name and wrong shape; then nothing was changed.
+        state: name -> array, Tensor or torch tensor. PyTorch's entries `num_batches_tracked` are ignored. strict: every name
+        must be there, and no other. Returns (missing_keys, unexpected_keys), as torch does.
+        Raises ValueError that lists every missing name, unexpected name and wrong shape; in this case nothing was changed.
         """
         own = self._arrays()
         if not hasattr(state, "items"):
@@ -231,7 +231,7 @@ class Module:
 
 
 class ModuleList(Module):
-    """A list of Modules that are trained, saved and moved; named "0", "1", ... It has no forward: the owner calls them."""
+    """A list of Modules, named "0", "1", ..., that are trained, saved and moved. It has no forward: its owner calls them."""
 
     def __init__(self, modules=()):
         self.extend(modules)
@@ -255,7 +255,7 @@ class ModuleList(Module):
         return self.children()
 
     def __getitem__(self, index):
-        """One module, or a list of a slice of them, numbered from 0."""
+        """One module, or for a slice a ModuleList of several, numbered from 0."""
         modules = list(self.children())[index]
         return type(self)(modules) if isinstance(index, slice) else modules
 
@@ -269,7 +269,7 @@ class Sequential(ModuleList):
             self.add_module(name, module)
 
     def __getitem__(self, index):
-        """One module, or a Sequential of a slice of them, under the names that they have here."""
+        """One module, or for a slice a Sequential of several, which keep their names."""
         if not isinstance(index, slice):
             return super().__getitem__(index)
         return Sequential(dict(list(self.named_children())[index]))

@@ -1,6 +1,6 @@
-"""What a network does with one input: its layers in the order of their calls, with shapes, parameters and arithmetic.
+"""A table of a network's layers, in the order of their calls for one input, with shapes, parameters and flops.
 
-Read after blocks.py. `minifcn check CHECKPOINT` prints it.
+`minifcn check CHECKPOINT` prints it. Read after blocks.py; read next models/resnet.py.
 """
 
 from collections import namedtuple
@@ -14,11 +14,11 @@ Row = namedtuple("Row", "name layer shape parameters flops")
 
 
 def summary(net, x):
-    """A Row for every call of a layer (a Module without children) while net(x) is computed, in evaluation.
+    """A Row for every call of a layer (a Module without children) while net(x) is computed, in evaluation mode.
 
-    x: the input, an array or Tensor. Row.shape: of the layer's output; parameters: numbers that are trained; flops: of this
-    call, additions and multiplications each counted.
-    Cost: one forward pass by the readable path, in which every layer is called.
+    x: the input, an array or Tensor. Row.shape: the shape of the layer's output. Row.parameters: how many numbers are trained.
+    Row.flops: the additions and multiplications of this call.
+    Cost: one forward pass by the readable path, since twins in fast/ do not call every layer.
     """
     rows, watched = [], []
 
@@ -36,7 +36,7 @@ def summary(net, x):
 
     try:
         for name, layer in named_layers(net):
-            if layer not in watched:                                     # a layer that occurs twice is called twice
+            if layer not in watched:                                     # a layer may have two names; wrap it once
                 watch(name, layer)
         with no_grad(), readable_only(), net.evaluating():
             net(x)
@@ -47,7 +47,7 @@ def summary(net, x):
 
 
 def named_layers(module, prefix=""):
-    """(name, layer) of the Modules without children below a module, or of itself."""
+    """Yield (name, layer) of all Modules without children below a module; of the module itself if it has no children."""
     children = list(module.named_children())
     if not children:
         yield prefix.removesuffix("."), module
@@ -56,7 +56,7 @@ def named_layers(module, prefix=""):
 
 
 def flops(layer, x, y):
-    """Additions and multiplications of one call from shape x to shape y; for layers that are no product, one a number."""
+    """Additions and multiplications of one call from shape x to shape y. A layer without products counts 1 for each output."""
     if isinstance(layer, layers.Conv2d):
         return 2 * prod(y) * layer.in_channels * prod(layer.kernel_size)
     if isinstance(layer, layers.ConvTranspose2d):
