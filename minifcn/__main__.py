@@ -182,6 +182,7 @@ def _evaluate(args):
     if folder.classes.names != checkpoint.classes.names:            # how the masks are read is the folder's affair
         raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
                               f"{', '.join(checkpoint.classes.names)}")
+    listed = len(folder)
     if args.limit is not None:
         folder = folder.first(args.limit)
     if args.json is not None:
@@ -190,7 +191,7 @@ def _evaluate(args):
     backend.set_precision(args.precision)
     parallel.start(world, device)
     matrix = ConfusionMatrix(len(folder.classes.names), folder.classes.void)
-    scores = evaluate(net.to(device), folder, device, world=world, matrix=matrix)
+    scores = evaluate(net.to(device), folder, device, world=world, matrix=matrix) | {"unscored": listed - len(folder)}
     print(score_table(scores))
     if args.json is not None and world.rank == 0:
         content = scores | {"classes": folder.classes.names, "confusion_matrix": matrix.counts.tolist()}

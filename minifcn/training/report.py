@@ -85,14 +85,15 @@ def epoch_line(state, epochs):
     line = f"epoch {state.epoch}/{epochs}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f} | "
     if row["val_loss"] is not None:
         line += (f"validation: loss {scores['loss']:.3f}, accuracy {scores['pixel_accuracy']:.3f}, "
-                 f"mean IoU {scores['mean_iou']:.3f}{_some_images(scores)}{', the best so far' * (state.best is scores)} | ")
+                 f"mean IoU {scores['mean_iou']:.3f} of {scores['images']} images{_left_out(scores)}"
+                 f"{', the best so far' * (state.best is scores)} | ")
     return line + speed(row["images_per_second"], row["waiting"])
 
 
-def _some_images(scores):
+def _left_out(scores):
     """What --limit leaves out, beside a score: "" where that is nothing."""
     left = scores.get("unscored", 0)
-    return f" of {scores['images']} images ({left} more are left out by --limit)" if left else ""
+    return f" ({left} more are left out by --limit)" if left else ""
 
 
 def metrics(state):
@@ -141,10 +142,10 @@ def score_table(scores):
     return "\n".join([
         f"\n{'class':<{width}}  IoU",
         *(f"{name:<{width}}  {'-' if iou is None else f'{iou:.3f}'}" for name, iou in scores["iou_per_class"].items()),
-        f"\n{scores['images']} whole images, void left out, loss {scores['loss']:.3f}     (always background)",
+        f"\n{scores['images']} whole images{_left_out(scores)}, void left out, loss {scores['loss']:.3f}     "
+        "(always background)",
         f"pixel accuracy          {scores['pixel_accuracy']:.3f}     ({nothing['pixel_accuracy']:.3f})",
         f"mean accuracy           {scores['mean_accuracy']:.3f}",
         f"mean IoU                {scores['mean_iou']:.3f}     ({nothing['mean_iou']:.3f})",
         f"frequency-weighted IoU  {scores['frequency_weighted_iou']:.3f}",
-        *([f"\nscored:{_some_images(scores)}"] if scores.get("unscored") else []),
     ])
