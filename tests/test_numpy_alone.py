@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-OTHERS = "PIL matplotlib tqdm fcntl mpi4py cupy torch onnx hypothesis".split()
+OTHERS = "PIL matplotlib tqdm threadpoolctl fcntl mpi4py cupy torch onnx hypothesis".split()
 
 CODE = """
 import sys
