@@ -339,7 +339,7 @@ def functions(body, prefix=""):
 
 
 def exchange(mutant):
-    """Give the live functions the mutant's code and defaults. False if the mutant differs elsewhere, too."""
+    """Give the live functions the mutant's code. False if the mutant differs elsewhere, too."""
     module = sys.modules[module_of(mutant.file)]
     old, new = ast.parse(Path("minifcn", mutant.file).read_text()), ast.parse(mutant.source)
     codes = dict(code_objects(compile(new, f"<mutant of {mutant.file}>", "exec")))
@@ -354,10 +354,9 @@ def exchange(mutant):
             live = inspect.unwrap(live.fget if isinstance(live, property) else live)
             if len(live.__code__.co_freevars) != len(codes[name].co_freevars):         # super() is gone, or came
                 return False
+            if ast.dump(node.args) != ast.dump(before[name].args):                     # a decorator may know the defaults
+                return False
             live.__code__ = codes[name]
-            if ast.dump(node.args) != ast.dump(before[name].args):
-                live.__defaults__ = tuple(map(ast.literal_eval, node.args.defaults)) or None
-                live.__kwdefaults__ = {a.arg: ast.literal_eval(d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults)}
     for tree in (old, new):
         for _, node in functions(tree.body):
             node.body, node.args = [], None
@@ -514,7 +513,7 @@ def main():
         remembered.unlink(missing_ok=True)
     memory = json.loads(remembered.read_text()) if remembered.exists() else {}
     tree = Path(tempfile.mkdtemp(prefix="tree-", dir=store))
-    for name in ("minifcn", "tests", "benchmarks"):
+    for name in ("minifcn", "tests", "benchmarks", "demos"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     os.chdir(tree)
     sys.path[:] = [str(tree), str(tree / "tests" / "support"), *(p for p in sys.path if Path(p) != ROOT / "tests")]
