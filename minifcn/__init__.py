@@ -10,8 +10,8 @@ Read the source in this order; every file says what comes before and after it.
     models      resnet, fcn: ResNet-18 and 34, and FCN-32s, 16s, 8s
     files       regular, atomic, outputs, zips, weights, unpickle, foreign, download: reading others' files, safe writing
     data        classes, masks, voc, survey, synthetic, loader, upload: Pascal VOC's layout, and batches from it
-    training    optim, arena, parallel, step, memory, options, metrics, scoring, checkpoint, pretrained, report, run, fit,
-                chapter, theirs: from weights to better weights
+    training    optim, arena, parallel, step, memory, options, metrics, scoring, checkpoint, pretrained, report, parts, signals,
+                run, fit, chapter, theirs: from weights to better weights
     then        inference, photos, plotting, export, check, convert, book: images of any size, pictures, commands
     fast        faster twins of functions, last: the library is complete without them
 

@@ -1,4 +1,5 @@
-"""From weights to better weights: optim, step, options, metrics, scoring, checkpoint, pretrained, report, run, fit, chapter."""
+"""From weights to better weights: optim, step, options, metrics, scoring, checkpoint, pretrained, report, parts, signals, run,
+fit, chapter."""
 
 from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.fit import fit

@@ -17,7 +17,7 @@ from minifcn.data.voc import Folder
 from minifcn.functional.step import normalize
 from minifcn.inference import whole
 from minifcn.training.checkpoint import load_model
-from minifcn.training.run import training_folders
+from minifcn.training.parts import training_folders
 
 # The crop, 320 x 480, is Options' default.
 COMMON = {"batch_size": 32, "epochs": 5, "momentum": 0.0, "weight_decay": 1e-3, "schedule": "constant", "lr_pretrained": 1.0,

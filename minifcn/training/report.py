@@ -1,6 +1,6 @@
 """What a run tells: the rows of log.csv, metrics.json, a line after each epoch, the table of its scores, two pictures.
 
-Read after checkpoint.py; read next run.py.
+Read after checkpoint.py; read next parts.py.
 """
 
 import csv

@@ -2,14 +2,13 @@
 
 A run is a function of its Options and its data alone. Its position (State) is saved with weights and velocities every few
 steps, so that a run killed at any moment and resumed ends with the same bits as one that was left alone.
-Read after report.py; read next chapter.py. Source: pytorch/vision references/segmentation.
+Read after signals.py; read next chapter.py. Source: pytorch/vision references/segmentation.
 """
 
 import contextlib
 import math
 import signal
 import sys
-import threading
 import time
 import warnings
 import zlib
@@ -20,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 
 from minifcn import nn
-from minifcn.core import backend, dispatch
 from minifcn.core.backend import array_module, choose_device, has_tensor_cores, set_precision, to_device, to_host
 from minifcn.data.classes import DataError
 from minifcn.data.loader import Loader
@@ -33,12 +31,13 @@ from minifcn.functional import activation
 from minifcn.functional.step import normalize, repeat
 from minifcn.inference import whole
 from minifcn.training import checkpoint as checkpoints
-from minifcn.training import parallel, report
+from minifcn.training import parallel, parts, report
 from minifcn.training.checkpoint import Checkpoint, CheckpointError, State
-from minifcn.training.optim import SCHEDULES, SGD
+from minifcn.training.optim import SCHEDULES
 from minifcn.training.options import Options
 from minifcn.training.pretrained import load_pretrained
 from minifcn.training.scoring import evaluate
+from minifcn.training.signals import Signals
 from minifcn.training.step import Step
 
 RESULTS = ("checkpoint.npz", "best.npz", "log.csv", "metrics.json", "curves.png", "predictions.png")
@@ -111,26 +110,6 @@ def resume(out, own=None, **given):
         return run.finish()
 
 
-class _Signals:
-    """Inside this context the first SIGINT, SIGTERM or SIGUSR1 is only noted in `number`; a second one acts as before."""
-
-    NOTED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]   # Windows: two
-
-    def __enter__(self):
-        self.number, self.before = None, {}
-        if threading.current_thread() is threading.main_thread():                   # Python allows it nowhere else
-            self.before = {number: signal.signal(number, self._note) for number in self.NOTED}
-        return self
-
-    def _note(self, number, frame):
-        self.number = number
-        self.__exit__()
-
-    def __exit__(self, *exception):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 class _Pending(NamedTuple):
     """A step whose loss has not been read from the device yet."""
 
@@ -140,17 +119,6 @@ class _Pending(NamedTuple):
     correct: object
     weight: object
     pixels: object              # valid ones
-
-
-def training_folders(options, own=None):
-    """Three Folders, each a part of the one before: all of train; the images of the crop's size; what --limit leaves."""
-    listed = own.train if own else Folder(options.data, "train", options.scale)
-    large = listed.at_least(options.crop)
-    return listed, large, _first(large, options.limit)
-
-
-def _first(folder, limit):
-    return folder if limit is None else folder.first(limit)
 
 
 class Own(NamedTuple):
@@ -175,13 +143,13 @@ class Run:
         if self.device == "gpu" and options.precision != "fp32" and not has_tensor_cores():
             print(f"--precision {options.precision}: this GPU has no tensor cores for it (they came with NVIDIA's Ampere); "
                   "factors keep 24 bits, as in fp32", file=sys.stderr)
-        self.upload, self.arithmetic = Uploader(self.device), arithmetic(self.device, self.world)
+        self.upload, self.arithmetic = Uploader(self.device), parts.arithmetic(self.device, self.world)
 
         # The data: what is used of it, and what is in it.
-        listed, large, folder = training_folders(options, own)
+        listed, large, folder = parts.training_folders(options, own)
         val = own.val if own else Folder(options.data, "val", options.scale)
         val.sizes()                                                                 # finds faults before training starts
-        self.val = _first(val, options.limit)
+        self.val = parts.first(val, options.limit)
         self.unscored = len(val) - len(self.val)
         self.loader = Loader(folder, options.batch_size, options.crop, options.seed, options.flip, options.jitter,
                              options.void, drop_last=options.drop_last, workers=options.workers, share=self.world.share)
@@ -197,7 +165,7 @@ class Run:
         report.used(options, listed, large, folder, val, self.val)
         self.images = zlib.crc32("\n".join(folder.ids).encode())                   # which, in which order
         self.data = {name: part.digest for name, part in zip(("train", "val"), seen.parts)}
-        self.weight, self.loss = _class_weights(options, self.classes, seen.parts[0].pixels), own.loss if own else None
+        self.weight, self.loss = parts.class_weights(options, self.classes, seen.parts[0].pixels), own.loss if own else None
         if self.loss is not None and self.weight is not None:
             raise ValueError("class_weights are those of the cross-entropy; a loss of one's own has its own")
 
@@ -225,10 +193,11 @@ class Run:
 
         # What moves it.
         self.frozen = self.pretrained if options.lr_pretrained == 0 else set()
-        self.optimizer = _optimizer(self.net, self.pretrained, self.frozen, options)
+        self.optimizer = parts.optimizer(self.net, self.pretrained, self.frozen, options)
         if saved is not None:
             try:
-                self.optimizer.load_state_dict(_of_trained(saved.optimizer, self.optimizer) if self.frozen else saved.optimizer)
+                velocities = parts.of_trained(saved.optimizer, self.optimizer) if self.frozen else saved.optimizer
+                self.optimizer.load_state_dict(velocities)
             except ValueError as error:
                 raise CheckpointError(f"{self.path}: {error}") from error
         self.train_step = Step(self.net, self.optimizer, self.classes.void, options.reduction, self.loss, self.world,
@@ -286,7 +255,7 @@ class Run:
     def finish(self):
         """Train to the end, evaluate after the epochs that --val-every wants, write everything. Returns the metrics."""
         state, options = self.state, self.options
-        with _Signals() as signals, self._progress() as bar:
+        with Signals() as signals, self._progress() as bar:
             if state.step == 0:
                 self.save(self.path)                # finds a full disk or a read-only folder before hours of training
                 self.world.on_first(lambda: (self.out / "best.npz").unlink(missing_ok=True))        # of a run before this one
@@ -340,7 +309,7 @@ class Run:
         """The rest of the current epoch."""
         state, options, n = self.state, self.options, len(self.loader)
         self.net.train()
-        _freeze(self.net, self.frozen)
+        parts.freeze(self.net, self.frozen)
         bar.set_description(f"epoch {state.epoch + 1}/{options.epochs}", refresh=False)
         with contextlib.closing(self.loader.epoch(state.epoch, state.batch)) as batches:
             clock = idle = time.perf_counter()
@@ -464,60 +433,3 @@ class Run:
                 raise TrainingError(f"{name} holds numbers that are not finite after step {self.state.step}; {self._advice()}")
         checkpoints.save(path, Checkpoint(self.classes, model, self.optimizer.state_dict(), self.options, self.state,
                                           sorted(self.pretrained), self.images, self.data, self.arithmetic, self.own))
-
-
-# ---- what a run is assembled of ----
-
-def arithmetic(device, world):
-    """What the last bits of a run depend on, beside its options: {name: words}."""
-    found = {"numpy": np.__version__, "path": "readable" if dispatch.readable() else "fast", "device": device,
-             "processes": str(world.size)}
-    if device == "gpu":
-        return found | {"cupy": backend.cupy.__version__}
-    return found | {"threads and BLAS": "; ".join(note() for note in dispatch.NOTES)}
-
-
-def _class_weights(options, classes, pixels):
-    """(K,) float32, or None. pixels: (K + 1,), how many of each class, and of void, are trained on. Raises ValueError."""
-    K, weights = len(classes.names), options.class_weights
-    if weights is None:
-        return None
-    if weights == "balanced":
-        counts = pixels[:K] + (np.arange(K) == 0) * (pixels[K] if options.void == "background" else 0)      # (K,)
-        there = counts > 0
-        weights = np.divide(counts.sum(), there.sum() * counts, out=np.ones(K), where=there)
-    elif len(weights) != K:
-        raise ValueError(f"{len(weights)} numbers in --class-weights for {K} classes ({', '.join(classes.names)})")
-    if not any(weights):
-        raise ValueError("--class-weights are all 0: there is nothing to learn")
-    return np.asarray(weights, np.float32)
-
-
-def _optimizer(net, pretrained, frozen, options):
-    """SGD with the pretrained parameters (a set of names) in a group of their own, at --lr-pretrained times the rate.
-
-    Those in `frozen` are no parameters any more: no gradient is computed for them.
-    """
-    named = list(net.named_parameters())
-    for name, p in named:
-        p.requires_grad = name not in frozen
-    new = [p for name, p in named if name not in pretrained]
-    old = [p for name, p in named if name in pretrained - frozen]
-    if frozen and not new:
-        raise ValueError("--lr-pretrained 0 freezes what --pretrained loaded, and that is the whole network")
-    groups = [{"params": new}] + [{"params": old, "lr": options.lr * options.lr_pretrained}] * bool(old)
-    return SGD(groups, options.lr, options.momentum, options.weight_decay)
-
-
-def _freeze(net, frozen):
-    """Put the batch norms whose statistics are in `frozen` (a set of names) in eval mode: they use them and do not change."""
-    kept = {id(array) for name, array in net.named_buffers() if name in frozen}
-    for module in net.modules():
-        if any(id(value) in kept for value in vars(module).values()):
-            module.eval()
-
-
-def _of_trained(velocities, optimizer):
-    """The velocities of the parameters that are trained: older checkpoints have those of frozen ones, too, behind them."""
-    count = len(optimizer.state_dict())
-    return {name: array for name, array in velocities.items() if not name.isdigit() or int(name) < count}

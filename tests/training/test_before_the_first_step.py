@@ -15,7 +15,7 @@ from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
 from minifcn.functional.step import normalize
 from minifcn.inference import whole
-from minifcn.training import checkpoint, fit, run
+from minifcn.training import checkpoint, fit, parts, run
 from minifcn.training.optim import SGD
 from minifcn.training.options import Options
 from minifcn.training.run import train
@@ -108,16 +108,16 @@ def test_balanced_weights():
     """Inverse to the shares, of mean 1 over the pixels; a class that does not occur weighs 1; void may be background."""
     classes = Classes(("a", "b", "c"), np.zeros((3, 3), np.uint8) + np.arange(3, dtype=np.uint8)[:, None])
     pixels = np.array([80, 20, 0, 100])
-    weights = run._class_weights(Options("d", class_weights="balanced"), classes, pixels)
+    weights = parts.class_weights(Options("d", class_weights="balanced"), classes, pixels)
     np.testing.assert_allclose(weights, [100 / 2 / 80, 100 / 2 / 20, 1])
     assert weights.dtype == np.float32
-    weights = run._class_weights(Options("d", class_weights="balanced", void="background"), classes, pixels)
+    weights = parts.class_weights(Options("d", class_weights="balanced", void="background"), classes, pixels)
     np.testing.assert_allclose(weights, [200 / 2 / 180, 200 / 2 / 20, 1], rtol=1e-6)
-    assert run._class_weights(Options("d"), classes, pixels) is None
+    assert parts.class_weights(Options("d"), classes, pixels) is None
     with pytest.raises(ValueError, match=r"2 numbers in --class-weights for 3 classes \(a, b, c\)"):
-        run._class_weights(Options("d", class_weights=(1, 2)), classes, pixels)
+        parts.class_weights(Options("d", class_weights=(1, 2)), classes, pixels)
     with pytest.raises(ValueError, match="are all 0"):
-        run._class_weights(Options("d", class_weights=(0, 0, 0)), classes, pixels)
+        parts.class_weights(Options("d", class_weights=(0, 0, 0)), classes, pixels)
 
 
 def test_weights_reach_the_loss(data, tmp_path):

@@ -1,0 +1,27 @@
+"""Ctrl-C and its kin are noted, not obeyed at once: a run ends after a whole step.
+
+Read after parts.py; read next run.py.
+"""
+
+import signal
+import threading
+
+
+class Signals:
+    """Inside this context the first SIGINT, SIGTERM or SIGUSR1 is only noted in `number`; a second one acts as before."""
+
+    NOTED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]   # Windows: two
+
+    def __enter__(self):
+        self.number, self.before = None, {}
+        if threading.current_thread() is threading.main_thread():                   # Python allows it nowhere else
+            self.before = {number: signal.signal(number, self._note) for number in self.NOTED}
+        return self
+
+    def _note(self, number, frame):
+        self.number = number
+        self.__exit__()
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
