@@ -11,7 +11,7 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
-from minifcn import check
+from minifcn import __version__, check
 from minifcn.convert import convert
 from minifcn.core import backend
 from minifcn.data.survey import check_folder
@@ -346,6 +346,7 @@ COMMANDS = {
 def _parser():
     parser = _Parser("minifcn", description="Fully convolutional networks from scratch.", epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"minifcn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (run, arguments, text, description) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=description)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import minifcn
 from minifcn.__main__ import main
 from minifcn.core.backend import has_gpu
 from minifcn.data.masks import read_labels
@@ -139,6 +140,12 @@ def test_check(data, tmp_path, capsys):
     assert "no problems" in capsys.readouterr().out
     assert main(["check", "--data", str(tmp_path)]) == 1
     assert "no folder JPEGImages" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"minifcn {minifcn.__version__}\n"
 
 
 def test_help_names_every_option(capsys):

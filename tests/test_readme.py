@@ -5,6 +5,8 @@ import io
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -30,9 +32,18 @@ def test_where_is():
             assert word.rsplit(".")[-1] in text, (word, files)
 
 
-def test_links():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+BESIDE = ["README", "CHANGELOG", "CONTRIBUTING", "demos/README", "benchmarks/README", "tests/FAULTS"]
+PAGES = [*(ROOT / f"{name}.md" for name in BESIDE), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "path").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_it_stays_short():
+    assert len(README.splitlines()) < 150
 
 
 def test_one_version():

@@ -224,7 +224,7 @@ def build(options, num_classes):
 
 def _check_width(checkpoint):
     """Compare the width with the largest array, before a net is built that takes far more memory than the file."""
-    name, width = "trunk.layer4.1.conv2.weight", checkpoint.options.width
+    name, width = "trunk.layer4.0.conv2.weight", checkpoint.options.width
     if name not in checkpoint.model:
         raise ValueError(f"{name} is missing")
     shape = checkpoint.model[name].shape

@@ -168,6 +168,13 @@ def test_sequential_is_a_sequence():
 
 # ---- small layers of other networks ----
 
+def test_every_layer_has_a_row_above_or_a_test_below():
+    """A layer that was added and not tested."""
+    kinds = {name for name in nn.__all__ if isinstance(getattr(nn, name), type) and issubclass(getattr(nn, name), nn.Module)}
+    tested = {"LeakyReLU", "Sigmoid", "Identity", "Upsample", "CrossEntropyLoss", "Dropout"}
+    assert {name for name, *_ in LAYERS} | tested == kinds - {"Module", "ModuleList", "Sequential"}
+
+
 def test_small_layers_equal_torchs():
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)

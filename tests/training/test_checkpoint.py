@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from minifcn import models, nn
 from minifcn.data.classes import VOC, Classes
+from minifcn.models.resnet import TRUNKS, ResNetTrunk
 from minifcn.training import checkpoint as module
 from minifcn.training.checkpoint import ROW, Checkpoint, CheckpointError, State, load, load_model, save
 from minifcn.training.options import Options
@@ -278,14 +280,17 @@ def test_folder_that_is_a_file(tmp_path):
         save(tmp_path / "f" / "c.npz", example())
 
 
-def fcn_checkpoint(**changes):
+def fcn_checkpoint(backbone="resnet18", **changes):
     nn.init.seed(3)
-    net = models.fcn32s(num_classes=21, backbone="resnet18", width=2)
-    return net, Checkpoint(VOC, net.state_dict(), {}, Options("d", width=2), State())._replace(**changes)
+    net = models.fcn32s(num_classes=21, backbone=backbone, width=2)
+    return net, Checkpoint(VOC, net.state_dict(), {}, Options("d", width=2, backbone=backbone), State())._replace(**changes)
 
 
-def test_load_model_rebuilds_the_net(tmp_path):
-    net, checkpoint = fcn_checkpoint()
+@pytest.mark.parametrize("backbone", [*TRUNKS, "resnet10"])
+def test_load_model_rebuilds_the_net(tmp_path, monkeypatch, backbone):
+    """Of every trunk, and of a new one with one block a stage."""
+    monkeypatch.setitem(TRUNKS, "resnet10", partial(ResNetTrunk, depths=(1, 1, 1, 1)))
+    net, checkpoint = fcn_checkpoint(backbone)
     save(tmp_path / "c.npz", checkpoint)
     nn.init.seed(4)                                                        # the weights come from the file alone
     again, read = load_model(tmp_path / "c.npz")
@@ -294,7 +299,7 @@ def test_load_model_rebuilds_the_net(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"options": Options("d", width=3)}, r"trunk\.layer4\.1\.conv2\.weight is \(16, 16, 3, 3\).* width 3"),
+    ({"options": Options("d", width=3)}, r"trunk\.layer4\.0\.conv2\.weight is \(16, 16, 3, 3\).* width 3"),
     ({"options": Options("d", width=2**16)}, "width 65536"),               # 12 TB
     ({"options": Options("d", width=2, model="fcn8s")}, "skips"),
     ({"classes": CLASSES}, r"final_conv\.weight"),

@@ -23,8 +23,7 @@ README_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights" / "resnet18-im
 def trunk_state(backbone="resnet18"):
     """What torchvision's file of such a network holds, but for the width."""
     nn.init.seed(11)
-    make = models.resnet18 if backbone == "resnet18" else models.resnet18_v2
-    state = make(num_classes=5, width=2).state_dict()
+    state = getattr(models, backbone)(num_classes=5, width=2).state_dict()
     rng = np.random.default_rng(0)
     return {name: abs(rng.standard_normal(array.shape)).astype(np.float32) for name, array in state.items()}
 
@@ -201,10 +200,14 @@ def test_arrays_of_another_trunk_are_refused_by_name(tmp_path, state, match):
     refused(tmp_path, state, match)
 
 
-def test_the_other_backbone(tmp_path, capsys):
-    loaded, net = read(tmp_path, trunk_state("resnet18_v2"), fcn(backbone="resnet18_v2"))
-    check_loaded(net, trunk_state("resnet18_v2"))
+@pytest.mark.parametrize("backbone", ["resnet34", "resnet18_v2"])
+def test_the_other_backbones(tmp_path, capsys, backbone):
+    loaded, net = read(tmp_path, trunk_state(backbone), fcn(backbone=backbone))
+    check_loaded(net, trunk_state(backbone))
     assert not [name for name in net.state_dict() if name.startswith("trunk.") and name not in loaded]
+
+
+def test_the_file_of_another_backbone(tmp_path):
     refused(tmp_path, STATE, "of another network: layer2.0.downsample.0.weight", fcn(backbone="resnet18_v2"))
 
 

@@ -435,6 +435,10 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
 }
 
 
+def test_every_file_of_kernels_has_a_mutant():
+    assert {file for file, *_ in MUTANTS.values()} == {path.stem for path in launch.KERNELS.glob("*.cu")}
+
+
 # Each has to be compiled: one in five on an ordinary day, all of them with HYPOTHESIS_PROFILE=ci.
 CHOSEN = list(MUTANTS) if settings.default.max_examples > 25 else list(MUTANTS)[::5]
 
