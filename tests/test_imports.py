@@ -29,7 +29,7 @@ BELOW = {
     "export": {"core", "functional", "nn", "models", "files", "__init__"},
     "photos": {"data", "files", "inference", "plotting"},
     "__main__": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting", "training", "grade", "check",
-                 "convert", "export", "photos"},
+                 "convert", "export", "photos", "__init__"},
     "book": {"core", "functional", "nn", "models", "files", "data", "training"},
     "fast": {"core", "functional", "nn"},
     "__init__": {"core", "functional", "nn", "models", "files", "data", "inference", "plotting", "training", "fast"},
