@@ -120,7 +120,7 @@ def test_skips_add_the_finer_maps():
 
 
 def test_unknown_backbone():
-    with pytest.raises(ValueError, match="backbone must be one of 'resnet18', .*'resnet18_v2', not 'vgg'"):
+    with pytest.raises(ValueError, match="backbone must be one of .*'resnet18', 'resnet34', .*, not 'vgg'"):
         models.fcn32s(21, "vgg")
 
 

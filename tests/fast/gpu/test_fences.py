@@ -7,6 +7,7 @@ neighbour's numbers. The tests run in a process of their own, since here a fault
 import ctypes
 import faulthandler
 import os
+from pathlib import Path
 
 import conftest
 import numpy as np
@@ -35,6 +36,11 @@ CALLS = {
     "descent": [(descents.test_descend.hypothesis.inner_test, (301, True, 1e-4, 0)),
                 (descents.test_pictures_are_normalised_to_the_same_bits, ())],
 }
+
+
+def test_every_file_of_kernel_tests_is_called():
+    called = {test.__module__ for calls in CALLS.values() for test, _ in calls}
+    assert called == {path.stem for path in Path(__file__).parent.glob("test_*_kernels.py")}
 
 
 def fenced(shape, dtype, at_end):
