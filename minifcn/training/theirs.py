@@ -109,6 +109,10 @@ def _nll_grad(_, f):
     return twin
 
 
+def _descend(f):
+    return lambda w, g, v, lr, momentum, weight_decay, skip: f(w, g, v, lr, momentum, weight_decay)      # skip: for fp16 alone
+
+
 TWINS = (
     (("conv_transpose2d",), conv.correlate_grad_x, (stride_at_least_4,), _transposed),
     (("conv_transpose2d_grad_x",), conv.correlate, (stride_at_least_4,), _transposed_grad_x),
@@ -125,7 +129,7 @@ TWINS = (
     (("max_pool2d", "max_pool2d_grad"), pool.maximum_of_windows_grad, (), _maximum_grad),
     (("log_softmax", "cross_entropy_grad"), loss.softmax_nll, (), _nll),
     (("log_softmax", "cross_entropy_grad"), loss.softmax_nll_grad, (), _nll_grad),
-    (("sgd_step",), step.descend, (), lambda f: f),
+    (("sgd_step",), step.descend, (), _descend),
 )
 OURS = tuple(dict.fromkeys(definition for _, definition, _, _ in TWINS))
 

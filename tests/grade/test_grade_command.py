@@ -148,5 +148,6 @@ def test_as_a_pytest_module(tmp_path):
         "import minifcn.grade, mine\ntests = minifcn.grade.tests('relu', mine.relu)\n"
         "tests_too = minifcn.grade.tests('relu_grad', mine.relu_grad)\n")
     run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"], cwd=tmp_path,
-                         capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": ":".join(sys.path)})
+                         capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTEST_ADDOPTS": ""})
     assert "FAILED test_mine.py::tests_too[the kink]" in run.stdout and "tests[" not in run.stdout, run.stdout
