@@ -1,1 +1,3 @@
-"""What meets strangers' bytes and the disk. Reading order: weights, unpickle, download."""
+"""Reading files that others made, and writing files safely.
+
+Reading order: regular, atomic, outputs, zips, weights, unpickle, foreign, download."""

@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, and folders that one process at a time writes into; on Linux, macOS and Windows.
 
-A name with a suffix, .tmp or .lock, may be a link that a stranger has put there. Neither is followed, and nothing that was
-there before is emptied.
+At the names NAME.tmp and .lock somebody else may have put a link. The link is not followed, and no file that existed before is
+emptied.
 Read after regular.py; read next outputs.py.
 Source: the order write, fsync, rename, fsync of the folder: Pillai et al., OSDI 2014, "All file systems are not created equal".
 """
@@ -13,12 +13,12 @@ import stat
 import warnings
 from pathlib import Path
 
-# What a file system answers when it does not know a lock or an fsync of a folder: some network file systems, such as Lustre.
+# The errors of file systems that have no locks, or cannot fsync a folder: some network file systems, such as Lustre.
 UNKNOWN = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
-# What it answers when another process holds the lock: flock the first two, Windows the others.
+# The errors when another process holds the lock: the first two are flock's, the others are those of Windows.
 HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 WINDOWS = os.name == "nt"
-BINARY = getattr(os, "O_BINARY", 0)             # Windows alone has it, and would write \r\n for \n without it
+BINARY = getattr(os, "O_BINARY", 0)             # only Windows has it; without it Windows would write \r\n for \n
 
 
 class FolderInUse(ValueError):
@@ -27,17 +27,18 @@ class FolderInUse(ValueError):
 
 @contextlib.contextmanager
 def atomic(path):
-    """A binary file that takes its name only when it is complete and on disk: readers see the old file or the new one.
+    """A binary file that gets its name only when it is complete and on disk. Readers see the old file or the new one.
 
-    Killed at any moment, at most `<name>.tmp` is left over, which the next write replaces. An error removes it; an OSError
-    (disk full, read-only folder, ...) names `path`. What is there and no file, such as /dev/null, is not replaced; a link is.
+    If the process is killed, at most `<name>.tmp` is left; the next write replaces it. After an error it is removed, and an
+    OSError (disk full, read-only folder, ...) names `path`. A link at `path` is replaced by the file. Anything else that is
+    not a regular file, such as /dev/null, is an error.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         _check_replaceable(path)
         temporary.unlink(missing_ok=True)
-        # O_EXCL: a name that exists by now, be it a link, is not opened.
+        # O_EXCL: if the name exists again by now, even as a link, opening it is an error.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -48,7 +49,7 @@ def atomic(path):
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error        # a failed write() does not know its file
+            raise OSError(error.errno, error.strerror, str(path)) from error        # the error of a write() names no file
         raise
     _sync_folder(path.parent)
 
@@ -61,7 +62,7 @@ def _check_replaceable(path):
 
 
 def _sync_folder(folder):
-    """Bring the rename itself to the disk. Windows opens no folders, and does it by itself."""
+    """Make sure that the rename is on disk. On Windows a folder cannot be opened, and this is not needed."""
     if WINDOWS:
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -77,11 +78,11 @@ def _sync_folder(folder):
 
 @contextlib.contextmanager
 def locked(folder, doing):
-    """Make the folder and hold its lock, the file .lock in it. The lock ends with the process, however that ends.
+    """Make the folder and hold its lock, the file .lock in it. The lock ends with the process, even if the process is killed.
 
     doing: for the message, such as "training".
-    raises: FolderInUse when another process holds it; OSError when the folder or the file cannot be had.
-    Where the file system knows no locks, a warning names the folder, once, and the work goes on.
+    raises: FolderInUse when another process holds the lock; OSError when the folder or the file cannot be made or opened.
+    If the file system has no locks, one warning names the folder, and the work goes on.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -102,11 +103,11 @@ def locked(folder, doing):
     try:
         yield
     finally:
-        os.close(handle)                        # and with it the lock
+        os.close(handle)                        # this also releases the lock
 
 
 def _open_lock(path):
-    """A handle of the lock file, which is made if it is not there, and neither followed nor emptied if it is."""
+    """A handle of the lock file. The file is made if it is missing. A link is not followed, and a file is not emptied."""
     flags = os.O_RDWR | os.O_CREAT | BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         handle = os.open(path, flags, 0o666)
@@ -126,7 +127,7 @@ def _lock(handle):
         import fcntl
     except ImportError:                         # Windows
         import msvcrt
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)                      # the first byte, which need not exist
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)                      # locks the first byte, even of an empty file
     else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -1,11 +1,11 @@
-"""Downloads Pascal VOC 2012 and ResNet-18's ImageNet weights from where they live, and believes nothing that it gets.
+"""Downloads Pascal VOC 2012 and ResNet-18's ImageNet weights from their hosts, and checks everything that it gets.
 
-    FILE.part   grows from request to request: what a broken connection brought is kept, and the next one continues it;
-                a link in its place is not followed
+    FILE.part   what has arrived so far. If a connection breaks, the next request continues the file. A link with this name
+                is not followed
     FILE        appears when size and checksum are right
     VOCdevkit/VOC2012    appears when every file in it has been written (until then it is called VOC2012.part)
 
-Read after upload.py; read next training/optim.py. voc.py reads the folder, files/weights.py the weights.
+Read after foreign.py; read next data/classes.py. data/voc.py reads the folder, weights.py reads the weights.
 Sources: torchvision/datasets/voc.py and torchvision/models/resnet.py (addresses and checksums); d2l.ai (the mirror);
 RFC 9110, section 14 (range requests).
 """
@@ -24,9 +24,9 @@ from typing import NamedTuple
 from minifcn.files.atomic import FolderInUse, locked
 from minifcn.files.regular import open_regular, printable, read_regular
 
-ATTEMPTS = 20               # requests to one host; each but the last has brought something new
+ATTEMPTS = 20               # most requests to one host; a request that brings nothing new is the last one
 BLOCK = 2**18               # bytes read at once
-LEAST_RATE = 1024           # bytes a second, over the time that `timeout` says; a host that sends less is given up
+LEAST_RATE = 1024           # bytes a second, as a mean over `timeout` seconds; a connection that brings less is closed
 SLOW = f"sends less than {LEAST_RATE:,} bytes a second"
 LONGEST_LIST = 2**20        # bytes of a list of images in the archive; VOC's have 35,000
 
@@ -36,16 +36,16 @@ PART_FLAGS = (os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW",
 
 
 class DownloadError(RuntimeError):
-    """A file could not be had, or is not what it should be; the message says what to do by hand."""
+    """A file could not be downloaded, or is not the right one; the message says what to do by hand."""
 
 
 class Source(NamedTuple):
-    """A file, what it must be, and where it is."""
+    """A file: its name, its size and checksum, and its addresses."""
     file: str
     size: int               # bytes
     algorithm: str          # a name that hashlib knows
-    digest: str             # hexadecimal digits with which its checksum begins
-    urls: tuple             # asked in this order
+    digest: str             # the first hexadecimal digits of its checksum
+    urls: tuple             # tried in this order
 
 
 SOURCES = {
@@ -58,7 +58,7 @@ SOURCES = {
 
 
 def download(name, to, everything=False, timeout=30.0):
-    """Get a data set or weights, once: what is already there is not fetched again.
+    """Get a data set or weights. What is there already is not downloaded again.
 
     name: "voc2012" (2.0 GB) or "resnet18" (47 MB).
     to: folder, made if needed. A file put there by hand is checked and used.
@@ -81,7 +81,7 @@ def download(name, to, everything=False, timeout=30.0):
             return extract_voc(file, to, everything) if name == "voc2012" else file
     except FolderInUse as error:
         raise DownloadError(str(error)) from None
-    except OSError as error:                                    # of the disk: those of the network do not come this far
+    except OSError as error:                                    # an error of the disk; those of the network end in `fetch`
         raise DownloadError(f"{to}: {error}") from error
 
 
@@ -124,7 +124,7 @@ def mismatch(path, source):
 
 
 def _size(part):
-    """Bytes of a .part file, 0 where there is none. Raises OSError for a link: what it leads to is not ours to write."""
+    """Bytes of a .part file, 0 if there is none. Raises OSError for a link: another file would be written."""
     try:
         status = os.lstat(part)
     except FileNotFoundError:
@@ -135,7 +135,7 @@ def _size(part):
 
 
 def _fetch_from(url, part, source, timeout):
-    """Ask one host for as long as it brings something new. Returns None once `part` is right, else what is wrong."""
+    """Send requests to one host as long as each brings something new. Returns None if `part` is right, else what is wrong."""
     problem, restarted = None, False
     for _ in range(ATTEMPTS):
         before = _size(part)
@@ -147,7 +147,7 @@ def _fetch_from(url, part, source, timeout):
             part.unlink()
             if before == 0 or restarted:
                 return problem
-            restarted = True                # the wrong bytes may be older than this host's: once more from the start
+            restarted = True                # the first bytes may be from another host: once more from the start
         elif _size(part) == before or problem.endswith(SLOW):
             return problem
     return problem
@@ -162,7 +162,7 @@ def _request(url, part, source, timeout):
     with _Watch(timeout) as watch:
         try:
             response = watch.opener().open(request, timeout=timeout)
-        except (OSError, http.client.HTTPException, ValueError) as error:       # ValueError: led to an impossible address
+        except (OSError, http.client.HTTPException, ValueError) as error:       # ValueError: redirected to a wrong address
             return watch.problem or _printable(error)
         with (response, os.fdopen(os.open(part, PART_FLAGS, 0o666), "ab") as file,
               tqdm(desc=source.file, total=source.size, initial=have, unit="B", unit_scale=True, disable=None) as bar):
@@ -170,16 +170,16 @@ def _request(url, part, source, timeout):
 
 
 def _receive(response, file, bar, have, source, watch):
-    """The body of a response, behind the `have` bytes that are in the file. Returns None when all is there, else what broke."""
+    """Append the body of a response to the file, which has `have` bytes. Returns None if it is complete, else what broke."""
     ranged = response.status == 206
     if ranged and not (response.headers["Content-Range"] or "").startswith(f"bytes {have}-"):
         return f"answered with another range than bytes {have}-"
-    skip = 0 if ranged else have                                # a host that knows no ranges sends all from the start
+    skip = 0 if ranged else have                                # a host without range requests sends all from the start
     if response.length not in (None, source.size - have + skip):
         return f"announces {response.length:,} bytes instead of {source.size - have + skip:,}"
     while have < source.size:
         try:
-            block = response.read1(BLOCK)                       # what has arrived, so that nothing is lost in a stall
+            block = response.read1(BLOCK)                       # read1 returns what has arrived and does not wait for more
         except (OSError, http.client.HTTPException, ValueError) as error:
             return f"broke off after {have:,} bytes: {watch.problem or _printable(error)}"
         if not block:
@@ -194,10 +194,10 @@ def _receive(response, file, bar, have, source, watch):
 
 
 class _Watch:
-    """Shuts down the connections that its opener has made when they bring less than LEAST_RATE, headers included.
+    """Shuts down the connections of its opener when they bring less than LEAST_RATE.
 
-    A timeout of the socket alone is renewed by every byte: one byte in half a second, or "100 Continue" again and again, would
-    keep it waiting for ever.
+    The socket's own timeout is not enough: every byte starts it again. A host that sends one byte in half a second, or
+    "100 Continue" again and again, would keep it waiting for ever.
     """
 
     def __init__(self, seconds):
@@ -242,7 +242,7 @@ class _Watch:
                 self.problem = SLOW
                 for connection in self.sockets:
                     try:
-                        connection.shutdown(2)                  # both ways; what waits for a byte gets none
+                        connection.shutdown(2)                  # both directions; a waiting read then ends
                     except OSError:                             # closed already
                         pass
             before = self.received

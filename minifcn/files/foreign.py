@@ -1,6 +1,6 @@
-"""Says what a file is that holds no weights which are read here, and how to make one that does.
+"""For a file that weights.py cannot read: what kind of file it is, and how to make one that can be read.
 
-Read after unpickle.py; read next data/classes.py. Sources: the formats' first bytes, as the programs named here write them.
+Read after unpickle.py; read next download.py. Sources: the first bytes of files written by the programs named here.
 """
 
 import os
@@ -35,7 +35,7 @@ JOBLIB, PADDLE = b"joblib", b"StructuredToParameterName@@"
 
 
 def foreign(start, path):
-    """What a file is whose first bytes are those of no format that is read here. start: its first 512 bytes or fewer."""
+    """What kind of file it is, for a file of a format that is not read. start: its first 512 bytes or fewer."""
     if not start:
         return "neither a zip archive (.pth, .npz) nor a .safetensors file: it is empty"
     for signature, where, what, remedy in SIGNATURES:
@@ -68,7 +68,7 @@ def bare_pickle(start, path):
 
 
 def part(path):
-    """What a file is whose name says that it holds a part of the weights; None for any other name."""
+    """What kind of file it is, if its name says that it holds only a part of the weights; else None."""
     if str(path).endswith(".distcp") or os.path.exists(os.path.join(path, ".metadata")):
         return ("is (a part of) a distributed checkpoint, which is not read; join it: python -m "
                 "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth")
@@ -78,7 +78,7 @@ def part(path):
 
 
 def foreign_zip(names):
-    """What a zip archive with these entries is, if it is of a kind that is known and not read; else None."""
+    """What kind of zip archive has these entries, if it is a known kind that is not read; else None."""
     tails = {name.split("/", 1)[-1] for name in names}
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         return f"is a TorchScript archive, which is not read; convert it: net = torch.jit.load(FILE); {TORCH}"

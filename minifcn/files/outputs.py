@@ -1,4 +1,4 @@
-"""Before a command writes anything: do its outputs overwrite each other, or what it reads?
+"""A check before a command writes: do its outputs overwrite each other, or a file that it reads?
 
 Read after atomic.py; read next zips.py.
 """
@@ -11,10 +11,10 @@ CASELESS = sys.platform in ("darwin", "win32")          # a.png and A.png are on
 
 
 def check_outputs(outputs, inputs):
-    """Raise ValueError where two outputs are one file, or where an output is an input, under whatever name.
+    """Raise ValueError if two outputs are one file, or if an output is an input, even under different names.
 
-    outputs, inputs: paths of files; inputs may be many, and are looked at only where an output exists already.
-    An output that is a link is replaced, not followed (files/atomic.py), so that the file behind it is safe.
+    outputs, inputs: paths of files. The inputs, which may be many, are looked at only if an output exists already.
+    An output that is a link is replaced, not followed (files/atomic.py), so the file that it leads to is safe.
     """
     known = {}
     for path in map(Path, outputs):

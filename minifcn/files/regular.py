@@ -1,7 +1,7 @@
-"""Opens what strangers name: ordinary files only, of at most a stated size. A pipe, a device or a folder is an error at once.
-And prints what strangers wrote: `printable` leaves no character that moves a terminal's cursor.
+"""Opens files that others have named or made: regular files only, of at most a stated size. A pipe, a device or a folder is an
+error at once. `printable` makes text from such files safe to print: it escapes characters that move the cursor of a terminal.
 
-Without this, reading from a pipe that nobody writes to waits for ever, and reading /dev/zero ends when memory does.
+Without these checks, reading from a pipe without a writer would wait for ever, and reading /dev/zero would fill the memory.
 Read after models/fcn.py; read next atomic.py.
 """
 
@@ -13,10 +13,10 @@ import stat
 def open_regular(path, largest=None):
     """The file at `path`, opened for reading bytes.
 
-    largest: bytes; a larger file is refused, so that reading the whole of it takes a known memory. None: any size.
-    raises: OSError that names the path: no such file, not an ordinary file, too large.
+    largest: bytes; a larger file is an error, so reading the whole file takes at most this much memory. None: any size.
+    raises: OSError that names the path: no such file, not a regular file, too large.
     """
-    # O_NONBLOCK: opening a pipe must not wait for its writer; it changes nothing for ordinary files. Windows has none.
+    # O_NONBLOCK: opening a pipe must not wait for its writer. For regular files it changes nothing. Windows does not have it.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0))
     try:
         facts = os.fstat(handle)
@@ -33,14 +33,14 @@ def open_regular(path, largest=None):
 
 
 def printable(text, most=4000):
-    """A text as a terminal may show it: control characters as \\x1b, lines as they are, and not more than `most` characters."""
+    """A text that is safe to print: control characters as \\x1b, line ends unchanged, at most about `most` characters."""
     if len(text) > most:
         text = f"{text[:most * 3 // 4]} ... {len(text) - most:,} characters ... {text[-most // 4:]}"
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def read_regular(path, largest):
-    """The bytes of an ordinary file of at most `largest` bytes; raises what open_regular does."""
+    """The bytes of a regular file of at most `largest` bytes. Raises the errors of open_regular."""
     with open_regular(path, largest) as file:
         content = file.read(largest + 1)                    # it may grow while it is read
     if len(content) > largest:

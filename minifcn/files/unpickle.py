@@ -1,10 +1,10 @@
 """Reads the pickle inside a .pth file as data: dicts, lists, descriptions of tensors. Nothing is imported or run.
 
-A pickle is a program for a stack machine, whose operations GLOBAL and REDUCE import and call whatever the file names:
-loading a stranger's pickle is running a stranger's program. This machine knows the operations that a state dict takes,
-and its GLOBAL is a look at a table. What is not in the table (argparse.Namespace, a Counter, a learning-rate schedule)
-stays a Name: a mark that says what stood there. {"bias": tensor([1., 2.])} (see any pickle with
-`python -m pickletools data.pkl`):
+A pickle is a program for a stack machine. Its operations GLOBAL and REDUCE import and call anything that the file names, so
+whoever loads a pickle runs the program of whoever wrote it. The machine here knows only the operations that a state dict
+needs, and its GLOBAL looks the name up in a table. A name that is not in the table (argparse.Namespace, a Counter, a
+learning-rate schedule) becomes a Name, a mark that holds this name. An example, {"bias": tensor([1., 2.])}
+(`python -m pickletools data.pkl` shows any pickle in this way):
 
     operation                                                  the stack afterwards
     EMPTY_DICT   BINUNICODE bias                               {}  "bias"
@@ -32,11 +32,11 @@ MAX_COUNT = 2**59           # numbers in an array, so that bytes stay below 2^63
 
 STORAGES = {"DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "bfloat16",
             "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1",
-            "BoolStorage": "b1"}                    # NumPy's words, but for bfloat16, which it does not know
-DTYPES = {"uint16": "u2", "uint32": "u4", "uint64": "u8"}           # have no storage of their own name in torch
+            "BoolStorage": "b1"}                    # NumPy's names of dtypes, except bfloat16, which NumPy does not have
+DTYPES = {"uint16": "u2", "uint32": "u4", "uint64": "u8"}           # torch has no storage class named after these
 
-# What no sound file names and an attack does. Nothing is ever run here; but who got such a file should know. Getattr is
-# not among them: mmengine's checkpoints hold bound methods.
+# Modules that only an attack names. Nothing from the file is ever run here, but users should know that the file attacks.
+# Getattr is not listed, because checkpoints of mmengine hold bound methods.
 ATTACKS = {"os", "posix", "nt", "subprocess", "pty", "runpy"}
 ATTACKING_BUILTINS = {"eval", "exec", "execfile", "compile", "__import__", "open", "breakpoint", "input"}
 
@@ -46,7 +46,7 @@ class WeightsError(ValueError):
 
 
 class Name(NamedTuple):
-    """A Python name that the pickle asks for, never looked up; also the mark of whatever object is made by calling it."""
+    """A Python name in the pickle, which is never imported. It also stands for any object that calling it would make."""
     module: str
     name: str
 
@@ -62,21 +62,22 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What the pickle says of a tensor: element [i, j] is number offset + i * stride[0] + j * stride[1] of storage."""
+    """A tensor as the pickle describes it: element [i, j] is number offset + i * stride[0] + j * stride[1] of storage."""
     storage: Storage
     offset: int
     shape: tuple
     stride: tuple
-    negative: bool          # minus those numbers: torch negates lazily, as in x.conj().imag
+    negative: bool          # True: minus these numbers, since torch may negate later, as in x.conj().imag
 
 
 def unpickle(data, storages=None):
     """Build what a pickle describes, out of plain data, `Tensor` descriptions and `Name` marks only.
 
-    data: bytes, or a binary stream, which is left behind the pickle; protocols 1 to 5 (torch.save writes 2).
-    storages: dict that gets key -> Storage, or None for a storage of another type, of all that the pickle mentions.
+    data: bytes, or a binary stream, which is read up to the end of the pickle; protocols 1 to 5 (torch.save writes 2).
+    storages: None, or a dict; every storage in the pickle is added to it as key -> Storage (None for another type).
     returns: dict, list, tuple, str, bytes, int, float, bool, None, a Tensor, or a Name.
-    raises: WeightsError for any other operation, naming it, for a name that only an attack needs, and for a damaged pickle.
+    raises: WeightsError for any other operation (the message names it), for a name that only an attack needs, and for a
+        damaged pickle.
     cost: at most MAX_OPERATIONS operations, each about a microsecond and 100 bytes.
     """
     storages = {} if storages is None else storages
@@ -98,7 +99,7 @@ def unpickle(data, storages=None):
 
 
 def _perform(operation, argument, stack, outer, memo, storages):
-    """One operation; returns the stack. MARK opens a new one, and what closes it goes back to the one before."""
+    """Perform one operation; returns the stack. MARK starts a new stack; the operation that uses it returns to the old one."""
     match operation:
         case "PROTO" | "FRAME":
             pass
@@ -200,10 +201,10 @@ def _update(target, items):
 
 
 def _storage(reference, storages):
-    """("storage", torch.FloatStorage, "0", "cpu", 9408) -> Storage; the device where it lay does not matter.
+    """("storage", torch.FloatStorage, "0", "cpu", 9408) -> Storage. The device does not matter.
 
-    A type that is not in STORAGES (torch.ComplexFloatStorage) gives its Name, a mark. Before PyTorch 1.6 a sixth item
-    says which part of the storage is meant, and is None: only versions before 0.4 wrote such parts.
+    A type that is not in STORAGES (torch.ComplexFloatStorage) gives its Name. Before PyTorch 1.6 there is a sixth item for a
+    part of a storage. It is None, except in files from versions before 0.4.
     """
     match reference:
         case ("storage", Name(module, kind) as name, str(key), str(), int(count), *rest) if rest in ([], [None]):
@@ -219,7 +220,7 @@ def _storage(reference, storages):
 
 
 def _call(function, arguments):
-    """What the call would return. A state dict needs those of `torch._utils`; any other call gives the mark of its function."""
+    """The result of a call. A state dict needs the functions of `torch._utils`; any other call gives the function's Name."""
     if not isinstance(function, Name) or type(arguments) is not tuple:
         raise WeightsError("the pickle calls what is not a function")
     match str(function), arguments:
@@ -271,7 +272,7 @@ def _tensor(storage, offset, shape, stride, metadata=None, *more):
 
 
 def check_shape(what, shape):
-    """The shape as a tuple, if it is one that an array can have."""
+    """The shape as a tuple. Raises WeightsError if no array can have it."""
     if (type(shape) not in (tuple, list) or len(shape) > MAX_DIMS
             or not all(type(n) is int and 0 <= n < MAX_COUNT for n in shape)
             or math.prod(max(n, 1) for n in shape) >= MAX_COUNT):
@@ -280,5 +281,5 @@ def check_shape(what, shape):
 
 
 def show(text):
-    """Something from the file for a message: short and printable, whatever it is."""
+    """Anything from the file as a short, printable text for a message."""
     return ascii(str(text)[:80])

@@ -15,11 +15,11 @@
     .pth before PyTorch 1.6: five pickles (a magic number, a version, a system, {"conv1.weight": ...} as above, the keys
     of the storages), then for each key the count of its numbers in 8 bytes, and the numbers.
 
-A pickle is a program; unpickle.py reads it without running it. Tensors may share a storage (tied weights, slices); here
-each becomes an array of its own. What a file claims is compared with its size before memory is taken: no tensor reaches
-outside its storage, no storage is larger than its zip entry, the entries do not overlap, and all arrays together take at
-most EXPANSION times the file. What is no array of numbers (a text, an object, a float8) becomes an Opaque mark: it may
-stand beside the weights, and is an error for whoever needs it.
+A pickle is a program; unpickle.py reads it without running it. Tensors may share a storage (tied weights, slices); here each
+becomes a separate array. The sizes that a file states are checked before memory is allocated: no tensor reaches outside its
+storage, no storage is larger than its zip entry, the entries do not overlap, and all arrays together take at most EXPANSION
+times the size of the file. Whatever is not an array of numbers (a text, an object, a float8) becomes an Opaque mark. Such
+marks may stand beside the weights; a mark in place of a weight is an error.
 
 Read after zips.py; read next unpickle.py. The names in these files are those of models/resnet.py.
 Sources: torch/serialization.py; https://github.com/huggingface/safetensors (format); numpy.lib.format (.npy).
@@ -42,8 +42,8 @@ from minifcn.files.regular import open_regular
 from minifcn.files.unpickle import MAX_COUNT, Name, Tensor, WeightsError, check_shape, show, unpickle
 from minifcn.files.zips import Archive
 
-EXPANSION = 16              # arrays / file, in bytes: trained weights compress by about 1.1
-SMALL = 2**26               # bytes (64 MiB) that the arrays may take however small the file
+EXPANSION = 16              # largest size of the arrays / size of the file; trained weights compress by about 1.1
+SMALL = 2**26               # bytes (64 MiB) that the arrays may always take, even if the file is tiny
 MAX_HEADER = 2**22          # bytes of a pickle or a safetensors header: room for 25,000 tensors
 MAX_NPY_HEADER = 10_000     # bytes; NumPy's limit too
 MAX_NESTING = 8             # levels of dicts and lists in which a state dict is looked for
@@ -55,7 +55,7 @@ LEGACY = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x
 
 
 class Opaque(NamedTuple):
-    """Stands in a state dict for what is no array of numbers; `what` says what it is."""
+    """A mark in a state dict for something that is not an array of numbers; `what` says what it is."""
     what: str
 
 
@@ -72,7 +72,7 @@ def load_state(path):
         or save_safetensors. Of a checkpoint {"model": state_dict, "epoch": 3} the state dict is taken, and a warning
         names what was ignored.
     returns: dict name -> ndarray, writable, C order, native byte order; float64/32/16, signed or unsigned integers of 8 to
-        64 bits, or bool; bfloat16 becomes float32 (exact). What is no such array is left out, with a warning.
+        64 bits, or bool; bfloat16 becomes float32 (exact). Anything else is left out, with a warning.
     raises: WeightsError if the file breaks a rule or is of another kind, OSError if it cannot be opened.
     cost: file and arrays are in memory together for a moment.
 
@@ -94,7 +94,7 @@ def load_state(path):
 def read_state(path, wanted=lambda names: False):
     """As load_state, for callers that want to see what is beside the arrays.
 
-    wanted: function of the names in a state dict: is it the one that is looked for? Where it knows none, the topmost is taken.
+    wanted: function of the names in a state dict that says whether it is the right one. If none is, the topmost is taken.
     returns: Content.
     """
     if part(path):
@@ -120,7 +120,7 @@ def save_safetensors(path, state, metadata=None):
 
     state: dict name -> ndarray, of the dtypes that load_state returns.
     metadata: dict str -> str for the header, or None.
-    raises: WeightsError for what the format has no word for.
+    raises: WeightsError for a dtype that the format does not have.
 
     A checkpoint for PyTorch, whose net needs the same names (trunk.* is torchvision's resnet18, without fc):
     >>> net, checkpoint = load_model("runs/VOC2012/checkpoint.npz")
@@ -227,7 +227,7 @@ def _read_npy(raw, what):
 
 
 def _npy_kind(descr):
-    """'<f4' -> '<', 'f4'; what is not read, such as '|O', -> None, None."""
+    """'<f4' -> '<', 'f4'. A type that is not read, such as '|O', -> None, None."""
     try:
         dtype = np.dtype(descr if type(descr) is str and len(descr) < 20 else object)
     except (TypeError, ValueError, SyntaxError):
@@ -325,10 +325,10 @@ def _describe(value):
 
 
 def _find_state(tree, wanted, path):
-    """The dict of tensors in what the pickle built, and notes. One that is `wanted` counts at any depth; else the topmost."""
+    """(the dict of tensors that is meant, notes). tree: what the pickle describes. A `wanted` dict, else the topmost one."""
     candidates = list(_candidates(tree))                            # (keys that lead there, dict)
     chosen = [candidate for candidate in candidates if wanted(list(candidate[1]))]
-    if not chosen:                                                  # as load_state has it: those of the topmost level
+    if not chosen:                                                  # as load_state: the dicts of the topmost level
         chosen = [candidate for candidate in candidates if len(candidate[0]) == len(candidates[0][0])]
     if len(chosen) == 1:
         (keys, state), = chosen

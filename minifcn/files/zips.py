@@ -1,11 +1,11 @@
-"""Reads the entries of a stranger's zip archive: none inflates beyond the size that it declares, none overlaps another.
+"""Reads the entries of a zip archive, and checks that none inflates beyond its declared size and none overlaps another.
 
     [30 bytes, name, extra] [bytes of entry 0]   [30 bytes, name, extra] [bytes of entry 1]   ...   directory
                                                                         the directory says where each begins, its sizes
                                                                         before and after inflation, and its CRC-32
 
-Python's zipfile reads the directory. It does not read the entries, because it inflates whatever is there before it cuts
-the result to the declared size: 2 MB may take 1 GB. Read after outputs.py; read next weights.py.
+Python's zipfile is used for the directory only. For an entry it inflates all its bytes first and cuts the result to the
+declared size afterwards, so 2 MB may take 1 GB of memory. Read after outputs.py; read next weights.py.
 Source: PKWARE's APPNOTE.TXT, sections 4.3.7 (the 30 bytes) and 4.4.
 """
 
@@ -46,7 +46,7 @@ class Archive:
         return self.entries[name].file_size
 
     def seek(self, name):
-        """Go to the first byte of an entry. Raises WeightsError unless its name stands before it."""
+        """Go to the first byte of an entry. Raises WeightsError unless the header before it has the entry's name."""
         entry = self.entries.get(name)
         if entry is None:
             raise WeightsError(f"the zip archive has no entry {show(name)}")
@@ -59,7 +59,7 @@ class Archive:
         self.file.seek(int.from_bytes(header[28:30], "little"), 1)
 
     def read(self, name, limit):
-        """The bytes of an entry, of at most `limit`; its sum is checked."""
+        """The bytes of an entry, at most `limit`; its CRC-32 is checked."""
         self.seek(name)
         entry = self.entries[name]
         if entry.file_size > limit:
