@@ -2,10 +2,10 @@
 
     value in a mask (an index, or a colour)  ->  label: a class index 0..K-1, or the void index
 
-Without a map, a value is its own label: index 3 is class 3, and a colour is the class that wears it. The key "map" of
-classes.json says otherwise: index 0 is unlabelled, two colours are one class, one class of 21 is wanted (docs/masks.md).
+Without a map, index 3 in a mask is class 3, and a colour is the class that has this colour. The key "map" of classes.json can
+say something else: index 0 is unlabelled, two colours are one class, only one class of 21 is wanted (docs/masks.md).
 
-Read after files/foreign.py; read next masks.py.
+Read after files/download.py; read next masks.py.
 Sources: Everingham et al., The PASCAL Visual Object Classes Challenge 2012 (VOC2012) Development Kit, section 3 and its
 VOCcode/VOClabelcolormap.m; the names "potted plant" and "tv/monitor" are spelt as in Dive into Deep Learning, 14.9.
 """
@@ -31,10 +31,10 @@ class DataError(ValueError):
 def voc_palette(count=256):
     """The first `count` <= 256 colours of VOC: uint8 (count, 3).
 
-    Bit reversal: the bits of the index are dealt to r, g, b in turn, and the lowest go to the highest bits of a colour,
-    so that neighbouring indices get colours far apart:
+    The bits of the index go to r, g, b in turn, the lowest bit to the highest bit of a colour and so on. So neighbouring
+    indices have very different colours:
         colour[i, c] = sum_{k=0..2} bit(i, 3k + c) * 2^(7 - k),   c = 0, 1, 2 for r, g, b.
-    Example: i = 9 = 0b1001: bit 0 gives r 128, bit 3 gives r 64: (192, 0, 0), the chair.
+    Example: i = 9 = 0b1001, the chair. Bit 0 gives r 128 and bit 3 gives r 64, so the colour is (192, 0, 0).
     """
     i, c = np.arange(count)[:, None], np.arange(3)                                       # (count, 1), (3,)
     colours = sum((i >> (3 * k + c) & 1) << (7 - k) for k in range(3))                   # (count, 3)
@@ -83,7 +83,7 @@ class Classes:
                 and self.map == other.map and np.array_equal(self.palette, other.palette))
 
     def _parse_map(self):
-        """({index or (r, g, b): label}, label of all other values or -1, are the keys colours?)"""
+        """({index or (r, g, b): label}, label of all other values or -1, True if the keys are colours)"""
         labels = {name: k for k, name in enumerate(self.names)} | {None: self.void}
         parsed = {}
         for key, name in self.map.items():
@@ -105,12 +105,12 @@ class Classes:
 
     @property
     def by_colour(self):
-        """Whether the map's keys are colours: then even a palette mask is read by its colours, never by its indices."""
+        """True if the map's keys are colours. Then a palette mask too is read by its colours, never by its indices."""
         return self.map is not None and self._parsed_map[2]
 
     @cached_property
     def values(self):
-        """int16 (256,): the label that an index in a mask means, -1 where it means nothing."""
+        """int16 (256,): the label of each index in a mask; -1 for an index that means nothing."""
         table = np.full(256, -1, np.int16)                                               # (256,)
         if self.map is None or self.by_colour:
             table[:len(self.names)] = np.arange(len(self.names))
@@ -123,7 +123,7 @@ class Classes:
 
     @cached_property
     def colours(self):
-        """{(r, g, b): index in a mask}: what a colour stands for. A map by indices speaks of VOC's colours, by place."""
+        """{(r, g, b): the index in a mask that it stands for}. With a map of indices, colour i of VOC stands for index i."""
         if self.map is None:
             return {tuple(c): k for k, c in enumerate(self.palette.tolist())} | {tuple(VOID_COLOUR.tolist()): self.void}
         if self.by_colour:
@@ -132,7 +132,7 @@ class Classes:
 
     @cached_property
     def palette_256(self):
-        """uint8 (256, 3): the colours of a palette file of these classes; places without a class have VOC's."""
+        """uint8 (256, 3): the palette of a mask file of these classes. Indices without a class have VOC's colours."""
         palette = voc_palette()
         palette[:len(self.names)] = self.palette
         palette[self.void] = VOID_COLOUR
@@ -140,7 +140,7 @@ class Classes:
 
     @property
     def other_colours(self):
-        """The label of every colour that is not in `colours`, -1 where there is none."""
+        """The label of all colours that are not in `colours`; -1 if they have none."""
         return self._parsed_map[1] if self.by_colour else -1
 
     def content(self):
@@ -175,10 +175,10 @@ VOC = Classes(
 
 # -------------------------------------------------------------------------------------------------------- class lists
 def class_file(root):
-    """The file in the folder `root` that names its classes, None where there is none (they are VOC's then).
+    """The file in the folder `root` that names its classes; None if there is none (the classes are VOC's then).
 
     classes.json, or the list of another tool: labelmap.txt (Datumaro, CVAT), class_names.txt (labelme), classification.txt
-    (ISAT, which puts it beside the masks). Raises DataError for two lists, and for those that do not say what is in the masks.
+    (ISAT, which puts it beside the masks). Raises DataError for two lists, and for lists that do not fit the masks.
     """
     root = Path(root)
     own = root / "classes.json"
@@ -244,7 +244,7 @@ def _unique(pairs):
 
 
 def _of_labelmap(text):
-    """Lines label:r,g,b:parts:actions. A label with void's colour is void; with no colours at all, they are VOC's by place."""
+    """Lines label:r,g,b:parts:actions. A label with void's colour is void. Without any colours, class i has VOC's colour i."""
     names, colours = [], []
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
@@ -263,7 +263,7 @@ def _of_labelmap(text):
 
 
 def _of_lines(text):
-    """One name a line, in the order of the indices; the colours are VOC's by place."""
+    """One name in each line, in the order of the indices; class i has VOC's colour i."""
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     return Classes(names, voc_palette(256)[:len(names)])
 
@@ -290,8 +290,8 @@ def colour_to_index(image, classes):
     """The label map of a picture, inverse of index_to_colour (where the classes have no map).
 
     image: uint8 (H, W, 3). Returns uint8 (H, W). A colour outside the palette (an edge blurred by resizing, a mask
-    saved as JPEG) raises DataError naming colour and place: it is not silently background. Cost: one binary search
-    among the K + 1 colours for each pixel; a table of all 256^3 colours would take 17 MB.
+    saved as JPEG) raises DataError that names the colour and its place. Cost: one binary search among the K + 1 colours
+    for each pixel (a table of all 256^3 colours would take 17 MB).
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"colours wanted, uint8 (H, W, 3) with 0..255, got {image.dtype} {image.shape}")
@@ -334,6 +334,6 @@ def _wrong(labels, classes):
 
 
 def no_class(classes):
-    """How a message about a wrong index ends."""
+    """The end of a message about a wrong index."""
     K = len(classes.names)
     return f"is neither one of the {K} classes (0..{K - 1}) nor void ({classes.void})"

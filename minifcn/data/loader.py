@@ -23,7 +23,7 @@ PREFETCH = 2                        # batches decoded ahead of the one in use
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, H, W); labels: uint8 (N, H, W); ids: the N names, for messages; of a share, those of the whole."""
+    """images: uint8 (N, 3, H, W); labels: uint8 (N, H, W); ids: names, for messages; those of the whole batch for a share."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -39,12 +39,12 @@ class Loader:
     void: "ignore" keeps the void index in the labels, "background" makes it class 0, as the chapters do.
     shuffle: a new order every epoch. drop_last: leave out a last batch that is not full. workers: threads.
     cache_bytes: decoded images and masks are kept in memory up to this; the others are decoded again in every epoch.
-    share: function from a batch's number of images to the slice of them that is wanted, perhaps an empty one.
-    Raises DataError where an image is smaller than the crop, and for what Folder.sizes() finds.
+    share: function from the number of images in a batch to the slice of them that is wanted; the slice may be empty.
+    Raises DataError if an image is smaller than the crop, and the errors of Folder.sizes().
 
-    What comes out depends on the seed alone: every draw of the sample at a position of epoch e comes from
-    default_rng((seed, e, position)). So the number of workers changes nothing, and (e, start) is all that is needed to
-    go on in the middle of an epoch.
+    The batches depend only on the seed: all random numbers for a sample come from default_rng((seed, e, position)), with
+    its epoch e and its position in the epoch. So the number of workers changes nothing, and training can go on in the middle
+    of an epoch from (e, start).
     """
 
     def __init__(self, folder, batch_size, crop, seed=0, flip=True, jitter=(1.0, 1.0), void="ignore", shuffle=True,
@@ -77,8 +77,9 @@ class Loader:
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
     def __iter__(self):
-        """(x, labels) of the next epoch, which is another one for every loop: normalised float32 Tensors (N, 3, h, w) and
-        integer arrays (N, h, w), ready for `loss(net(x), labels)`. A loop over epoch(e) gives the pictures themselves."""
+        """Yield (x, labels): normalised float32 Tensors (N, 3, h, w) and integer arrays (N, h, w), for `loss(net(x), labels)`.
+
+        Every loop is a new epoch. A loop over epoch(e) gives the images as uint8."""
         self._epochs += 1
         for batch in self.epoch(self._epochs - 1):
             yield Tensor(normalize(batch.images)), integers(batch.labels)
@@ -86,8 +87,8 @@ class Loader:
     def epoch(self, e, start=0):
         """Iterate over the Batches of epoch e, from batch number `start` on.
 
-        At most PREFETCH + 1 batches are in memory. The threads end when the iterator is exhausted or closed, which
-        leaving a for loop in any way does. A worker's DataError is raised here, by the batch that it belongs to.
+        At most PREFETCH + 1 batches are in memory. The threads end when the iterator is exhausted or closed; leaving a for
+        loop closes it. A worker's DataError is raised here, when its batch is asked for.
         """
         order = self._order(e)
         groups = iter(np.split(order, range(self.batch_size, len(order), self.batch_size)))
@@ -120,7 +121,7 @@ class Loader:
         n = len(self.folder)
         if not self.shuffle:
             return np.arange(n)
-        return np.random.default_rng((self.seed, e, n)).permutation(n)   # no sample has position n: a stream of its own
+        return np.random.default_rng((self.seed, e, n)).permutation(n)   # positions are below n, so no sample uses this seed
 
     def _sample(self, e, position, i):
         rng = np.random.default_rng((self.seed, e, position))

@@ -1,7 +1,7 @@
 """Image files and mask files as uint8 arrays.
-Files come from strangers, so nothing in them is believed: each one gives the right array or one DataError that names
-the file and the rule it breaks. Tools that shrink or convert masks keep the picture and change the numbers in the file;
-`meaning` says which numbers were meant (docs/masks.md shows what each tool does).
+Files may be damaged or hostile. Each one gives the right array, or a DataError that names the file and the rule that it breaks.
+Some tools that shrink or convert masks keep the picture but change the numbers in the file. `meaning` finds out which labels
+were meant (docs/masks.md shows what each tool does).
 
 Read after classes.py; read next voc.py, which knows the folders.
 Sources: Portable Network Graphics (PNG) Specification, third edition, W3C 2025 (bit depths, palettes); EXIF 2.32, tag 274
@@ -23,11 +23,11 @@ LARGEST_FILE = 1 << 29                       # bytes of an image file: room for 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")     # decoders that a stranger's file may reach (EPS would run Ghostscript)
 IMAGE_MODES = ("RGB", "L", "P", "1", "LA", "PA", "RGBA", "CMYK", "YCbCr")      # at most 8 bits a channel
 END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}       # EOI marker; IEND chunk with its CRC
-ORIENTATION = 0x0112                         # the EXIF tag, and what turns the stored picture into the one that people see
+ORIENTATION = 0x0112                         # EXIF tag; its value says how to turn the stored picture before it is shown
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
          8: "ROTATE_90"}                     # members of Pillow's Image.Transpose
 VOC_PALETTE = voc_palette().tobytes()
-READINGS = {                                 # what is worth saying about the way a mask was read
+READINGS = {                                 # the texts of the warnings about the way in which a mask was read
     "colours": "a renumbered palette (a tool kept the colours and changed the indices): read by its colours",
     "greys": "a palette of greys: read by their grey values",
     "grey RGB": "grey colours in three equal channels: read by their grey values",
@@ -38,9 +38,9 @@ NEAR = 8                                     # levels by which a lossy tool may 
 # ---------------------------------------------------------------------------------------------------------- any image
 @contextmanager
 def opened(path, data=None, most=MAX_PIXELS):
-    """(open file, Pillow image of which only the header is read); all that goes wrong inside becomes one DataError.
+    """(open file, Pillow image of which only the header is read). Any error inside the context becomes one DataError.
 
-    data: the bytes of the file, where they have been read already. most: pixels; more are refused.
+    data: None, or the bytes of the file if they have been read already. most: pixels; a larger image is an error.
     """
     from PIL import Image
 
@@ -57,7 +57,7 @@ def opened(path, data=None, most=MAX_PIXELS):
         raise DataError(f"{path}: refused as a decompression bomb, the limit is {most} pixels: {error}") from None
     except Image.UnidentifiedImageError:
         raise DataError(f"{path}: not a readable image in one of the formats {', '.join(FORMATS)}") from None
-    except Exception as error:      # Pillow's decoders raise OSError, SyntaxError, struct.error, ...: nobody lists all
+    except Exception as error:      # Pillow's decoders raise OSError, SyntaxError, struct.error and many more
         raise DataError(f"{path}: broken image: {error}") from error
 
 
@@ -71,7 +71,7 @@ def _open(path, largest=LARGEST_FILE):
 
 
 def _unpacked(file, most):
-    """Image.open, whose own limit would warn of photographs that `minifcn predict` takes."""
+    """Image.open. Pillow's own limit is raised if `most` is larger, else Pillow would warn of large photographs."""
     from PIL import Image
 
     if most <= MAX_PIXELS:
@@ -97,8 +97,8 @@ def read_bytes(path):
 def read_image(path, exif=False, fit=None, data=None, most=MAX_PIXELS):
     """Any 8-bit image as uint8 (H, W, 3), RGB; grey is repeated, CMYK converted, alpha dropped.
 
-    exif: turn the picture as its EXIF orientation says (what a person sees). fit: None, or the (H, W) of a mask: turn only
-    where the turned picture has this size. data: the file's bytes, where they are at hand. most: pixels; more are refused.
+    exif: turn the picture as its EXIF orientation says (viewers show it so). fit: None, or the (H, W) of a mask: turn the
+    picture only if it then has this size. data: None, or the file's bytes. most: pixels; a larger image is an error.
     Raises DataError.
     """
     from PIL import Image
@@ -114,7 +114,7 @@ def read_image(path, exif=False, fit=None, data=None, most=MAX_PIXELS):
 
 
 def orientation(image):
-    """The EXIF orientation of an open image, 1..8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation of an open image, 1..8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:               # as many kinds as in `opened`; the picture itself may still be whole
@@ -128,15 +128,15 @@ def turned_size(image, turn):
 
 
 def header(path, mask, data=None):
-    """((H, W), EXIF orientation, (H, W) after turning) from the header alone; a mask does not turn.
+    """((H, W), EXIF orientation, (H, W) after turning) from the header alone; a mask is never turned.
 
-    A file that does not end as its format says is decoded: is it whole?
+    If the file does not end as its format says, it is decoded to see whether it is complete.
     """
     with opened(path, data) as (file, image):
         if mask:
             _check_mask(image, file)
         if not _ends_well(file, image.format):
-            image.load()                                             # raises; bytes behind a whole image are harmless
+            image.load()                                             # raises if data is missing; extra bytes do no harm
         turn = 1 if mask or not _may_turn(file, image) else orientation(image)
         return (image.height, image.width), turn, turned_size(image, turn)
 
@@ -155,7 +155,7 @@ def _ends_well(file, kind):
 
 
 def _may_turn(file, image):
-    """Whether Pillow may find an orientation. A PNG may hold it behind its pixels: Pillow would decode them first."""
+    """Whether the file may hold an orientation. In a PNG it may stand after the pixels, and Pillow would decode them first."""
     if image.format != "PNG":
         return "exif" in image.info or "xmp" in image.info
     content = _bytes_at(file, 0, -1)
@@ -163,11 +163,11 @@ def _may_turn(file, image):
 
 
 def check_inside(path, data):
-    """Raise DataError for a JPEG that was cut and closed again, or of which a part was overwritten, by zeros say.
+    """Raise DataError for a JPEG from which a part was cut out, or in which a part was overwritten, for example by zeros.
 
-    libjpeg fills up what is missing and skips what is too much, without a word. But a sound picture is complete when the last
-    bytes of its file come, and not 128 bytes before. Found so: all cut ones, and 93 % of those with 4 KB of zeros inside.
-    Only for baseline JPEGs of one scan that end with their end mark; the others are decoded, no more.
+    libjpeg raises no error for missing or extra data. But a sound picture is complete with the last bytes of its file, and not
+    complete 128 bytes earlier. This finds all cut files, and 93 % of those with 4 KB of zeros inside. It is done only for
+    baseline JPEGs of one scan that end with their end mark; other files are only decoded.
     Cost: two more decodings at 1/8 of the size.
     """
     with opened(path, data) as (file, image):
@@ -199,9 +199,9 @@ def _completes(data):
 def read_labels(path, classes):
     """A mask as uint8 (H, W): class indices and classes.void.
 
-    Palette and grey files hold the indices (the colours of their palette are decoration), unless `meaning` finds that a tool
-    has renumbered them, which is said in a warning; RGB and RGBA files go through colour_to_index. classes.map, where there
-    is one, comes last. Raises DataError for an index or a colour that classes does not have, and for a JPEG.
+    Palette and grey files hold the indices; the colours of their palette do not matter. If `meaning` finds that a tool has
+    renumbered the indices, it corrects them, and a warning says so. RGB and RGBA files go through colour_to_index. A
+    classes.map is applied last. Raises DataError for an index or a colour that classes does not have, and for a JPEG.
     """
     labels, reading = decode_labels(path, classes)
     if reading:
@@ -253,18 +253,18 @@ def _decode_colours(image, classes):
 
 
 def meaning(present, palette, depth, classes):
-    """What the values that occur in a palette or grey mask mean: (labels, -1 where there is none; a key of READINGS or "").
+    """What the values that occur in a palette or grey mask mean: (labels, a key of READINGS or ""). -1: a value means nothing.
 
     present: the values, integers 0..255. palette: bytes r, g, b, r, g, b, ..., or None for grey. depth: bits of a value.
 
-    1. Every entry that occurs has the colour of a class or of void, and one stands at another index: the colours are meant.
-       A palette that is VOC's 256 by place is only decoration, whatever the colours of the classes are.
-    2. Every entry that occurs is a grey whose value is a class or void, and one differs from its place: the greys are meant.
-       Black and white alone say nothing.
-    3. Else the indices are meant. A map whose keys are colours always means the colours.
+    1. If every palette entry that occurs has the colour of a class or of void, and at least one of them stands at another
+       index than its class, the colours are meant. But if the whole palette is VOC's, the indices are meant.
+    2. If every entry that occurs is a grey whose value is a class or void, and at least one value differs from the index of
+       its entry, the greys are meant. Black and white alone are not enough for this.
+    3. Else the indices are meant. If the keys of classes.map are colours, the colours are always meant.
 
-    In a grey file without palette the values are meant; where they are no classes, but grey colours of classes, rule 1 holds.
-    Raises DataError where a lossy tool has moved the colours of the classes a little: their places then mean nothing.
+    In a grey file without palette the values are meant; if they are no classes but the grey colours of classes, rule 1 holds.
+    Raises DataError if a lossy tool has changed the colours of the classes a little: the indices are then unreliable too.
     """
     values, ambiguous = classes.values, len(classes.names) > 2 and classes.map is None
     entries = [(v, v, v) if palette is None else tuple(palette[3 * v:3 * v + 3]) for v in present.tolist()]
@@ -292,7 +292,7 @@ def meaning(present, palette, depth, classes):
 
 
 def _nearly(entries, present, classes):
-    """Whether each palette entry that occurs is near to a known colour, each to another, and one stands at another index."""
+    """Whether each palette entry that occurs is near to a known colour, a different one each, and one has another index."""
     if not all(entries):
         return False
     known, indices = np.array(list(classes.colours)), np.array(list(classes.colours.values()))       # (colours, 3), (colours,)
@@ -313,7 +313,7 @@ def write_labels(path, labels, classes):
 
 
 def _check_mask(image, file):
-    """The bits of a sample of a mask that is open. Raises DataError for what cannot hold a mask."""
+    """The bits of one value in an open mask file. Raises DataError for a file that cannot be a mask."""
     if image.format in ("JPEG", "MPO") or image.format == "WEBP" and not _is_lossless(file):
         raise DataError(f"a mask stored as {image.format} has other classes along its edges, whatever the file is called: "
                         "make it again from its source, as PNG")
@@ -337,7 +337,7 @@ def _is_lossless(file):
 
 
 def _bytes_at(file, start, count):
-    """Bytes of an open file, whose position stays where it was: Pillow reads on from there."""
+    """Bytes of an open file. Its position is not changed, since Pillow goes on reading there."""
     here = file.tell()
     file.seek(start)
     content = file.read(count)

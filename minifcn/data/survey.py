@@ -1,9 +1,9 @@
-"""One pass over the masks and the bytes of a data set: what is in it, before hours are spent on it.
+"""One pass over a data set before training: it reads all masks and the bytes of all images, and reports what it finds.
 
     survey(train, val)  ->  shares of the classes, masks that a tool renumbered, images turned by EXIF, what shrinking removes,
                             pictures in both lists, and a digest of everything that a run depends on
 
-`train` makes it once over the images that it uses, `check --data` over all of them, and there it decodes the images as well.
+`train` does this once for the images that it uses. `check --data` does it for all images, and decodes them too.
 Read after voc.py; read next synthetic.py.
 """
 
@@ -56,7 +56,7 @@ class Survey:
         return list(pairs)
 
     def problems(self, void="ignore"):
-        """Why nothing can be learned from the first folder: a list of messages, empty where something can.
+        """A list of reasons why nothing can be learned from the first folder; empty if training makes sense.
 
         void: "background" counts void pixels as class 0, as training with --void background does.
         """
@@ -122,9 +122,9 @@ class Survey:
 def survey(*folders, decode=False, faults=None):
     """Read the masks and the bytes of all images of one or two Folders (train, and val): returns a Survey.
 
-    decode: decode the images, too, so that damage inside a picture is found. faults: None, or a list: files that cannot be
-    read are added to it, as texts, and left out; without it the first raises DataError.
-    Cost: about 2 ms for each of VOC's images on one core, 8 with decode; on all cores.
+    decode: decode the images too, to find damage inside a picture. faults: None, or a list: messages about files that cannot
+    be read are added to it, and the files are left out; with None the first such file raises DataError.
+    Cost: about 2 ms for each of VOC's images on one core, 8 with decode. It uses all cores.
     """
     from tqdm import tqdm
 
@@ -152,7 +152,7 @@ def survey(*folders, decode=False, faults=None):
 
 
 def _read(folder, i, decode):
-    """What one image and its mask give: (a tuple for _add, []), or (None, complaints)."""
+    """Read one image and its mask: returns (a tuple for _add, []), or (None, complaints)."""
     from PIL import Image
 
     complaints = []
@@ -207,10 +207,10 @@ def _some(names):
 
 
 def check_folder(root, splits=("train", "val"), quick=False, report=None):
-    """All that is wrong with a VOC-layout folder, at once: a list of messages, empty where all is well.
+    """A list of messages about everything that is wrong in a VOC-layout folder; empty if nothing is.
 
-    Every image and mask of the splits is decoded, on all cores: about 8 ms for each pair of VOC's on one. quick: read the
-    lists and the classes only. report: None, or a list to which the lines of the Survey are added.
+    Every image and mask of the splits is decoded, on all cores (about 8 ms on one core for each pair of VOC's). quick: read
+    only the lists and the classes. report: None, or a list to which the lines of the Survey are added.
     """
     problems = []
     try:
@@ -225,6 +225,6 @@ def check_folder(root, splits=("train", "val"), quick=False, report=None):
     found = survey(*[folder for folder in folders if len(folder)], decode=True, faults=problems)
     if found.parts and report is not None:
         report += found.lines()
-    if len(folders[0]) and found.parts[0].pixels.any():              # else the faults say why
+    if len(folders[0]) and found.parts[0].pixels.any():              # if not, `faults` already says why
         problems += found.problems()
     return list(dict.fromkeys(problems))

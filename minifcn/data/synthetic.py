@@ -1,6 +1,6 @@
-"""A small data set of drawn shapes in VOC's own layout, so that everything runs offline and in minutes.
-Discs, squares, triangles and crosses lie on textured ground, up to three in an image, and hide parts of each other;
-each class has a favourite colour that it wears most of the time only, so a network has to look at shape as well.
+"""A small data set of drawn shapes in VOC's layout, so that everything runs offline and in minutes.
+Up to three discs, squares, triangles and crosses lie on a textured ground and hide parts of each other. Each class has a
+colour, but some of its objects have other colours, so a network has to look at the shape as well.
 
 Read after data/survey.py; read next data/loader.py.
 Sources: Inigo Quilez, "2D distance functions" (iquilezles.org), for drawing by signed distances; the void borders are
@@ -23,15 +23,15 @@ from minifcn.data.voc import Folder
 
 CLASSES = Classes(("background", "disc", "square", "triangle", "cross"),
                   np.array([(0, 0, 0), (214, 72, 64), (62, 124, 190), (240, 184, 66), (92, 168, 104)], np.uint8))
-VERSION = 1                         # raise it when the drawing changes: older folders are then written anew
+VERSION = 1                         # add 1 when the drawing changes, so that older folders are written again
 VOID_WIDTH = 2.5                    # pixels of void along the edge of an object
 OWN_NAMES = re.compile(r"(synthetic|classes)\.json|ImageSets/Segmentation/(train|val|trainval)\.txt|"
                        r"JPEGImages/(train|val)_\d{5,}\.jpg|SegmentationClass/(train|val)_\d{5,}\.png")
-OWN_COLOUR = 0.7                    # share of the objects that wear their class's colour; the others wear any class's
+OWN_COLOUR = 0.7                    # share of the objects with the colour of their class; the others have any class's colour
 
 
-# A shape is its signed distance d(x, y) in units of its radius, negative inside. Where lines meet, the largest of their
-# distances (an intersection of half-planes) stands for the exact one: only the band along the edge is used.
+# A shape is given by its signed distance d(x, y) in units of its radius, negative inside. Near a corner the largest of the
+# distances to the lines is not the exact distance, but only a narrow band along the edge is used.
 def _disc(x, y):
     return np.hypot(x, y) - 1
 
@@ -61,7 +61,7 @@ def draw_scene(rng, size):
     for _ in range(rng.integers(1, 4)):
         label = int(rng.integers(1, len(CLASSES.names)))
         radius, angle = min(size) * rng.uniform(0.22, 0.38), rng.uniform(0, 2 * np.pi)
-        # Of three places take the one farthest from the earlier objects: they overlap often but seldom vanish.
+        # Draw three places and take the one farthest from the earlier objects. Objects often overlap, but few are hidden.
         places = rng.uniform(0.15, 0.85, (3, 2)) * size                                  # (3, 2)
         gaps = np.hypot(*(places[:, None] - centres).T).min(axis=0, initial=np.inf)      # (3,)
         centre = places[gaps.argmax()]
@@ -92,7 +92,7 @@ def _ground(rng, size):
 
 
 def _surface(rng, size, label, edge, slope):
-    """What an object is made of: its colour, lit from above left, a little uneven, darker at the rim; (H, W, 3)."""
+    """The surface of an object, (H, W, 3): its colour, lit from above left, a little uneven, and darker at the rim."""
     worn = label if rng.random() < OWN_COLOUR else int(rng.integers(1, len(CLASSES.names)))
     colour = CLASSES.palette[worn] / 255 + rng.uniform(-0.1, 0.1, 3)                     # (3,)
     light = 1 - 0.14 * slope + 0.16 * (_noise(rng, size, (16, 24)) - 0.5)                # (H, W)
@@ -112,10 +112,10 @@ def write_synthetic(root, train=600, val=100, seed=0, size=(128, 192)):
     """Write the data set to the folder `root`, once; returns root as a Path.
 
     train, val: images in the splits, at least 1 each. size: their (height, width) in pixels. Image number i of a split
-    depends on seed, split and i alone. A finished folder of the same settings is used as it is; one of other settings,
-    or with files missing or cut short, is written anew. The files are written beside it and renamed when complete, so
-    a half-written folder never carries the name.
-    Raises DataError where root holds files that this function did not write.
+    depends only on seed, split and i. A complete folder of the same settings is used as it is. A folder of other settings,
+    or with files missing or cut short, is written again. The files are first written to another folder, which is renamed
+    when it is complete, so `root` is never half-written.
+    Raises DataError if root holds files that this function did not write.
     Cost: about 9 ms and 9 KB an image.
     """
     if train < 1 or val < 1:
@@ -137,7 +137,7 @@ def write_synthetic(root, train=600, val=100, seed=0, size=(128, 192)):
             os.rename(root, building / "old")
         os.rename(new, root)
     except OSError:
-        if not _is_finished(root, settings):                         # else another process was faster: its files serve
+        if not _is_finished(root, settings):                         # else another process has written it in the meantime
             raise
     finally:
         shutil.rmtree(building)
@@ -145,7 +145,7 @@ def write_synthetic(root, train=600, val=100, seed=0, size=(128, 192)):
 
 
 def _strangers(root):
-    """What lies in root, by its names, that _write_folder does not write."""
+    """The names in root that _write_folder does not write."""
     if not os.path.lexists(root):
         return []
     if not root.is_dir():
@@ -160,7 +160,7 @@ def _lists(settings):
 
 
 def _is_finished(root, settings):
-    """Whether root was written with these settings and is whole: lists, classes, headers and ends of all files."""
+    """Whether root was written with these settings and is complete. Reads the lists, classes, and all headers and file ends."""
     try:
         return (json.loads((root / "synthetic.json").read_text(encoding="utf-8")) == settings
                 and all(Folder(root, split).ids == names for split, names in _lists(settings).items())

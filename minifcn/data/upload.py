@@ -1,11 +1,12 @@
 """Batches on their way to the GPU: one copy each, made while the GPU still computes on the batch before.
 
     host       | pack k | queue step k | pack k+1 | queue step k+1 | ...        pack: into page-locked memory
-    copies     |        | copy k |     |          | copy k+1 |                  a stream of its own
-    compute    | ... step k-1 ...  |   step k     ...        |  step k+1 ...    waits for its copy, nothing else
+    copies     |        | copy k |     |          | copy k+1 |                  on a separate stream
+    compute    | ... step k-1 ...  |   step k     ...        |  step k+1 ...    waits only for its copy
 
-Ordinary memory cannot be copied in the background: the driver would first wait for everything queued before it.
-Read after data/loader.py; read next files/download.py. Source: CUDA C++ Best Practices Guide, "Asynchronous and
+The copy starts from page-locked memory. From ordinary memory it could not run in the background: the driver would wait for all
+work queued before it.
+Read after loader.py; read next training/optim.py. Source: CUDA C++ Best Practices Guide, "Asynchronous and
 Overlapping Transfers with Computation".
 """
 
@@ -19,8 +20,8 @@ SLOTS = 2                           # batches in flight: one being copied, one b
 class Uploader:
     """Calling it copies uint8 arrays to a device: `images, labels = uploader(batch.images, batch.labels)`.
 
-    device: "cpu", which hands the arrays back, or "gpu". One Uploader serves one loop: what it returned is overwritten by
-    the second call after it.
+    device: "gpu", or "cpu" (then the arrays are returned as they are). Use one Uploader for one loop: the arrays of a call
+    are overwritten by the second call after it.
     """
 
     def __init__(self, device):
@@ -28,20 +29,20 @@ class Uploader:
         self._slots, self._turn = None, 0
 
     def __call__(self, *arrays):
-        """The arrays on the device. Does not wait for the copy: work queued from now on does."""
+        """The arrays on the device. The call does not wait for the copy, but work that is queued after it does."""
         if self.device == "cpu":
             return arrays
         cuda = backend.cupy.cuda
         if self._slots is None:
             self._stream, self._slots = cuda.Stream(non_blocking=True), [_Slot() for _ in range(SLOTS)]
         compute = cuda.get_current_stream()
-        self._slots[self._turn].used.record(compute)                     # all that reads the last batch is queued by now
+        self._slots[self._turn].used.record(compute)                     # by now all work on the last batch is queued
         self._turn = (self._turn + 1) % SLOTS
         slot = self._slots[self._turn]
-        slot.copied.synchronize()                                        # its page-locked memory was read, long ago
+        slot.copied.synchronize()                                        # its page-locked memory may be written again
         size = sum(a.nbytes for a in arrays)
         slot.reserve(size, compute)
-        self._stream.wait_event(slot.used)                               # and its device memory too
+        self._stream.wait_event(slot.used)                               # and so may its device memory
         ends = np.cumsum([0] + [a.nbytes for a in arrays])
         for a, start, end in zip(arrays, ends, ends[1:]):
             slot.host[start:end] = a.reshape(-1)
@@ -61,5 +62,5 @@ class _Slot:
     def reserve(self, size, compute):
         if self.array.size < size:
             self.host = np.frombuffer(backend.cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
-            self.array = backend.cupy.empty(size, np.uint8)              # from the pool of `compute`, which may still
-            self.used.record(compute)                                    # be using these bytes for something else
+            self.array = backend.cupy.empty(size, np.uint8)              # the pool may give bytes that work queued on
+            self.used.record(compute)                                    # `compute` still uses: wait for that work

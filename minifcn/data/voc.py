@@ -23,7 +23,7 @@ from minifcn.data.masks import READINGS, decode_labels, header, read_image
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LARGEST_LIST = 1 << 26                       # bytes of a list: room for a million ids of 60 letters
-COMPLAINTS = 100                             # about one list; the rest is only counted
+COMPLAINTS = 100                             # most messages about one list; the rest is only counted
 
 
 def read_list(root, split):
@@ -39,7 +39,7 @@ def read_list(root, split):
         return [], [f"{path}: no such file (lists in that folder: {there})"]
     except DataError as error:
         return [], [f"{path}: {error}"]
-    ids, problems = {}, []                                           # a dict: in order, and nothing twice
+    ids, problems = {}, []                                           # a dict keeps the order and holds no id twice
     for number, line in enumerate(text.split("\n"), 1):              # any line ending has become this
         name = line.strip()
         if name in ids:
@@ -87,7 +87,7 @@ class Folder:
         self.classes = read_classes(root)
         self._sizes = None
         self._images = {}                                            # id -> names of its images, shared with subsets
-        self._said = set()                                           # readings of masks that were warned of, shared as well
+        self._said = set()                                           # readings of masks with a warning already; shared too
 
     def __len__(self):
         return len(self.ids)
@@ -96,7 +96,7 @@ class Folder:
         return f"Folder({str(self.root)!r}, {self.split!r}, scale={self.scale}): {len(self)} images"
 
     def image_path(self, i):
-        """The path of image i, ID.jpg where there is none. Raises DataError where two images have this id."""
+        """The path of image i; ID.jpg if the file is missing. Raises DataError if two images have this id."""
         if not self._images:
             listed = {}
             for entry in os.scandir(self.root / "JPEGImages"):
@@ -113,10 +113,10 @@ class Folder:
         return self.root / "SegmentationClass" / f"{self.ids[i]}.png"
 
     def sizes(self):
-        """[(H, W), ...] of all images after turning and scaling, from the headers alone: about 1 ms an image, once.
+        """[(H, W), ...] of all images after turning and scaling, from the headers alone. The first call takes 1 ms an image.
 
-        The cheap faults come out here, before a training starts: a missing or unreadable file, a file cut short, a mask
-        of another size than its image, a decompression bomb. Raises DataError for the first.
+        It finds the faults that headers show, before training starts: a missing or unreadable file, a file cut short, a mask
+        of another size than its image, a decompression bomb. Raises DataError for the first one.
         """
         if self._sizes is None:
             self._sizes = [scaled_size(self.stored_size(i)[0], self.scale) for i in range(len(self))]
@@ -144,7 +144,7 @@ class Folder:
     def read_whole(self, i):
         """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), in the size of the files. Raises DataError.
 
-        A mask that a tool has renumbered is read as it was meant; a warning says so, once for each kind.
+        If a tool has renumbered a mask, the labels that were meant are read; a warning says so, once for each kind.
         """
         labels, reading = decode_labels(self.mask_path(i), self.classes)                 # (H, W)
         if reading and reading not in self._said:
@@ -160,7 +160,7 @@ class Folder:
                             f"image {image_hw[0]} x {image_hw[1]}")
 
     def at_least(self, crop_hw):
-        """The Folder without the images that are lower or narrower than crop_hw = (h, w): the chapters' rule."""
+        """The Folder without the images that are smaller than crop_hw = (h, w) in height or width, as in the chapters."""
         h, w = crop_hw
         kept = [i for i, (H, W) in enumerate(self.sizes()) if H >= h and W >= w]
         if not kept:
@@ -169,7 +169,7 @@ class Folder:
         return self._subset(kept)
 
     def first(self, n):
-        """The Folder of the first n images (all, where there are fewer)."""
+        """The Folder of the first n images (of all images, if there are fewer)."""
         if n < 1:
             raise ValueError(f"Folder.first: at least 1 image wanted, got {n}")
         return self._subset(range(min(n, len(self))))
@@ -182,14 +182,14 @@ class Folder:
 
 
 def resized(image, hw):
-    """An image (H, W, 3) at another size: bilinear, with antialiasing where it shrinks."""
+    """An image (H, W, 3) in another size: bilinear, with antialiasing if it becomes smaller."""
     from PIL import Image
 
     return np.array(Image.fromarray(image).resize(hw[::-1], Image.Resampling.BILINEAR))
 
 
 def shrunk(labels, hw):
-    """Labels (H, W) at another size: of each new pixel's centre, the label."""
+    """Labels (H, W) in another size: each new pixel gets the label at its centre."""
     from PIL import Image
 
     return np.array(Image.fromarray(labels).resize(hw[::-1], Image.Resampling.NEAREST))
