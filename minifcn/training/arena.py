@@ -1,26 +1,26 @@
 """All parameters of a network in two flat arrays: one for their values, one for their gradients.
 
-    data    [ conv1.weight | bn1.weight | bn1.bias | ... ]        p.data is a view of its piece,
-    grad    [ conv1.weight | bn1.weight | bn1.bias | ... ]        p.grad too, once it has a gradient
+    data    [ conv1.weight | bn1.weight | bn1.bias | ... ]        p.data is a view of its part,
+    grad    [ conv1.weight | bn1.weight | bn1.bias | ... ]        and so is p.grad when p has a gradient
 
-One run over one long array then takes the place of sixty small steps, and what is sent to other processes lies in one piece.
-What is assigned to `p.data` or `p.grad` is copied into its place, so views stay views. Only another dtype, device or shape
-(`net.to("gpu")`) makes a parameter leave; an optimiser's next step then builds the arrays anew.
+An optimiser then changes one long array instead of sixty small ones, and the gradients for other processes lie side by side.
+An array that is assigned to `p.data` or `p.grad` is copied into its place, so views stay views. An array of another dtype or
+device (`net.to("gpu")`) does not fit: the parameter leaves the arena, and the next step of the optimiser makes new arrays.
 
 Read after optim.py; read next parallel.py. Source: torch.nn.parallel.DistributedDataParallel(gradient_as_bucket_view=True).
 """
 
 from minifcn.core.backend import array_module
 
-ALIGN = 64                  # numbers: each piece begins at a multiple, as kernels that read 16 or 128 bytes at once want it
+ALIGN = 64                  # each part begins at a multiple of so many numbers, since kernels read 16 or 128 bytes at once
 
 
 class Arena:
     """Moves parameters into two flat arrays.
 
-    params: Tensors of one dtype on one device, each once; a later Arena of the same Tensors takes them over.
-    Attributes: `data`, `grad` the flat arrays; gaps between the pieces hold 0. `span(p)` says where a parameter lies.
-    Raises ValueError where dtypes or devices differ. Cost: the gradients' array stays for as long as the Arena.
+    params: Tensors of one dtype on one device, each once. A later Arena of the same Tensors takes them from this one.
+    Attributes: `data`, `grad` the flat arrays; gaps between the parts hold 0. `span(p)` says where a parameter lies.
+    Raises ValueError if dtypes or devices differ. Cost: the array of gradients stays in memory as long as the Arena.
 
     >>> a, b = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0], requires_grad=True)
     >>> arena = Arena([a, b])
@@ -37,14 +37,14 @@ class Arena:
         """Has a parameter left the flat arrays? Then `build()` makes new ones."""
         left = any(p.home is not home for p, home in zip(self.params, self._homes))
         shared = array_module(self.data).may_share_memory(self.params[0].data, self.data)
-        return left or not shared                                        # a deep copy's views are arrays of their own
+        return left or not shared                                        # in a deep copy the views are separate arrays
 
     def span(self, p):
         """The slice of the flat arrays that belongs to a parameter."""
         return self._spans[p]
 
     def zeros(self):
-        """One more array like the flat ones, of zeros: an optimiser's memory. `piece(array, p)` finds a parameter in it."""
+        """One more flat array, of zeros, such as an optimiser's velocities. `piece(array, p)` is the part of a parameter."""
         return array_module(self.data).zeros_like(self.data)
 
     def piece(self, flat, p):

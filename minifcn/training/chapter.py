@@ -1,11 +1,12 @@
 """The chapters' recipes and their log lines: what `minifcn train --chapter pytorch | mxnet` adds to a training run.
 
-The chapters train and score void as background, score one random crop of each test image, drop the last batch of both
-sets, and time the steps alone. That makes numbers that can be compared with theirs; evaluate() has the honest ones: void
-left out, every pixel of every image. Not repeated here: batch norm over each of two GPUs' 16 images, and PyTorch's default
-for the 1x1 convolution, which starts as Xavier's in both recipes, as the text says and the MXNet code does.
+The chapters count void as background in training and in scores, score one random crop of each test image, drop the last batch
+of both sets, and time only the steps. With the same rules here, the numbers can be compared. evaluate() gives better scores:
+void is left out, and every pixel of every image counts. Two things differ from the chapters: batch norm takes all 32 images,
+not 16 on each of two GPUs; and the 1x1 convolution starts with Xavier's values in both recipes (the chapters' text and MXNet
+code say so; the PyTorch code takes the default).
 
-Read after run.py; read next minifcn/inference.py.
+Read after fit.py; read next theirs.py.
 Sources: d2l.ai, "Fully Convolutional Networks" and d2l/torch.py (train_ch13, load_data_voc); its MXNet edition.
 """
 
@@ -22,7 +23,7 @@ from minifcn.training.parts import training_folders
 # The crop, 320 x 480, is Options' default.
 COMMON = {"batch_size": 32, "epochs": 5, "momentum": 0.0, "weight_decay": 1e-3, "schedule": "constant", "lr_pretrained": 1.0,
           "void": "background", "flip": False, "drop_last": True}
-# The two learning rates belong to two losses: on the mean over the batch, PyTorch's 0.001 is 32 times larger, 0.032.
+# The losses differ: PyTorch's is the sum over 32 images, MXNet's the mean. For the mean, PyTorch's 0.001 would be 0.032.
 RECIPES = {
     "pytorch": COMMON | {"backbone": "resnet18", "lr": 0.001, "reduction": "pytorch"},
     "mxnet": COMMON | {"backbone": "resnet18_v2", "lr": 0.1, "reduction": "mxnet"},
@@ -32,7 +33,7 @@ RECIPES = {
 def announce(options):
     """Print how many images of each set are as large as the crop: 1114 and 1078 of VOC 2012's 1464 and 1449.
 
-    options: Options. Raises DataError where a set has none, or too few for one batch.
+    options: Options. Raises DataError if a set has no such image, or too few for one batch.
     """
     for split in ("train", "val"):
         print(f"read {len(_loader(options, split).folder)} examples")
@@ -41,9 +42,9 @@ def announce(options):
 def report(out):
     """Print the chapters' lines about the finished run in the folder `out`; returns the numbers.
 
-    Returns a dict: loss and train_accuracy (means over the last epoch, taken while the weights moved), test_accuracy (eval
-    mode, random crops, void as background), examples_per_second (of the steps alone) and end_to_end (waiting for data
-    included; neither counts the evaluation).
+    Returns a dict. loss and train_accuracy: means over the last epoch, during which the weights change. test_accuracy: in
+    eval mode, for random crops, void as background. examples_per_second: of the steps alone. end_to_end: images a second with
+    the time spent waiting for data. Neither includes the evaluation.
     """
     net, saved = load_model(out / "checkpoint.npz")
     options, state, device = saved.options, saved.state, choose_device(saved.options.device)
@@ -75,7 +76,7 @@ def crop_accuracy(net, loader, device="cpu"):
 
 
 def _loader(options, split):
-    """Random crops of a split, in its order: neither mirrored nor scaled, the last batch left out."""
+    """Random crops of a split, in the order of its list, not mirrored, not scaled, without a last batch that is not full."""
     if split == "train":
         folder = training_folders(options)[-1]
     else:

@@ -1,8 +1,8 @@
-"""A run in one file: weights, classes, optimiser, position and options, written atomically, read back completely or not at all.
+"""A run in one file: weights, classes, optimiser, position and options. The file is written and read as a whole or not at all.
 
-checkpoint.npz is an ordinary NumPy archive: one array per name, and "meta", a JSON text as uint8. No pickle, neither way.
-What the JSON must be is written down once, in META, and checked once, in `load`: nothing behind it meets a wrong type, a
-number that is not finite, or options that contradict the weights.
+checkpoint.npz is an ordinary NumPy archive: one array for each name, and "meta", a JSON text as uint8. It never uses pickle.
+META describes the JSON, and `load` checks it. After `load`, no value has a wrong type, no number is infinite or NaN, and the
+options fit the weights.
 Read after scoring.py; read next pretrained.py.
 """
 
@@ -28,7 +28,7 @@ class CheckpointError(ValueError):
 
 @dataclass
 class State:
-    """Where a run stands, beside its arrays; saved with them."""
+    """How far a run has come. It is saved together with the arrays."""
 
     epoch: int = 0              # current epoch, from 0
     batch: int = 0              # batches of it that are done
@@ -44,8 +44,8 @@ class State:
     seconds: float = 0.0
     waited: float = 0.0
     history: list = field(default_factory=list)     # rows of log.csv
-    scores: dict | None = None                      # what evaluate() gave last, and "epoch", how many were done then
-    best: dict | None = None                        # the scores with the highest mean IoU, of equals the earliest
+    scores: dict | None = None                      # the last result of evaluate(), and "epoch", how many were done then
+    best: dict | None = None                        # the scores with the highest mean IoU; if equal, the earliest
 
 
 class Checkpoint(NamedTuple):
@@ -91,10 +91,10 @@ META = {
 
 
 def conform(value, schema, place):
-    """Raise ValueError, naming the place, where a value of a JSON text is not what a schema says.
+    """Raise ValueError, which names the place, if a value of a JSON text does not fit a schema.
 
-    A schema is str, int or float; None; [schema of every item]; {key: schema}, where "key?" may be missing and the key `str`
-    stands for any; or a tuple of schemas, of which one must hold.
+    A schema is str, int or float; None; [schema of every item]; {key: schema}; or a tuple of schemas, one of which must fit.
+    A key with "?" at its end may be missing. The key `str` stands for any key.
     """
     if schema is ANY:
         return
@@ -183,12 +183,12 @@ def load(path):
 
 
 def _architecture(options, own):
-    """How the file names the network."""
+    """The name of the network in the file."""
     return {"own": own} if own else {"name": options.model, "backbone": options.backbone, "width": options.width}
 
 
 def _check_state(state, options, classes):
-    """What a schema cannot say; and what older checkpoints do not have."""
+    """Check what a schema cannot express, and add what older checkpoints do not have."""
     if state.epoch > options.epochs:
         raise ValueError(f"epoch {state.epoch} of {options.epochs}")
     for scores in (state.scores, state.best):
@@ -201,7 +201,7 @@ def _check_state(state, options, classes):
 
 
 def _parts(arrays):
-    """The arrays of the model and of the optimiser. Raises ValueError for others, and for numbers that no training gives."""
+    """(arrays of the model, arrays of the optimiser). Raises ValueError for others, and for impossible numbers."""
     parts = {"model": {}, "optimizer": {}}
     for name, array in arrays.items():
         part, _, short = name.partition("/")
@@ -223,7 +223,7 @@ def build(options, num_classes):
 
 
 def _check_width(checkpoint):
-    """Compare the width with the largest array, before a net is built that takes far more memory than the file."""
+    """Compare the width with the largest array. A net of a wrong width might take far more memory than the file."""
     name, width = "trunk.layer4.0.conv2.weight", checkpoint.options.width
     if name not in checkpoint.model:
         raise ValueError(f"{name} is missing")
@@ -235,7 +235,7 @@ def _check_width(checkpoint):
 def restore(checkpoint, path, own=None):
     """The net of a Checkpoint that was read from `path`, in eval mode on the CPU.
 
-    own: the Module that fit() was given, to put the arrays into; None for a network of minifcn's, which is built.
+    own: the Module that fit() was given, into which the arrays are put. None: a network of minifcn, which is built here.
     Raises CheckpointError when the arrays do not fit the net that the checkpoint names.
     """
     held, wanted = checkpoint.own or "an FCN", "an FCN" if own is None else type(own).__name__

@@ -1,6 +1,6 @@
-"""Training a network of one's own with the same loop: its progress, log, checkpoints and pictures, and its resume.
+"""Training your own network with the same loop: progress, log, checkpoints, pictures, and resume.
 
-Read after run.py; read next chapter.py. demos/5_unet.py trains a U-Net so.
+Read after run.py; read next chapter.py. demos/5_unet.py trains a U-Net in this way.
 """
 
 from dataclasses import fields
@@ -16,15 +16,15 @@ def fit(net, train, val, loss=None, out="runs/fit", resume=False, overwrite=Fals
     """Train `net`; write checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png into `out`.
 
     net: a Module from normalised images (N, 3, H, W) to logits (N, K, H, W) of the classes in `train`, for any H and W; it is
-        trained in place. Its weights are its own: nn.init.seed before it is made fixes them.
+        trained in place. Training does not initialise its weights: call nn.init.seed before you make it.
     train, val: data.Folder. Images of `train` smaller than the crop are left out; `val` is scored whole, as it is.
-    loss: function of (logits, labels (N, H, W) integers, void included) to minimise, of more than one number their mean; None
-        for the cross-entropy of all pixels that are not void.
-    resume: go on with the run in `out`, bit for bit, given the same network, data and loss. overwrite: start over there.
+    loss: None for the cross-entropy of all pixels that are not void; or a function of (logits, labels) to minimise. labels are
+        integers (N, H, W), void included. If it returns several numbers, their mean is minimised.
+    resume: go on with the run in `out`, bit for bit, given the same network, data and loss. overwrite: start again in `out`.
     settings: of training.Options, such as epochs, lr, crop, batch_size, momentum, weight_decay, schedule, flip, jitter, seed,
-        device. Those that choose data or a network of minifcn's are refused.
-    Returns what metrics.json holds. Raises TypeError for a setting that is not there, and what train() and resume() raise.
-    `net.load_state_dict(training.checkpoint.load(path).model)` puts a checkpoint's weights into another network of the class.
+        device. Settings that choose the data or a network of minifcn are an error.
+    Returns the content of metrics.json. Raises TypeError for an unknown setting, and the errors of train() and resume().
+    `net.load_state_dict(training.checkpoint.load(path).model)` loads a checkpoint's weights into another network of the class.
 
     >>> fit(net, data.Folder(root, "train"), data.Folder(root, "val"), out="runs/mine", crop=(64, 96), epochs=10, lr=0.1)
     """

@@ -1,6 +1,6 @@
-"""The memory of a training step, measured on a few images before hours are spent.
+"""The memory of a training step, measured on a few images before training starts.
 
-Read after step.py.
+Read after step.py; read next options.py.
 """
 
 import copy
@@ -14,7 +14,7 @@ from minifcn.training.step import train_step
 
 
 def estimated_memory(net, crop, batch_size):
-    """Bytes of a training step, from those of steps on 2 and on 4 images: every image more takes the same."""
+    """Bytes of a training step. Measured on 2 and on 4 images; each further image takes the same number of bytes."""
     two, four = (step_memory(net, crop, n) for n in (2, 4))
     return two + (batch_size - 2) * (four - two) / 2
 
@@ -26,7 +26,7 @@ def step_memory(net, crop, n):
     tracemalloc.start()
     try:
         optimizer = SGD(net.parameters(), lr=0.0, momentum=0.9)
-        for _ in range(2):                                               # the first may fill buffers that stay
+        for _ in range(2):                                               # the first step may allocate buffers that are kept
             tracemalloc.reset_peak()
             train_step(net, optimizer, batch)
         return tracemalloc.get_traced_memory()[1] + sum(a.nbytes for _, a in net.named_buffers())

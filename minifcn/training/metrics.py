@@ -1,7 +1,7 @@
 """One confusion matrix, and every score of a segmentation read from it.
 
 Counts are exact integers, so that scores do not depend on the order or the grouping of the images.
-Read after optim.py; read next checkpoint.py. Source: Long, Shelhamer, Darrell 2015, section 5 ("Metrics").
+Read after options.py; read next scoring.py. Source: Long, Shelhamer, Darrell 2015, section 5 ("Metrics").
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ class ConfusionMatrix:
         mean IoU                mean of the IoUs that are not NaN
         frequency-weighted IoU  sum_c t_c * IoU_c / sum_c t_c
 
-    All are fractions in 0..1; without a single valid pixel they are 0.
+    All are fractions in 0..1. If there is no valid pixel they are 0.
     num_classes: K. ignore_index: the label of void pixels, which are left out.
 
     >>> m = ConfusionMatrix(2)
@@ -56,7 +56,7 @@ class ConfusionMatrix:
         self.counts += counts[:-1].reshape(K, K)
 
     def always(self, index):
-        """The matrix that predicting class `index` everywhere would have given on the same images."""
+        """The matrix of a network that predicts class `index` everywhere, on the same images."""
         other = ConfusionMatrix(self.num_classes, self.ignore_index)
         other.counts[:, index] = self.counts.sum(axis=1)
         return other

@@ -1,7 +1,7 @@
-"""Stochastic gradient descent with momentum, exactly torch's rule, and two learning-rate schedules.
+"""Stochastic gradient descent with momentum, by exactly torch's rule, and learning-rate schedules.
 
-Everything that an exact resume needs is the velocities: a schedule is a function of the step number and has no state.
-Read after data/upload.py; read next arena.py, over which it steps.
+To resume a run exactly, only the velocities must be saved: a schedule is a function of the step number and has no state.
+Read after data/upload.py; read next arena.py, which holds the weights that a step changes.
 Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
 """
 
@@ -26,13 +26,13 @@ class SGD:
         p = p - lr * v
 
     params: Parameters, (name, Parameter) pairs, or a list of dicts {"params": Parameters, "lr": ..., "momentum": ..., ...}
-        whose missing settings are taken from the arguments. `param_groups` holds them; a changed "lr" counts from then on.
+        in which settings may be missing (then the arguments count). `param_groups` holds the dicts; you may change their "lr".
     lr: step length, > 0 or 0. momentum, weight_decay: >= 0; decay applies to every parameter, as in torch.
-    nesterov: move by momentum * v + g + weight_decay * p, where v would stand after the next step; needs momentum.
-    The parameters move into an Arena, in this order: neighbours that have a gradient are moved by one call of `descend`.
+    nesterov: subtract lr * (momentum * v + g + weight_decay * p) in place of lr * v; needs momentum.
+    The parameters are put into an Arena, in this order. One call of `descend` changes all neighbours that have a gradient.
     Raises ValueError for a negative setting, an unknown one, no parameters, a parameter given twice, or mixed dtypes; TypeError
-    for what is no Parameter.
-    Cost: arrays as large as the parameters: gradients and (with momentum) velocities are kept, one more for a moment.
+    for anything that is not a Parameter.
+    Cost: arrays as large as all parameters: one for gradients, one for velocities (with momentum), one during a step.
 
     >>> optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
     >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
@@ -72,12 +72,12 @@ class SGD:
         self.velocity = self.arena.zeros() if any(group["momentum"] for group in self.param_groups) else None    # flat
 
     def step(self, factor=1.0, scale=1.0):
-        """Move every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr.
+        """Change every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr.
 
-        scale: the power of two by which the loss was multiplied before backward(). With one, a step whose gradients are not
-        all finite (an overflow in fp16) moves nothing, and `skipped`, an array () on the device, counts it.
+        scale: the power of two by which the loss was multiplied before backward(). If it is not 1 and a gradient is not finite
+        (an overflow in fp16), the step changes nothing, and `skipped`, an array () on the device, counts it.
 
-        Raises TypeError for a function: torch's closure would compute the loss again, which plain descent never needs.
+        Raises TypeError if it is called with a function (torch's closure, which computes the loss again).
         """
         if callable(factor):
             raise TypeError("SGD.step: a closure is left out; call loss.backward() and then step()")
@@ -95,10 +95,10 @@ class SGD:
                                skip)
 
     def _move(self, run, lr, momentum, weight_decay, nesterov, skip):
-        """Descend along neighbours in the arena."""
+        """Change a run of parameters that lie side by side in the arena."""
         span = slice(self.arena.span(run[0]).start, self.arena.span(run[-1]).stop)
         w, g, v = self.arena.data[span], self.arena.grad[span], self.velocity[span] if momentum else None
-        if nesterov:                            # momentum * v + g, as two steps of the plain rule
+        if nesterov:                            # w -= lr (momentum v + g), as two steps of the plain rule
             g = g + weight_decay * w
             descend(w, g, v, lr * momentum, momentum, 0, skip)
             descend(w, g, None, lr, 0, 0, skip)
@@ -108,7 +108,7 @@ class SGD:
             p.mark_written()
 
     def check(self):
-        """Follow parameters that were moved to another dtype or device; step() and zero_grad() do it."""
+        """Make a new arena if parameters were moved to another dtype or device. step() and zero_grad() call it."""
         if self.arena.moved():
             before = self._named_velocities()
             self.arena.build()
@@ -117,7 +117,7 @@ class SGD:
                 new[...] = to_device(old, device_of(new))
 
     def zero_grad(self):
-        """Forget all gradients (sets them to None, so that the next backward() need not add)."""
+        """Set all gradients to None, so that the next backward() has nothing to add to."""
         self.check()
         for group in self.param_groups:
             for p in group["params"]:
@@ -128,7 +128,7 @@ class SGD:
         return {name: to_host(v).copy() for name, v in self._named_velocities()}
 
     def load_state_dict(self, state):
-        """Take over velocities that state_dict() gave. Raises ValueError naming what is missing, left over or misshaped."""
+        """Copy velocities from state_dict(). Raises ValueError that names a missing or extra one, or one of a wrong shape."""
         mine = dict(self._named_velocities())
         if mine.keys() != state.keys():
             odd = sorted(mine.keys() ^ state.keys(), key=int)
@@ -167,7 +167,7 @@ def step_decay(step, steps, pieces=3, gamma=0.1):
 
 
 class LambdaLR:
-    """A schedule that moves an optimiser's learning rates itself: lr = (lr at the start) * factor(number of step() calls).
+    """A schedule that sets an optimiser's learning rates: lr = (lr at the start) * factor(number of step() calls).
 
     >>> schedule = LambdaLR(optimizer, lambda n: 0.95 ** n)
     >>> for epoch in range(10): ...; schedule.step()
@@ -179,7 +179,7 @@ class LambdaLR:
         self.step()
 
     def step(self):
-        """The next learning rates: after each epoch, or after each step, as the schedule is meant."""
+        """Set the next learning rates. Call it after each epoch, or after each step, as `factor` counts."""
         self.last_epoch += 1
         for group, lr in zip(self.optimizer.param_groups, self.first):
             group["lr"] = lr * self.factor(self.last_epoch)
@@ -190,17 +190,17 @@ class LambdaLR:
 
 
 def StepLR(optimizer, step_size, gamma=0.1):
-    """A gamma-th after every step_size calls of step()."""
+    """Multiply the learning rates by gamma after every step_size calls of step()."""
     return LambdaLR(optimizer, lambda n: gamma ** (n // step_size))
 
 
 def MultiStepLR(optimizer, milestones, gamma=0.1):
-    """A gamma-th after each of the milestones."""
+    """Multiply the learning rates by gamma after each milestone, a number of calls of step()."""
     return LambdaLR(optimizer, lambda n: gamma ** sum(n >= milestone for milestone in milestones))
 
 
 def PolynomialLR(optimizer, total_iters=5, power=1.0):
-    """`poly`, by calls of step(); 0 from total_iters on."""
+    """`poly` of the number of calls of step(); 0 after total_iters calls."""
     return LambdaLR(optimizer, lambda n: poly(min(n, total_iters), total_iters, power))
 
 

@@ -1,7 +1,7 @@
-"""All that determines a training run: each option once, with its default, its range and its help.
+"""The options of a training run, each with its default, its range and its help text.
 
-`minifcn train` gets its arguments from here, a checkpoint keeps them, and a resumed run compares them.
-Read after step.py; read next scoring.py.
+`minifcn train` gets its arguments from here. A checkpoint stores the options, and a resumed run compares them.
+Read after memory.py; read next metrics.py.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from minifcn.models.resnet import TRUNKS
 from minifcn.training.optim import SCHEDULES
 from minifcn.training.step import REDUCTIONS
 
-DOWNLOADS = Path("runs/data")               # where `download` without --to and `--pretrained resnet18` put files
+DOWNLOADS = Path("runs/data")               # the folder of `download` without --to and of `--pretrained resnet18`
 PRECISION_HELP = ("of the factors in a GPU's convolutions: fp32, 24 bits; tf32, 11 bits and several times faster; fp16, 11 "
                   "bits, faster still, but a gradient may overflow (such a step is skipped). The CPU keeps 24 bits")
-LARGEST = sys.float_info.max               # the range of a float ends here: infinity is no setting
-# What differs from the defaults, which are VOC's, when the data is synthetic: a minute on two cores.
+LARGEST = sys.float_info.max               # upper end of a range without limit; infinity is not allowed
+# The defaults are for VOC. These are the values for synthetic data that differ: training then takes a minute on two cores.
 SYNTHETIC = {"width": 16, "crop": (128, 192), "batch_size": 8, "epochs": 4, "lr": 0.1, "weight_decay": 1e-4}
 
 
@@ -34,9 +34,9 @@ def _option(group, text, default=MISSING, **more):
 
 @dataclass(frozen=True)
 class Options:
-    """All that determines a run; `minifcn train --help` prints this list. Raises ValueError for what is out of range.
+    """All options of a run; `minifcn train --help` prints this list. Raises ValueError for a value out of range.
 
-    An option may be None where None is its default, and then means "not given".
+    None is allowed only for options whose default is None. It means "not given".
     """
 
     data: str = _option("data", "folder in VOC's layout: it holds JPEGImages, SegmentationClass, ImageSets, perhaps "
@@ -87,7 +87,7 @@ class Options:
     workers: int = _option("run", "threads that decode images; the results do not depend on it", 2, low=1, high=256,
                            metavar="N")
 
-    # Free to change on resume: where and how a run computes, how long it goes on, how often it is scored.
+    # These may change on resume: the device, the speed, the number of epochs, how often the run is scored.
     FREE = ("data", "epochs", "val_every", "save_every", "device", "precision", "workers")
 
     def __post_init__(self):
@@ -100,14 +100,14 @@ class Options:
 
 
 def _kind(f):
-    """The type of a field's value or, for a tuple, of its items. Weights of classes are texts on the command line."""
+    """The type of a field's value or, for a tuple, of its items. For class weights it is str, as on the command line."""
     if f.type is tuple:
         return type(f.default[0])
     return next(kind for kind in (bool, int, float, str) if f.type in (kind, kind | None, kind | tuple | None))
 
 
 def _checked(f, value):
-    """The value in its field's type and range: JSON has no tuples, and users write 1 for 1.0. Raises ValueError."""
+    """The value, converted to its field's type (JSON has no tuples, and users write 1 for 1.0). Raises ValueError."""
     kind, low, high = _kind(f), f.metadata["low"], f.metadata["high"]
     if f.name == "class_weights":
         return _checked_weights(value, low, high)
@@ -152,7 +152,7 @@ def _checked_number(name, value, kind, low, high):
 def add_arguments(parser):
     """Give an argparse parser one argument for each option; returns its groups: {"data", "network", "training", "run"}.
 
-    An option that was not given stays out of the parsed namespace, so that --resume can tell.
+    An option that was not given is missing in the parsed namespace, so --resume knows which options were given.
     """
     groups = {name: parser.add_argument_group(name) for name in ("data", "network", "training", "run")}
     for f in fields(Options):
@@ -183,7 +183,7 @@ def _shown(value):
 
 
 def within(name):
-    """An argparse type: a number in the range that Options has for the option `name`, for a command that has one like it."""
+    """An argparse type for other commands: a number in the range of the option `name`."""
     f = next(f for f in fields(Options) if f.name == name)
 
     def parse(text):

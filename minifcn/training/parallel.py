@@ -1,12 +1,12 @@
-"""Training in many processes, on one machine or many: each takes its share of every batch, and all sum what they found.
+"""Training in several processes, on one machine or many: each takes a share of every batch, and the results are summed.
 
     rank 0    images 0 .. n/2     forward | backward, gradients 0 | + | step          n ranks equal one rank:
     rank 1    images n/2 .. n     forward | backward, gradients 1 | + | step          the same batches, the same weights
 
-What is summed: gradients (a bucket at a time, while backward still computes the others), the statistics of batch norm
-(BatchNorm2d's `reduce` is `sum`), the numbers of valid pixels, losses and hits. The loss is divided by the pixels of the
-whole batch before backward, so gradients are added, never averaged. Every rank gets the same bits, so all make the same
-step, and only rank 0 needs to log and to save.
+A rank is the number of a process. Summed are the gradients (one part, or bucket, at a time, while backward still computes the
+others), the statistics of batch norm (BatchNorm2d's `reduce` is `sum`), and the numbers of valid pixels, losses and hits. The
+loss is divided by the pixels of the whole batch before backward, so gradients are added, never averaged. Every rank gets the
+same bits, so all take the same step, and only rank 0 writes the log and the files.
 
 Read after arena.py; read next step.py. Sources: Li et al. 2020, arXiv 2006.15704 (buckets); docs.nvidia.com, NCCL.
 """
@@ -25,20 +25,20 @@ import numpy as np
 from minifcn.core.backend import array_module
 from minifcn.nn import BatchNorm2d
 
-BUCKET = 8 << 20                # bytes summed at once: few enough to begin early, enough for the network's full speed
-PATIENCE = 5.0                  # seconds that a rank which ends waits for the others to end too
+BUCKET = 8 << 20                # bytes summed at once: small enough to start early, large enough for full network speed
+PATIENCE = 5.0                  # seconds that a rank waits at its end for the others to end too
 LAUNCHED = {"PMI_RANK": "PMI_SIZE", "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE", "PMIX_RANK": None}     # set by mpiexec
 
 
 @functools.cache
 def world():
-    """Who trains together: the processes of this mpiexec, or this process alone. Raises ValueError where MPI is not there."""
+    """The processes that train together: all of this mpiexec, or this one alone. Raises ValueError if MPI does not work."""
     launched = [name for name in LAUNCHED if name in os.environ]
     if not launched:
         return ALONE
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:                         # RuntimeError: it finds no MPI library
+    except (ImportError, RuntimeError) as error:                         # RuntimeError: mpi4py finds no MPI library
         raise ValueError(f"mpiexec started this process, but mpi4py does not work here: {error}; "
                          "pip install 'minifcn[parallel]' brings it and MPICH") from error
     size = int(os.environ.get(LAUNCHED[launched[0]], MPI.COMM_WORLD.size))
@@ -49,7 +49,7 @@ def world():
 
 
 class Local:
-    """One process: nothing to sum, nobody to wait for."""
+    """Training in one process: nothing is summed, and nothing has to wait."""
 
     rank, size = 0, 1
 
@@ -70,11 +70,11 @@ class Local:
         loss.backward()
 
     def share(self, count):
-        """This rank's part of `count` images, as a slice: the parts in rank order are the whole, and differ by one at most."""
+        """This rank's part of `count` images, as a slice. Parts follow each other by rank; their sizes differ by at most 1."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def in_turn(self, function):
-        """function() on rank 0, then on rank 1, ...: what the first makes the others find. Returns this rank's result."""
+        """Call function() on rank 0, then on rank 1, ...: later ranks find the files that rank 0 made. Returns this rank's."""
         for rank in range(self.size):
             if rank == self.rank:
                 result = function()
@@ -82,7 +82,7 @@ class Local:
         return result
 
     def check_same(self, **things):
-        """Raise ValueError, on all ranks, where a rank has other things (name -> object) than rank 0; hashes are compared."""
+        """Raise ValueError on all ranks if a thing (name -> object) of one rank has another hash than that of rank 0."""
         everyone = self.gather({name: hashlib.sha256(pickle.dumps(thing)).digest() for name, thing in things.items()})
         odd = [f"rank {rank} has other {name} than rank 0"
                for rank, theirs in enumerate(everyone) for name in things if theirs[name] != everyone[0][name]]
@@ -90,7 +90,7 @@ class Local:
             raise ValueError("; ".join(odd))
 
     def on_first(self, function):
-        """function() on rank 0 alone; its result, or the Exception that it raised, on every rank, when it is done."""
+        """Call function() on rank 0 only. All ranks wait for it, and return its result or raise its Exception."""
         result = error = None
         if self.rank == 0:
             try:
@@ -106,7 +106,7 @@ class Local:
         """Divide the machine's cores or GPUs among its ranks. Returns a line that says so, or None."""
 
     def last_words(self, text, code):
-        """Print why this process ends, and return its exit code. What all ranks have to say is said by rank 0 alone."""
+        """Print why this process ends, and return its exit code. If all ranks have the same reason, only rank 0 prints it."""
         print(text, file=sys.stderr)
         return code
 
@@ -125,7 +125,7 @@ class Mpi(Local):
         atexit.register(self._leave)
         sys.stdout.reconfigure(line_buffering=True)                      # whole lines, into pipes too
         if self.rank:
-            sys.stdout = open(os.devnull, "w")                           # rank 0 speaks
+            sys.stdout = open(os.devnull, "w")                           # only rank 0 prints
 
     def sum(self, array):
         sums = HostSums(self.mpi) if array_module(array) is np else self.sums
@@ -181,7 +181,7 @@ class Mpi(Local):
         return code
 
     def _together(self):
-        """Do all ranks end within PATIENCE seconds?"""
+        """Wait up to PATIENCE seconds for all ranks to end; True if they did."""
         if self.leaving is None:
             self.leaving, self.deadline = self.exit.Ibarrier(), time.monotonic() + PATIENCE
         while not (all_there := self.leaving.Test()) and time.monotonic() < self.deadline:
@@ -189,20 +189,20 @@ class Mpi(Local):
         return all_there
 
     def _leave(self):
-        """At exit. A rank that ends alone, by an exception or by sys.exit, ends all: they would wait for it for ever."""
+        """Called at exit. If this rank ends alone, by an exception or sys.exit, it ends the others: they would wait for it."""
         if not self._together():
             print(f"rank {self.rank} ends before the others, and ends them", file=sys.stderr, flush=True)
             self.comm.Abort(self.code)
 
 
 class HostSums:
-    """Sums of NumPy arrays by MPI. Those that were started go on whenever MPI is called: test() does only that."""
+    """Sums of NumPy arrays by MPI. MPI works on a started sum only while it is called; test() calls it for this reason."""
 
     def __init__(self, mpi):
         self.mpi, self.comm, self.started = mpi, mpi.COMM_WORLD, []
 
     def sum(self, array):
-        total = np.array(array, order="C")                               # MPI sends memory as it lies
+        total = np.array(array, order="C")                               # MPI ignores strides
         self.comm.Allreduce(self.mpi.IN_PLACE, total)
         return total
 
@@ -214,7 +214,7 @@ class HostSums:
         self.mpi.Request.Testall(self.started)
 
     def wait(self):
-        """Until all that was started is done."""
+        """Wait until all started sums are done."""
         self.mpi.Request.Waitall(self.started)
         self.started.clear()
 
@@ -222,7 +222,7 @@ class HostSums:
 class Nccl:
     """Sums of CuPy arrays by NCCL, from device to device, on a stream beside the one that computes.
 
-    MPI tells the ranks how to find each other. Each takes the GPU of its place among the ranks of its node.
+    The ranks exchange NCCL's address by MPI. Rank i of a node takes GPU i of the node.
     """
 
     def __init__(self, world, place, here):
@@ -254,36 +254,36 @@ class Nccl:
         self.comm.allReduce(flat.data.ptr, flat.data.ptr, flat.size, kind, self.nccl.NCCL_SUM, self.stream.ptr)
 
     def test(self):
-        """NCCL goes on by itself."""
+        """Nothing to do: NCCL works in the background."""
 
     def wait(self):
-        """Let the stream that computes wait; the host does not."""
+        """Make the stream that computes wait for the sums; the host does not wait."""
         self.cupy.cuda.get_current_stream().wait_event(self.stream.record())
 
 
 def start(world, device):
-    """Before the first array: each rank takes its cores or its GPU, and rank 0 says so."""
+    """Give each rank its cores or its GPU; rank 0 prints it. Call it before the first array is made."""
     line = world.use(device)
     if line:
         print(line)
 
 
 def sync_norm(net, world):
-    """Let batch norm see the images of all ranks."""
+    """Make batch norm take its statistics over the images of all ranks."""
     for module in net.modules() if world.size > 1 else ():
         if isinstance(module, BatchNorm2d):
             module.reduce = world.sum
 
 
 def code():
-    """This package's source, to be compared between machines."""
+    """The source code of this package, to compare it between machines."""
     return [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
 
 
 def _buckets(arena):
-    """The arena's parameters as lists of neighbours: of BUCKET bytes or a little more, the first perhaps of less.
+    """The arena's parameters as lists of neighbours, each of BUCKET bytes or a little more; only the first may be smaller.
 
-    They are cut from the end, where backward begins.
+    Buckets are filled from the end of the arena, since backward computes the last gradients first.
     """
     buckets, size = [[]], 0
     for p in reversed(arena.params):

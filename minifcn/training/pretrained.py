@@ -1,6 +1,6 @@
-"""Weights that were trained elsewhere, put into the trunk of a network; or those of a checkpoint of minifcn, head and all.
+"""Loads weights that were trained elsewhere into the trunk of a network, or from a checkpoint of minifcn, with its head.
 
-The names are torchvision's, which models/resnet.py uses too. What every file must keep to:
+The names are torchvision's, which models/resnet.py uses too. The rules for every file:
 
     a layer is whole or absent          conv1: weight; bn1: weight, bias, running_mean, running_var
     nothing of the trunk is dropped     a name such as layer1.0.se.fc1.weight or conv1.bias belongs to another network
@@ -31,18 +31,18 @@ QUIET = ("fc",)             # torchvision's classifier: every file has one, and 
 
 
 def load_pretrained(net, path, classes=None):
-    """Load what a weights file offers into `trunk.*` of an FCN, and the head too where a checkpoint of minifcn fits.
+    """Load a weights file into `trunk.*` of an FCN, and from a checkpoint of minifcn into the head too.
 
-    classes: data.classes.Classes of the run. The head of a checkpoint with the same classes is taken, layer by layer, where
-        shapes agree (FCN-32s's scores serve FCN-16s; its enlargement by 32 does not). Any other head starts anew.
-    Half precision is widened. Prints what was taken, what the file lacks and what was left out.
+    classes: data.classes.Classes of the run. The head of a checkpoint with the same classes is loaded layer by layer, if the
+        shapes agree (FCN-16s can take the score layer of FCN-32s, but not its enlargement by 32). Other heads stay random.
+    Half precision becomes float32. Prints what was loaded, what the file lacks and what was left out.
     Returns the set of full names that were loaded. Raises ValueError, and changes nothing, for a file that breaks a rule above.
     """
     state = net.state_dict()
     trunk = {name.removeprefix("trunk."): array for name, array in state.items() if name.startswith("trunk.")}
     content = read_state(path, lambda names: bool(_prefixes(map(translated, names), trunk)))
     notes = list(content.notes)
-    if "meta" in content.state:                                     # no array is called so but in a checkpoint
+    if "meta" in content.state:                                     # only checkpoints have an array of this name
         saved = checkpoints.load(path)
         offered = {name.removeprefix("trunk."): a for name, a in saved.model.items() if name.startswith("trunk.")}
         head = {name: a for name, a in saved.model.items() if not name.startswith("trunk.")}
@@ -80,7 +80,7 @@ def load_pretrained(net, path, classes=None):
 
 
 def translated(name):
-    """A name of transformers' ResNet as torchvision has it; any other name as it is.
+    """torchvision's name for a name of transformers' ResNet; any other name unchanged.
 
     >>> translated("resnet.encoder.stages.0.layers.1.layer.0.convolution.weight")
     'resnet.layer1.1.conv1.weight'
@@ -92,7 +92,7 @@ def translated(name):
 
 
 def _prefixes(names, trunk):
-    """What stands before the trunk's names: {"module."}, {""}, ... Only long names count: bn1.weight ends many others."""
+    """The prefixes of the trunk's names: {"module."}, {""}, ... Only long names count, since many names end in bn1.weight."""
     long = {name for name in trunk if name.count(".") >= 3}
     found = set()
     for name in names:
@@ -126,7 +126,7 @@ def _under_one_prefix(state, trunk, path, notes):
 
 
 def _refuse_other_networks(offered, trunk, path):
-    """Raise ValueError where a name belongs to a trunk, but not to this one."""
+    """Raise ValueError if a name belongs to a ResNet, but not to this one."""
     rooms = {name.split(".")[0] for name in trunk}                  # conv1, bn1, layer1, ..., layer4
     foreign = [name for name in offered if name not in trunk
                and (name.split(".")[0] in rooms or re.fullmatch(r"(conv|bn|layer)\d+", name.split(".")[0]))]
@@ -147,7 +147,7 @@ def _refuse_other_networks(offered, trunk, path):
 
 
 def _fitting(value, name, own, path):
-    """The array as the net holds it. Raises ValueError where it is not such an array."""
+    """The array with the shape and dtype of the net's array. Raises ValueError if it does not fit."""
     if isinstance(value, Opaque):
         raise ValueError(f"{path}: {name} is no array of numbers, but {value.what}")
     if value.shape != own.shape:

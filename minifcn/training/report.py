@@ -1,4 +1,4 @@
-"""What a run tells: the rows of log.csv, metrics.json, a line after each epoch, the table of its scores, two pictures.
+"""The reports of a run: the rows of log.csv, metrics.json, a line after each epoch, the table of its scores, two pictures.
 
 Read after checkpoint.py; read next parts.py.
 """
@@ -28,8 +28,8 @@ def network(net, options, images, device, processes=1):
 def used(options, listed, large, trained, val, scored):
     """Print how many images are used, and why the others are not.
 
-    listed: the Folder of train. large: of it, the images of the crop's size. trained: of these, what --limit leaves.
-    val, scored: the Folder of validation, and what --limit leaves.
+    listed: the Folder of train. large: its images that are as large as the crop. trained: those of `large` that --limit keeps.
+    val, scored: the Folder of validation, and its images that --limit keeps.
     """
     lines, batch = [f"training uses {len(trained)} of the {len(listed)} images of {listed.split}"], options.batch_size
     if len(large) < len(listed):
@@ -48,7 +48,7 @@ def used(options, listed, large, trained, val, scored):
 
 
 def log_row(state, epoch, lr):
-    """Append a row to the history: loss, accuracy and speed since the row before. Its sums begin again at 0.
+    """Append a row to the history: loss, accuracy and speed since the row before. The sums in `state` start again at 0.
 
     epoch: of the row, with a fraction. lr: of the step that was just done.
     """
@@ -69,12 +69,12 @@ def log_row(state, epoch, lr):
 
 
 def speed(images_per_second, waiting):
-    """The words for it, in the progress bar and in the lines of the epochs."""
+    """The text for the speed in the progress bar and in the lines of the epochs."""
     return f"{images_per_second:.1f} images/s, {waiting:.0%} waiting for data"
 
 
 def progress(state):
-    """The words beside the progress bar: what the next row of log.csv would hold."""
+    """The text beside the progress bar: the values of the next row of log.csv."""
     return (f"loss {state.loss / (state.weight or 1):.3f}, accuracy {state.correct / max(state.pixels, 1):.3f}, "
             + speed(state.row_images / state.row_seconds, state.row_waited / state.row_seconds))
 
@@ -91,14 +91,14 @@ def epoch_line(state, epochs):
 
 
 def _left_out(scores):
-    """What --limit leaves out, beside a score: "" where that is nothing."""
+    """A text for a score about the images that --limit leaves out; "" if there are none."""
     left = scores.get("unscored", 0)
     return f" ({left} more are left out by --limit)" if left else ""
 
 
 def metrics(state):
-    """The last scores, if there are any yet; the best ones; the speed of the whole run from end to end: data and checkpoints
-    included, evaluations not."""
+    """The last scores, if there are any yet; the best scores; the speed of the whole run, which includes the time for data and
+    checkpoints but not for evaluations."""
     return (state.scores or {}) | {"best": state.best, "images_per_second": state.images / state.seconds, "epochs": state.epoch,
                            "steps": state.step, "training_seconds": state.seconds}
 
@@ -114,7 +114,7 @@ def write_tables(out, state):
 
 
 def write_pictures(out, state, net, folder, device):
-    """curves.png, and predictions.png of the first images of a Folder. A picture that cannot be drawn is warned of."""
+    """curves.png, and predictions.png of the first images of a Folder. A picture that cannot be drawn gives a warning."""
     _picture(out / "curves.png", lambda: plotting.curves(state.history, state.scores["always_background"]))
     images, truths = zip(*[folder.read_whole(i) for i in range(min(PICTURES, len(folder)))])
     predictions = [predict(net, image, device=device, scale=folder.scale) for image in images]
@@ -124,7 +124,7 @@ def write_pictures(out, state, net, folder, device):
 def _picture(path, draw):
     try:
         content = plotting.png(draw)
-    except Exception as error:          # matplotlib raises what it likes: a run's results do not hang on a picture
+    except Exception as error:          # of any kind: a run must not end because a picture cannot be drawn
         warnings.warn(f"{path} could not be drawn: {type(error).__name__}: {str(error)[:500]}", stacklevel=3)
     else:
         _write(path, content)

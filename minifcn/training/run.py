@@ -1,4 +1,4 @@
-"""The training loop: what is done in which order, what is kept, and how an interrupted run goes on.
+"""The training loop: the order of its steps, what is saved, and how an interrupted run goes on.
 
 A run is a function of its Options and its data alone. Its position (State) is saved with weights and velocities every few
 steps, so that a run killed at any moment and resumed ends with the same bits as one that was left alone.
@@ -41,7 +41,7 @@ from minifcn.training.signals import Signals
 from minifcn.training.step import Step
 
 RESULTS = ("checkpoint.npz", "best.npz", "log.csv", "metrics.json", "curves.png", "predictions.png")
-GAP = 0.2                   # between the accuracies of one batch in two modes, above which it is said
+GAP = 0.2                   # difference of a batch's accuracy in train mode and eval mode above which a line is printed
 READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
 
 
@@ -50,7 +50,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a whole step, and everything is saved. `signal` is its number."""
+    """A signal ended the run after a complete step, and everything is saved. `signal` is its number."""
 
     def __init__(self, number, step, path):
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; everything is in {path}")
@@ -58,9 +58,9 @@ class Interrupted(Exception):
 
 
 def train(options, out, overwrite=False, own=None):
-    """Train from the start and write everything into the folder `out`; returns what metrics.json holds.
+    """Train from the start and write everything into the folder `out`; returns the content of metrics.json.
 
-    own: what fit() was given, None for a network of minifcn's.
+    own: the arguments of fit(), or None for a network of minifcn.
     out gets checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png. Raises ValueError when it holds a run
     already (unless overwrite) or another process is training into it; DataError; CheckpointError; TrainingError;
     Interrupted after SIGINT, SIGTERM or SIGUSR1.
@@ -79,12 +79,12 @@ def train(options, out, overwrite=False, own=None):
 
 
 def resume(out, own=None, **given):
-    """Go on with the run in the folder `out` where its checkpoint stands; returns what metrics.json holds.
+    """Go on with the run in the folder `out` from its checkpoint; returns the content of metrics.json.
 
-    own: what fit() was given, None for a network of minifcn's.
-    given: options to compare with the stored ones; those in Options.FREE may differ and are taken over. Other `epochs`
-        train longer (or shorter) than was planned: the end of the schedule moves, which is printed.
-    Raises ValueError naming every other option that differs, for fewer epochs than are done, and what train() raises.
+    own: the arguments of fit(), or None for a network of minifcn.
+    given: options to compare with the stored ones. Those in Options.FREE may differ; the given value is used. With other
+        `epochs` the run is longer (or shorter) than planned, and its schedule ends elsewhere; a line says so.
+    Raises ValueError that names every other option that differs, or for fewer epochs than are done; and the errors of train().
     """
     path = Path(out) / "checkpoint.npz"
 
@@ -122,7 +122,7 @@ class _Pending(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What fit() trains in place of a network, data and loss of minifcn's: see fit()."""
+    """The arguments of fit(): a network, data and a loss in place of those of minifcn."""
 
     net: nn.Module
     train: Folder
@@ -131,7 +131,7 @@ class Own(NamedTuple):
 
 
 class Run:
-    """One run: device, data, net, optimiser and State, from Options or from a Checkpoint, with what `own` brings along."""
+    """One run: device, data, net, optimiser and State, made from Options or from a Checkpoint, and from `own`."""
 
     def __init__(self, options, out, saved=None, own=None):
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
@@ -206,7 +206,7 @@ class Run:
         self.last_read = 0.0
 
     def _check_batches(self, images, own):
-        """Raise ValueError where a batch is too small for batch norm, or for the processes. images: how many there are."""
+        """Raise ValueError if a batch is too small for batch norm or for the processes. images: how many there are."""
         options, full = self.options, min(images, self.options.batch_size)
         smallest = full if options.drop_last else (images - 1) % options.batch_size + 1
         if smallest == 1 and max(options.crop) <= 32:
@@ -219,7 +219,7 @@ class Run:
                              "--no-sync-norm or a loss of one's own needs some; choose another --batch-size, or --drop-last")
 
     def _compare(self, saved):
-        """Compare a Checkpoint with what it meets. Raises ValueError where it cannot go on, warns where bits may differ."""
+        """Compare a Checkpoint with this run. Raises ValueError if the run cannot go on; warns if its last bits may differ."""
         state, batches = saved.state, len(self.loader)
         if saved.classes != self.classes or saved.images != self.images:
             raise ValueError(f"{self.options.data}: not the classes and training images that {self.path} was trained on")
@@ -242,8 +242,8 @@ class Run:
                           "different pictures", stacklevel=4)
 
     def new_end(self, epochs):
-        """The line that says what becomes of the schedule when the run ends elsewhere than after `epochs`. ValueError if that
-        end is over."""
+        """A line about the schedule if the run now ends after another number of epochs than `epochs`. Raises ValueError if more
+        epochs than that are done."""
         state, options, schedule = self.state, self.options, SCHEDULES[self.options.schedule]
         begun = state.epoch + (state.batch > 0)
         if options.epochs < begun:
@@ -268,7 +268,7 @@ class Run:
                     self.save(self.path)
                     raise DataError(f"{error}; all steps before are in {self.path}: mend the file and go on with "
                                     "--resume") from error
-                if not options.sync_norm:           # each rank has running statistics of its own: rank 0's count
+                if not options.sync_norm:           # each rank has its own running statistics; rank 0's are used
                     self.net.load_state_dict(self.world.broadcast(self.net.state_dict()))
                 if (state.epoch + 1) % options.val_every == 0 or state.epoch + 1 == options.epochs:
                     self._evaluate(signals, state.epoch + 1)
@@ -280,11 +280,11 @@ class Run:
         return report.metrics(state)
 
     def _report(self):
-        report.write_tables(self.out, self.state)   # again: a run killed just before it wrote them is complete after this
+        report.write_tables(self.out, self.state)   # again, for a run that was killed just before it wrote them
         report.write_pictures(self.out, self.state, self.net, self.val, self.device)
 
     def _evaluate(self, signals, epoch):
-        """Score the validation images, and keep the net beside the checkpoint if none was better. epoch: how many are done."""
+        """Score the validation images, and save the net as best.npz if it is the best so far. epoch: how many are done."""
         state = self.state
         scores = evaluate(self.net, self.val, self.device, lambda: signals.number is not None, self.loss, self.world)
         self._leave_if(signals)
@@ -356,7 +356,7 @@ class Run:
         return np.count_nonzero(batch.labels != self.classes.void)
 
     def _compare_modes(self, batch, bar):
-        """Say it where the last batch of an epoch comes out right in train mode and wrong in eval mode, or the reverse."""
+        """Print a line if the accuracy of an epoch's last batch is much better in train mode than in eval mode, or worse."""
         correct = 0
         if len(batch.labels):                                                       # else: others have the whole batch
             images, labels = self.upload(batch.images, batch.labels)                # (N, 3, h, w), (N, h, w)
@@ -394,7 +394,7 @@ class Run:
         self.last_read = time.perf_counter()
 
     def _tell_skipped(self, bar):
-        """Say how many steps of fp16 moved nothing because a gradient overflowed."""
+        """Print how many steps in fp16 changed nothing because a gradient overflowed."""
         skipped = self.optimizer.skipped
         if skipped is not None and (count := int(to_host(skipped))) > self.skipped:
             self.skipped = count
@@ -406,14 +406,14 @@ class Run:
                 f"minifcn check --data {self.options.data}")
 
     def _end_epoch(self, bar):
-        """Move to the next epoch and save. Print last: a closed pipe raises."""
+        """Move to the next epoch and save. Printing comes last, since it raises if the output is a closed pipe."""
         state = self.state
         state.epoch, state.batch = state.epoch + 1, 0
         self.save(self.path)
         self.world.on_first(lambda: report.write_tables(self.out, state))
         bar.write(report.epoch_line(state, self.options.epochs))
         if sys.stdout:                              # None where it was closed before the start
-            sys.stdout.flush()                      # into a log file as well, now and not hours later
+            sys.stdout.flush()                      # else a log file may get the line hours later
 
     def _leave_if(self, signals):
         number = max(self.world.gather(signals.number or 0))    # one rank may have got the signal, or got it a step earlier

@@ -1,6 +1,6 @@
 """The scores of a network over whole images: every pixel of every mask counts once, void does not.
 
-Masks are never scaled here: what shrinking removes, such as a line one pixel wide, would be missing in the truth.
+Masks are never scaled here, since shrinking removes small parts of the truth, such as a line one pixel wide.
 
 Read after metrics.py; read next checkpoint.py.
 """
@@ -21,9 +21,9 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None, world=
     """Scores over every pixel of every mask of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
 
     folder: the net sees its images at folder.scale; the logits are enlarged to the masks, which stay as they are.
-    stopped: asked before each image; when it returns True the evaluation is given up and None returned.
+    stopped: a function, called before each image; when it returns True the evaluation ends and returns None.
     loss: None for the cross-entropy, or a function of (logits, labels) whose mean over an image counts for its valid pixels.
-    world: who evaluates together (parallel.py); every rank takes each size-th image and returns the scores of all.
+    world: the processes that evaluate together (parallel.py); each scores a part of the images and returns the scores of all.
     matrix: an empty ConfusionMatrix to count in, for a caller who wants to see it; None for one that is forgotten.
     Returns a dict: pixel_accuracy, mean_accuracy, mean_iou, frequency_weighted_iou (fractions), loss (mean over pixels),
     images (count), iou_per_class (name -> fraction, None where the class does not occur), always_background
@@ -63,7 +63,7 @@ def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None, world=
 
 
 def _read_ahead(folder, numbers, workers=2, ahead=4):
-    """The (image, labels) of a Folder's images of these numbers, unscaled, decoded by threads up to `ahead` images early."""
+    """Yield (image, labels), unscaled, of the Folder's images with these numbers. Threads decode up to `ahead` images early."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for i in numbers:

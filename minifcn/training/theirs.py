@@ -1,7 +1,8 @@
 """Training with the reader's functions in place of the definitions, through core/dispatch: `minifcn train --with DIR`.
 
-Each of their functions becomes a twin of the array function that it says the same as, and the only one: the fast path is off,
-or it would pass them by. What they did not write is the readable definition. A ledger counts and times both.
+Each of the reader's functions becomes the only twin of the array function that computes the same. The twins of fast/ are off,
+since they would run instead. Functions that the reader did not write are the readable definitions. A ledger counts and times
+both kinds.
 
     theirs                         stands in for
     conv2d                         correlate
@@ -9,12 +10,12 @@ or it would pass them by. What they did not write is the readable definition. A 
     conv_transpose2d and its two   correlate_grad_x, correlate and correlate_grad_w where the stride is 4 or more: the head
     im2col, col2im                 im2col, col2im, inside those of the functions above that are ours
     relu_grad                      rectify_grad
-    batch_norm + batch_norm_grad   normalize, normalize_grad: only both, as one keeps what the other needs
+    batch_norm + batch_norm_grad   normalize, normalize_grad: only both together, as one saves what the other needs
     max_pool2d + max_pool2d_grad   maximum_of_windows, maximum_of_windows_grad
     log_softmax + cross_entropy_grad     softmax_nll, softmax_nll_grad
     sgd_step                       descend
 
-Read after step.py; read next scoring.py.
+Read after chapter.py; read next ../inference.py.
 """
 
 import contextlib
@@ -27,16 +28,16 @@ from minifcn.core.dispatch import REPLACEMENTS, replaces
 from minifcn.core.shapes import conv_transpose_size
 from minifcn.functional import basic, batchnorm, conv, loss, pool, step
 
-VOID = -1                                       # no class, and not a label of any data set either
+VOID = -1                                       # not a class, and not a label of any data set
 
 
 def stride_at_least_4(stride):
-    """No layer of the trunk, only the head."""
+    """True for the head only; no layer of the trunk has such a stride."""
     return min(stride) >= 4
 
 
 def whole_image(x, khw, ohw, stride, padding, dilation):
-    """As many windows as fit."""
+    """True if ohw is all the windows that fit into the image."""
     return tuple(ohw) == conv.output_size(x.shape[2:], khw, stride, padding, dilation)
 
 
@@ -102,7 +103,7 @@ def _nll(f, _):
 
 
 def _nll_grad(_, f):
-    """Theirs is the gradient of the mean over the valid pixels; g says the factor of each, 0 where void."""
+    """The reader's function gives the gradient of the mean over the valid pixels. g is the factor of each pixel, 0 for void."""
     def twin(g, x, target, saved):
         valid = g != 0
         return f(1.0, x, np.where(valid, target, VOID), None, VOID) * (g * valid.sum())[:, None].astype(x.dtype)
@@ -135,7 +136,7 @@ OURS = tuple(dict.fromkeys(definition for _, definition, _, _ in TWINS))
 
 
 class Ledger:
-    """Calls and seconds of every function, theirs and ours; what a function calls in turn counts for that one alone."""
+    """Calls and seconds of every function, theirs and ours. The time of an inner call counts for the inner function only."""
 
     def __init__(self):
         self.rows, self.inner = {}, []           # (whose, name) -> [calls, seconds]; seconds of the calls inside
@@ -157,7 +158,7 @@ class Ledger:
         return twin
 
     def table(self, functions):
-        """Lines: theirs and ours with calls and seconds; at the end what training has no use for."""
+        """Lines with calls and seconds of all functions; at the end the functions that training does not need."""
         lines = [f"{'function':<33} {'whose':<7} {'calls':>8} {'seconds':>9}"]
         for (whose, name), (calls, seconds) in self.rows.items():
             if calls:
@@ -175,7 +176,7 @@ class Ledger:
 def in_place_of_definitions(functions):
     """Inside this context the reader's functions run where TWINS says, the definitions elsewhere, and nothing of fast/.
 
-    functions: name -> function of ndarrays, as minifcn.grade has them. Yields the Ledger.
+    functions: name -> function of ndarrays, with the names and arguments of minifcn.grade. Yields the Ledger.
     """
     ledger, before = Ledger(), {call: list(twins) for call, twins in REPLACEMENTS.items()}
     for twins in REPLACEMENTS.values():
