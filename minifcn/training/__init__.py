@@ -1,5 +1,5 @@
-"""From weights to better weights: optim, step, options, metrics, scoring, checkpoint, pretrained, report, parts, signals, run,
-fit, chapter."""
+"""Training: from weights to better weights. Reading order: optim, arena, parallel, step, memory, options, metrics, scoring,
+checkpoint, pretrained, report, parts, signals, run, fit, chapter, theirs."""
 
 from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.fit import fit

@@ -1,4 +1,4 @@
-"""What a run is assembled of: its images, the weights of its classes, its optimiser, and what its last bits depend on.
+"""The parts of a run: its images, the weights of its classes, its optimiser, and a list of what its last bits depend on.
 
 Read after report.py; read next signals.py.
 """
@@ -11,7 +11,7 @@ from minifcn.training.optim import SGD
 
 
 def training_folders(options, own=None):
-    """Three Folders, each a part of the one before: all of train; the images of the crop's size; what --limit leaves."""
+    """Three Folders: all images of train; those that are as large as the crop; those of them that --limit keeps."""
     listed = own.train if own else Folder(options.data, "train", options.scale)
     large = listed.at_least(options.crop)
     return listed, large, first(large, options.limit)
@@ -47,9 +47,9 @@ def class_weights(options, classes, pixels):
 
 
 def optimizer(net, pretrained, frozen, options):
-    """SGD with the pretrained parameters (a set of names) in a group of their own, at --lr-pretrained times the rate.
+    """SGD in which the pretrained parameters (a set of names) are a separate group, with --lr-pretrained times the rate.
 
-    Those in `frozen` are no parameters any more: no gradient is computed for them.
+    For the parameters in `frozen` no gradient is computed.
     """
     named = list(net.named_parameters())
     for name, p in named:
@@ -63,7 +63,7 @@ def optimizer(net, pretrained, frozen, options):
 
 
 def freeze(net, frozen):
-    """Put the batch norms whose statistics are in `frozen` (a set of names) in eval mode: they use them and do not change."""
+    """Put the batch norms whose statistics are in `frozen` (a set of names) in eval mode, so that these do not change."""
     kept = {id(array) for name, array in net.named_buffers() if name in frozen}
     for module in net.modules():
         if any(id(value) in kept for value in vars(module).values()):
@@ -71,6 +71,6 @@ def freeze(net, frozen):
 
 
 def of_trained(velocities, optimizer):
-    """The velocities of the parameters that are trained: older checkpoints have those of frozen ones, too, behind them."""
+    """The velocities of the trained parameters. Older checkpoints also have those of frozen ones, at the end."""
     count = len(optimizer.state_dict())
     return {name: array for name, array in velocities.items() if not name.isdigit() or int(name) < count}

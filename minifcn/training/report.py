@@ -1,6 +1,6 @@
 """The reports of a run: the rows of log.csv, metrics.json, a line after each epoch, the table of its scores, two pictures.
 
-Read after checkpoint.py; read next parts.py.
+Read after pretrained.py; read next parts.py.
 """
 
 import csv

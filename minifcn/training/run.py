@@ -1,8 +1,8 @@
 """The training loop: the order of its steps, what is saved, and how an interrupted run goes on.
 
-A run is a function of its Options and its data alone. Its position (State) is saved with weights and velocities every few
-steps, so that a run killed at any moment and resumed ends with the same bits as one that was left alone.
-Read after signals.py; read next chapter.py. Source: pytorch/vision references/segmentation.
+The result of a run depends only on its Options and its data. Its position (State) is saved with weights and velocities every
+few steps. So a run that is killed at any moment and resumed ends with the same bits as a run without interruption.
+Read after signals.py; read next fit.py. Source: pytorch/vision references/segmentation.
 """
 
 import contextlib

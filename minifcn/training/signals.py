@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin are noted, not obeyed at once: a run ends after a whole step.
+"""Ctrl-C and similar signals are only noted at first, so that a run ends after a complete step.
 
 Read after parts.py; read next run.py.
 """
@@ -8,7 +8,7 @@ import threading
 
 
 class Signals:
-    """Inside this context the first SIGINT, SIGTERM or SIGUSR1 is only noted in `number`; a second one acts as before."""
+    """Inside this context the first SIGINT, SIGTERM or SIGUSR1 only sets `number`. A second one acts as without the context."""
 
     NOTED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]   # Windows: two
 
