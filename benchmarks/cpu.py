@@ -1,4 +1,4 @@
-"""How fast is minifcn on this CPU, beside its peers? `python -m benchmarks.cpu` measures everything; README.md tells the story.
+"""The speed of minifcn on this CPU, beside its peers. `python -m benchmarks.cpu` measures all of it; README.md has the results.
 
     python -m benchmarks.cpu                                about half an hour; needs torch
     python -m benchmarks.cpu --quick                        three minutes: whole steps, fewer rounds, and the ladder
@@ -11,8 +11,9 @@ Sections: step (training and inference of the whole network), ops (each layer, d
 F.conv2d with both gradients on plain arrays), ladder (one convolution and its gradients from loops to Winograd), growth (batch,
 area, threads, FCN-8s), memory (each in a process of its own), data (the loader alone, and what a step waits for it).
 All times are medians of runs taken in turn. Ratios are ours / the best peer that computes in float32; below 1 is faster.
-A peer that is not installed is skipped with a line. What other programs use of the machine is printed before and after, and
-which variables steer BLAS: OPENBLAS_CORETYPE=Haswell, say, halves the rate of products on a CPU with AVX-512, ours alone.
+A peer that is not installed is skipped with a line. The load by other programs is printed before and after, and so are the
+environment variables for BLAS. For example, OPENBLAS_CORETYPE=Haswell halves the speed of products on a CPU with AVX-512, but
+only that of minifcn.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The operations of FCN-32s at the sizes of its layers, written once for minifcn and PyTorch, whose names agree."""
+"""The operations of FCN-32s at the sizes of its layers. minifcn and PyTorch have the same names, so they are written once."""
 
 from collections import namedtuple
 from math import prod
@@ -64,7 +64,7 @@ def inputs(case, seed=0):
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape, np.float32) for shape in case.shapes]
     if case.run is fused_batch_norm:
-        arrays[-1] = 100 * np.sign(arrays[-1])  # far from relu's corner, where rounding would decide who has a gradient
+        arrays[-1] = 100 * np.sign(arrays[-1])  # far from 0, where rounding would decide whether relu has a gradient
     labels = []
     if case.labels:
         labels = [rng.integers(0, case.shapes[0][1], case.labels).astype(np.uint8)]

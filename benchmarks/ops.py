@@ -1,6 +1,6 @@
 """Each layer of the FCN forward and backward: definition, twin and PyTorch in turn; one convolution as a ladder of ideas.
 
-Where a layer and what follows it are fused, the group is measured against PyTorch's group.
+If a layer is fused with the operations after it, the whole group is compared with the same group in PyTorch.
 """
 
 from math import prod
@@ -92,7 +92,7 @@ def groups():
 
 
 def others():
-    """What stands alone where it is not fused."""
+    """Operations that are not fused."""
     yield Case(HEAD.name, 1, [draw(N, CLASSES, *HEAD.ohw), draw(CLASSES, CLASSES, 64, 64)],
                lambda x, w: F.conv_transpose2d(x, w, None, HEAD.S, 16),
                lambda x, w: torch_F.conv_transpose2d(x, w, None, HEAD.S, 16), N * HEAD.gflop,
@@ -114,7 +114,7 @@ def ours(op, arrays):
     """(forward, backward) of a function of Tensors; the backward always follows its forward."""
     state = {}
     leaves = [Tensor(a, requires_grad=trained(a)) for a in arrays]
-    # A map is what a layer before handed on: its gradient goes there, and is not copied as a leaf's is.
+    # In the network a map is the result of an earlier layer, so its gradient is not copied, as that of a leaf is.
     inputs = [record(t.data, (t,), lambda g: (None,), "layer before") if t.data.ndim == 4 and len(t) == N and t.requires_grad
               else t for t in leaves]
 
@@ -175,7 +175,7 @@ def layers(options):
 
 
 def check(op, arrays, plain):
-    """The twins' value and gradients are the definition's, else a time means nothing."""
+    """Assert that values and gradients of the twins agree with those of the definition. Else the times mean nothing."""
     def results(arrays):
         inputs = [Tensor(a, requires_grad=trained(a)) for a in arrays]
         y = op(*inputs)

@@ -1,11 +1,11 @@
-"""What several processes cost and gain on this machine, and what a model says about many GPUs.
+"""The cost and the gain of several processes on this machine, and what a model predicts for many GPUs.
 
     python -m benchmarks.parallel                 1 process x 2 threads, 1 rank x 1 thread, 2 ranks x 1 thread, in turn
     python -m benchmarks.parallel --apart         how far 1 and 2 ranks drift apart in float32, beside PyTorch's two layouts
     python -m benchmarks.parallel --model         efficiency of 2 to 256 GPUs, from the formula in docs/parallel.md
 
-Each of the three settings trains the same FCN-32s on the same batches. `alone`: the sum of all gradients when nothing else is
-done; `waited`: what of it is left to wait for after backward; hidden = 1 - waited / alone.
+Each of the three settings trains the same FCN-32s on the same batches. `alone`: the time to sum all gradients when nothing else
+runs. `waited`: the time for which the ranks still wait for the sums after backward. hidden = 1 - waited / alone.
 """
 
 import argparse

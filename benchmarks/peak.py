@@ -1,4 +1,4 @@
-"""Peak memory of three training steps, in a process of its own: `python -m benchmarks.peak fast 8` prints bytes.
+"""Peak memory of three training steps, measured in a separate process: `python -m benchmarks.peak fast 8` prints bytes.
 
 First argument: fast, readable, torch or torch-channels-last; second: the batch. Two numbers: the peak of the whole process,
 and how much of it came after the libraries and the network had been loaded.

@@ -3,7 +3,7 @@
     fast, readable         minifcn with and without its fast path
     eager, eager-last      PyTorch as it comes, in its two memory layouts (N, C, H, W) and channels last
     compile                torch.compile of the channels-last network
-    bf16                   eager, channels last, under autocast to bfloat16: other numbers, so it is shown and not compared
+    bf16                   eager, channels last, under autocast to bfloat16. It is less precise, so no ratio is taken to it
     onnxruntime, openvino  inference alone, from the file that `minifcn export` writes
 """
 
@@ -40,7 +40,7 @@ def missing(peer):
 
 
 def compared(kind):
-    """Does a kind compute the same numbers in float32, so that the ratio may be taken to it?"""
+    """True if a kind computes the same numbers in float32, so that a ratio to it makes sense."""
     return kind not in (*OURS, "bf16")
 
 

@@ -1,4 +1,4 @@
-"""Fair clocks: what is compared runs in turn in one process, so that both meet the same neighbours and the same heat."""
+"""Fair timing: functions that are compared run in turn in one process, so other programs and heat slow all of them alike."""
 
 import os
 import time
@@ -9,14 +9,14 @@ import numpy as np
 clock = time.perf_counter                       # time.process_time under --busy
 REST = 0.05                                     # seconds: threads of OpenMP and OpenBLAS spin for up to 25 ms after their work
 WARM = 0.2                                      # seconds of calls that do not count; at least one
-LOAD = 0.3                                      # of other programs, above which a run is not to be believed
+LOAD = 0.3                                      # cores used by other programs; with more, a run is not reliable
 
 
 def in_turn(candidates, repeats):
-    """{name: function} -> {name: [seconds, ...]}: `repeats` rounds, in which each is called for a while; its last call counts.
+    """{name: function} -> {name: [seconds, ...]}. In each of `repeats` rounds each is called a few times; the last counts.
 
-    All rest before it begins, so that none is slowed by what another's threads have not yet finished. The calls before the
-    last fill the caches and let the system spread the threads over the cores: each is measured at work.
+    There is a pause before each function, so that the threads of the one before have stopped. The calls before the last fill
+    the caches and let the system spread the threads over the cores.
     """
     return {name: times for (name, _), times in parts_in_turn({n: [f] for n, f in candidates.items()}, repeats).items()}
 
@@ -44,7 +44,7 @@ def quartiles(times):
 
 
 def ceilings(repeats=5):
-    """What this machine can do now: {"gflops": one 2048^3 float32 product, "gbs": bytes read and written by a copy / s}."""
+    """The speed of this machine now: {"gflops": of one 2048^3 float32 product, "gbs": GB/s read and written by a copy}."""
     a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
     out, source = np.empty_like(a), np.ones(2**25, np.float32)
     target = np.empty_like(source)
@@ -53,7 +53,7 @@ def ceilings(repeats=5):
 
 
 def others(seconds=2.0):
-    """How many cores other programs keep busy, seen for some seconds (Linux): 0.0 on a machine that does nothing else."""
+    """The mean number of cores that other programs use during some seconds (Linux); 0.0 if there are none."""
     def busy():
         with open("/proc/stat") as file:
             user, nice, system, _, _, irq, softirq, steal, *_ = map(int, file.readline().split()[1:])

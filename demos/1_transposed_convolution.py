@@ -38,8 +38,8 @@ assert Y.tolist() == [[27, 37], [57, 67]]
 
 # %% [markdown]
 # ## A transposed convolution writes windows
-# Turned around: every input pixel multiplies the kernel, and the product is added to a window of the output. The output is
-# larger than the input, n + k - 1 instead of n - k + 1.
+# Now the other way round: every input pixel multiplies the kernel, and the product is added to a window of the output. The
+# output is larger than the input, n + k - 1 instead of n - k + 1.
 
 # %%
 def trans_conv(X, K):
@@ -56,8 +56,8 @@ print("trans_conv(x, k) =", trans_conv(x, k).tolist())
 assert trans_conv(x, k).tolist() == [[0, 0, 1], [0, 4, 6], [4, 12, 9]]
 
 # %% [markdown]
-# The layer does the same with images (N, C, H, W) and weights (in, out, KH, KW): the channels in the other order than those
-# of a convolution, (out, in, KH, KW), because the layer is that convolution's transpose.
+# The layer does the same with images (N, C, H, W) and weights (in, out, KH, KW). The weights of a convolution are
+# (out, in, KH, KW); the two channel axes change places because the layer is the transpose of a convolution.
 
 # %%
 def layer(**settings):
@@ -83,9 +83,9 @@ assert layer(padding=1) == [[[[4]]]]
 assert layer(stride=2) == [[[[0, 0, 0, 1], [0, 0, 2, 3], [0, 2, 0, 3], [4, 6, 6, 9]]]]
 
 # %% [markdown]
-# "Fractionally strided convolution" is another name for it, and this is why: put stride - 1 zeros between the input pixels
-# and k - 1 zeros around them, flip the kernel, and an ordinary convolution of stride 1 gives the same result. Its window
-# moves by half an input pixel.
+# It is also called "fractionally strided convolution". The reason: put stride - 1 zeros between the input pixels and k - 1
+# zeros around them, and flip the kernel. Then an ordinary convolution of stride 1 gives the same result. For stride 2 its
+# window moves by half an input pixel.
 
 # %%
 spread = np.zeros((3, 3))
@@ -96,9 +96,9 @@ assert [[corr2d(around, k[::-1, ::-1]).tolist()]] == layer(stride=2)
 
 # %% [markdown]
 # ## Channels
-# Each output channel of a convolution has one kernel per input channel, (in, KH, KW). Seen from the transpose, each
-# *input* channel has one kernel per output channel. With the same settings and the channels exchanged, the transpose has
-# the shape that the convolution started from.
+# Each output channel of a convolution has one kernel for each input channel, (in, KH, KW). In the transpose, each *input*
+# channel has one kernel for each output channel. With the same settings and the channels exchanged, the output of the
+# transpose has the shape of the convolution's input.
 
 # %%
 X4 = Tensor(np.random.default_rng(0).random((1, 10, 16, 16), np.float32))
@@ -112,8 +112,8 @@ large = nn.ConvTranspose2d(10, 3, kernel_size=4, padding=1, stride=2)(small)
 assert small.shape == (1, 10, 32, 32) and large.shape == (1, 3, 64, 64)
 
 # %% [markdown]
-# *Where it fails.* With stride 3 a convolution floors: 16, 17 and 18 rows all become 6, and 6 can go back to one of them
-# only. `output_padding` says to which.
+# *Where this fails.* With stride 3 a convolution rounds its size down: 16, 17 and 18 rows all become 6. The transpose can turn
+# 6 rows into only one of these sizes; `output_padding` chooses it.
 
 # %%
 for n in (16, 17, 18):
@@ -136,7 +136,7 @@ for s in (2, 4, 8, 16, 32):
 # %% [markdown]
 # ## A convolution is a matrix
 # Write image and result as vectors. The convolution is linear, so it is a matrix W: one row per output number, with the
-# kernel's values where the window lies and zeros elsewhere. Here from the older edition: 4 x 4 image, 3 x 3 kernel.
+# kernel's values where the window lies and zeros elsewhere. The example of the book's older edition: 4 x 4 image, 3 x 3 kernel.
 
 # %%
 X16, K9 = np.arange(1.0, 17).reshape(4, 4), np.arange(1.0, 10).reshape(3, 3)
@@ -152,7 +152,7 @@ assert (F.conv_matrix(K9[None, None], (4, 4)) == W).all()                # the l
 assert (W.T @ np.ones(4)).shape == (16,)                                 # the transpose maps 4 numbers to 16
 
 # %% [markdown]
-# And the newer one: `kernel2matrix` for a 2 x 2 kernel over a 3 x 3 image.
+# The example of the newer edition: `kernel2matrix` for a 2 x 2 kernel and a 3 x 3 image.
 
 # %%
 def kernel2matrix(K):
@@ -170,7 +170,7 @@ assert (F.conv_matrix(K[None, None], (3, 3)) == W).all()
 assert (Y == (W @ X.reshape(-1)).reshape(2, 2)).all()
 
 # %% [markdown]
-# Multiplying by the transposed matrix is the transposed convolution: hence the name.
+# Multiplying by the transposed matrix is the transposed convolution. This is where the name comes from.
 
 # %%
 Z = trans_conv(Y, K)
@@ -183,7 +183,7 @@ for form in ("gemm", "loops", "matrix"):                                 # the l
 # %% [markdown]
 # ## Forward and backward change places
 # y = W x has the gradient W^T gy. So a convolution multiplies by W forward and by W^T backward, and a transposed convolution
-# by W^T forward and by W backward. Seen in the library: the gradient of one is the value of the other.
+# by W^T forward and by W backward. The gradient of one is the value of the other:
 
 # %%
 gy = np.random.default_rng(1).standard_normal((1, 1, 2, 2))
@@ -198,7 +198,7 @@ F.conv_transpose2d(scores, K[None, None]).backward(gz)
 assert np.allclose(scores.grad, F.conv2d(gz, K[None, None]).numpy())                 # transposed backward = conv forward
 assert np.allclose(scores.grad.reshape(-1), W @ gz.reshape(-1))
 
-w = np.random.default_rng(3).standard_normal((3, 2, 4, 3))               # <conv(x), y> = <x, tconv(y)>, with everything on
+w = np.random.default_rng(3).standard_normal((3, 2, 4, 3))               # <conv(x), y> = <x, tconv(y)>, with all settings used
 check = check_adjoint(lambda x: F.conv2d(x, w, None, (3, 2), (1, 2), (2, 1)),
                       lambda y: F.conv_transpose2d(y, w, None, (3, 2), (1, 2), (1, 1), dilation=(2, 1)),
                       (2, 2, 12, 10), (2, 3, 3, 6))

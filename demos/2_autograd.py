@@ -1,4 +1,4 @@
-"""Automatic differentiation from nothing: three nodes by hand, the same three by the engine, and a check that finds a liar.
+"""Automatic differentiation from nothing: three nodes by hand, the same by the engine, and a check that finds a wrong backward.
 
 Shows       what a Tensor remembers; the graph as text, as Graphviz dot and as a picture; why checks draw random numbers
 Takes       about 3 s on a laptop
@@ -39,8 +39,8 @@ assert (y, ga, gb) == (16, 16, -16)
 
 # %% [markdown]
 # ## The same with a list
-# Nothing in this needs a human. Write down at every step how its gradient becomes those of its inputs, and play the list
-# backwards. That is reverse-mode automatic differentiation, whole:
+# A program can do this. At every step, note how the gradient of its result gives the gradients of its inputs. Then go through
+# the list backwards. This is the whole of reverse-mode automatic differentiation:
 
 # %%
 tape, grads = [], {}
@@ -65,8 +65,8 @@ assert (grads["a"], grads["b"]) == (16, -16)
 
 # %% [markdown]
 # ## The engine
-# A Tensor carries its note with it: the op's name, its parents, and a function that turns the gradient of the result into
-# the gradients of the parents.
+# Each Tensor holds such a note: the op's name, its parents, and a function that turns the gradient of the result into the
+# gradients of the parents.
 
 # %%
 a, b = Tensor([2.0], requires_grad=True), Tensor([-3.0], requires_grad=True)
@@ -74,7 +74,7 @@ y = (a * b + a) ** 2
 
 
 def tree(tensor, names=None, indent=""):
-    """The graph behind a Tensor as indented text, results above what they were made from. Parents used twice come twice."""
+    """The graph of a Tensor as indented text: each result, and below it its parents. A parent of two results occurs twice."""
     names = names or {}
     if tensor.node is None:
         kind = "leaf" if tensor.requires_grad else "constant"
@@ -115,7 +115,7 @@ assert dot(y, names).count(" -> ") == 5                                  # five 
 
 # %%
 def draw(tensor, names=None, title=""):
-    """The graph as a picture: leaves below, the result on top, every edge the way a value goes (gradients go down it)."""
+    """The graph as a picture: leaves below, the result on top. Values go up along the edges, gradients go down."""
     names, tensors = names or {}, walk(tensor)
     level, place = {}, {}
     for t in tensors:
@@ -160,14 +160,14 @@ print(f"by the engine: y = {y.item()}, dy/da = {a.grad[0]}, dy/db = {b.grad[0]}"
 assert (y.item(), a.grad[0], b.grad[0]) == (16, 16, -16)
 try:
     y.backward()
-except RuntimeError as error:                                            # the notes were dropped as they were used
+except RuntimeError as error:                                            # the first backward has deleted the notes
     print("a second time:", error)
 else:
     raise AssertionError("a second backward through a freed graph must fail")
 
 # %% [markdown]
 # ## A larger one
-# One residual block of ResNet-18 is the same thing with larger arrays. The shortcut is why the graph has two ways down.
+# One residual block of ResNet-18 works in the same way, with larger arrays. Because of the shortcut the graph has two ways.
 
 # %%
 block = models.resnet18(width=16).layer2[0]
@@ -179,8 +179,8 @@ print(f"a residual block: {len([t for t in walk(out) if t.node])} operations, {l
 
 # %% [markdown]
 # ## A check that catches a broken op
-# An op is a forward and a backward, and nothing forces them to agree. `check_vjp` compares them: it moves the input along a
-# random direction and asks whether the output moves as the backward says. Here is a square whose backward forgot the 2.
+# An op has a forward and a backward, and a mistake may make them disagree. `check_vjp` compares them: it moves the input along
+# a random direction, and compares the change of the output with the gradient. Here is a square; its backward lacks the 2.
 
 # %%
 def broken_square(x):
@@ -197,9 +197,9 @@ else:
     raise AssertionError("the check must catch the missing factor")
 
 # %% [markdown]
-# Random cotangents are no luxury. Batch norm removes the mean of its input, so the *sum* of its output never changes: its
-# true gradient for gy = 1 is zero, and a backward that returns zeros, always, passes every test that starts from
-# `y.sum().backward()`. Ask along a random direction instead and it is found out.
+# gy, the gradient that goes into the backward, must be random too. Batch norm removes the mean of its input, so the *sum* of
+# its output never changes, and its true gradient for gy = 1 is zero. A backward that always returns zeros would pass every test
+# that starts from `y.sum().backward()`. A random gy finds this mistake.
 
 # %%
 def batch_norm(x):
@@ -224,8 +224,8 @@ else:
     raise AssertionError("the check must catch the zeros")
 
 # %% [markdown]
-# Several ops in a row are an op like any other. (A whole network is one too, but with ReLU and max-pooling it has thousands
-# of kinks, and a step of 0.0007 always crosses some: there the differences are wrong, not the gradient.)
+# Several ops in a row can be checked like one op. (A whole network cannot: with ReLU and max-pooling it has thousands of kinks,
+# points without a derivative, and a step of 0.0007 always crosses some. There the differences are wrong, not the gradient.)
 
 # %%
 def head(x, w, v):

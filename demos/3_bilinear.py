@@ -1,4 +1,4 @@
-"""Bilinear upsampling by a transposed convolution: what it gets right, and the border that fades.
+"""Bilinear upsampling by a transposed convolution: exact in the interior, too dark at the border.
 
 Shows       the chapter's doubling of a picture; the same against true bilinear resizing, for factors 2 and 32; why the sizes
             are 64, 32 and 16; what odd kernels do
@@ -23,9 +23,9 @@ args = arguments(__doc__, lambda parser: parser.add_argument("--image", type=Pat
 
 # %% [markdown]
 # ## The kernel
-# Enlarging s times, an output pixel lies between four input pixels and is their mean, weighted by nearness. Seen from an
-# input pixel: it gives to all output pixels nearer than s, with a weight that falls off linearly. That is a tent, 2s wide,
-# and the transposed convolution paints one tent per input pixel.
+# When an image is enlarged s times, an output pixel lies between four input pixels. It is their mean, and nearer pixels have
+# larger weights. So each input pixel contributes to all output pixels nearer than s, with a weight that falls linearly. This is
+# a tent, 2s wide, and the transposed convolution adds one tent for each input pixel.
 
 # %%
 def bilinear_kernel(in_channels, out_channels, kernel_size):
@@ -62,9 +62,9 @@ if not args.image:
     assert img.shape == (561, 728, 3) and out_img.shape == (1122, 1456, 3)
 
 # %% [markdown]
-# Besides its size it "looks the same as the original", says the chapter. Nearly: the inside *is* bilinear interpolation, but
-# the outermost pixels have no neighbour to be mixed with. Their weights sum to 3/4, in the corners to 9/16, and the picture
-# gets a dark frame, one pixel wide.
+# The chapter says that the picture "looks the same as the original" except for its size. This is nearly true. The inside *is*
+# bilinear interpolation, but the outermost pixels have no neighbour on one side. Their weights sum to 3/4, in the corners to
+# 9/16, so the picture gets a dark frame, one pixel wide.
 
 # %%
 difference = abs(Y.numpy() - true.numpy())[0]                            # (3, 2H, 2W)
@@ -88,9 +88,9 @@ save(figure, args.out / "upsample2.png")
 
 # %% [markdown]
 # ## Why 64, 32 and 16
-# FCN-32s enlarges a map of 10 x 15 to 320 x 480: stride 32. A tent that reaches 32 pixels to either side is 64 wide: the
-# kernel. The tents of 10 pixels then cover (10 - 1) * 32 + 64 = 352 pixels, 32 too many, so 16 go on either side: the padding.
-# In general: kernel 2s, stride s, padding s/2.
+# FCN-32s enlarges a map of 10 x 15 to 320 x 480, so the stride is 32. A tent that reaches 32 pixels to both sides is 64 wide,
+# so the kernel is 64. The tents of 10 pixels cover (10 - 1) * 32 + 64 = 352 pixels, 32 too many, so the padding removes 16 on
+# each side. In general: kernel 2s, stride s, padding s/2.
 
 # %%
 s, n = 32, 10
@@ -114,10 +114,10 @@ assert np.allclose(total[s:-s], 1) and len(total) == 352
 
 # %% [markdown]
 # ## The border of FCN-32s
-# Enlarging a map of ones shows the sum of the weights at every pixel. It should be 1, and is, but for the outer 16 pixels,
-# where it falls to 0.52 at an edge and to 0.27 in a corner. 16 % of all 320 x 480 pixels are affected. Scores that are
-# scaled still have their maximum in the same class, so masks do not change; but near the border the network is less
-# confident than it should be, the loss is larger, and training teaches the head to undo it.
+# A map of ones, enlarged, shows the sum of the weights at every pixel. It should be 1. In the outer 16 pixels it is smaller,
+# down to 0.52 at an edge and 0.27 in a corner. This concerns 16 % of all 320 x 480 pixels. If all scores of a pixel are
+# multiplied by one number, the class with the largest score stays the same, so masks do not change. But near the border the
+# network is less confident than it should be and the loss is larger; training then changes the head to correct this.
 
 # %%
 kernel = bilinear_kernel(1, 1, 64).astype(float)
@@ -152,8 +152,8 @@ save(figure, args.out / "border.png")
 
 # %% [markdown]
 # ## Odd kernels
-# A kernel of 2s - 1 has its peak *on* a pixel. With stride s and padding s - 1 the input pixels themselves reappear s apart,
-# and the output has (n - 1) s + 1 pixels: the other convention of resizing, `align_corners=True`, exactly and up to the border.
+# A kernel of 2s - 1 has its peak *on* a pixel. With stride s and padding s - 1 the output holds the input pixels themselves, s
+# apart, and has (n - 1) s + 1 pixels. This is exactly the other convention of resizing, `align_corners=True`, up to the border.
 
 # %%
 for s in (2, 3, 4, 8, 32):

@@ -25,8 +25,8 @@ args = arguments(__doc__, lambda parser: parser.add_argument("--data", metavar="
 
 # %% [markdown]
 # ## The body: ResNet-18 without its end
-# The last two layers average all positions and classify the image as a whole. A segmentation wants to keep the positions, so
-# they go. (The book starts from ImageNet's weights; `minifcn train --pretrained FILE` does. Here they stay random.)
+# The last two layers average all positions and classify the whole image. A segmentation needs the positions, so these layers
+# are removed. (The book starts from ImageNet's weights, as `minifcn train --pretrained FILE` does. Here they are random.)
 
 # %%
 nn.init.seed(0)
@@ -63,8 +63,8 @@ print(f"parameters: {parameters:,}")
 assert parameters == 11_176_512 + 10_773 + 1_806_357 == 12_993_642
 
 # %% [markdown]
-# `models.fcn32s()` is this network with names for its parts: `trunk`, `final_conv`, `transpose_conv`. It also takes images
-# of any size, since it crops what the last cell sticks out.
+# `models.fcn32s()` is this network with names for its parts: `trunk`, `final_conv`, `transpose_conv`. It takes images of any
+# size: the last row and column of cells may reach beyond the image, and the network crops the result.
 
 # %%
 fcn = models.fcn32s()
@@ -106,8 +106,8 @@ save(diagram(), args.out / "network.png")
 
 # %% [markdown]
 # ## The data
-# An image and its mask; the mask's pixel values are class indices, drawn in VOC's colours. 255 is void: the annotators could
-# not or did not say.
+# An image and its mask. The values of the mask are class indices, drawn in VOC's colours. 255 is void: pixels to which the
+# annotators gave no class.
 
 # %%
 assert len(VOC.names) == num_classes and VOC.palette[1].tolist() == [128, 0, 0] and VOC.names[15] == "person"
@@ -128,8 +128,8 @@ save(picture_rows({"image": images, "mask": masks}, train_set.classes), args.out
 
 # %% [markdown]
 # ## The loss
-# A classification of every pixel, averaged over each image: one number per image. The PyTorch code then differentiates their
-# sum and the MXNet code their mean, so that one step of the first is as long as 32 of the second at the same rate.
+# The loss is a classification of every pixel, averaged over each image: one number for each image. The book's PyTorch code
+# takes the sum of these numbers, its MXNet code their mean. At the same learning rate the first takes steps 32 times as long.
 
 # %%
 classifier = nn.Conv2d(3, len(train_set.classes.names), 1)               # the smallest network there is
@@ -147,8 +147,8 @@ assert np.allclose(of_the_sum, len(batch.ids) * classifier.weight.grad, rtol=1e-
 # background, scored on one random crop of each test image. The third adds momentum 0.9, a learning rate that falls to zero,
 # and mirror images, and leaves void out. `minifcn train --chapter pytorch` is the first from the command line.
 #
-# The book's learning rates differ by 100 and its steps by 3: the PyTorch code sums the loss over the 32 images of the
-# batch and the MXNet code takes the mean, so 0.001 there is 0.032 here.
+# The book's learning rates are 0.001 in PyTorch and 0.1 in MXNet. Because of the sum over 32 images, 0.001 in PyTorch is as
+# much as 0.032 in MXNet, so the steps differ by a factor of 3 only.
 
 # %%
 small = {key: getattr(options, key) for key in ("data", "width", "crop", "scale")}
@@ -170,9 +170,9 @@ for name, recipe in runs.items():
     nets[name] = net, saved.state.history
 
 # %% [markdown]
-# ## Two ways to keep score
-# The book's test accuracy counts void as background and sees one crop of each image. The honest one leaves void out and
-# counts every pixel; and since most pixels are background, the mean IoU over the classes says more than either.
+# ## Two kinds of scores
+# The book's test accuracy counts void as background and takes one crop of each image. The other accuracy here leaves void out
+# and counts every pixel. Most pixels are background, so the mean IoU over the classes says more than both.
 
 # %%
 print()
@@ -183,7 +183,7 @@ table([(name, f"{r['loss']:.3f}", f"{r['train_accuracy']:.3f}", f"{r['test_accur
 nothing = results["book, PyTorch"]["honest"]["always_background"]
 print(f"always background: pixel accuracy {nothing['pixel_accuracy']:.3f}, mean IoU {nothing['mean_iou']:.3f}")
 print("the book, VOC 2012 and ImageNet's weights: PyTorch 0.445 0.862 0.828, again 0.449 0.861 0.852; MXNet 0.339 0.889 0.843")
-for r in results.values():                                               # fractions, and the clock that leaves loading out
+for r in results.values():                                               # fractions; images/s without the time for loading
     assert 0 <= r["test_accuracy"] <= 1 and r["examples_per_second"] >= r["end_to_end"] > 0
 
 figure = Figure(figsize=(11, 3.2), layout="constrained")
@@ -201,8 +201,8 @@ save(figure, args.out / "training.png")
 
 # %% [markdown]
 # ## Prediction
-# Normalise, add an axis for the batch, take the class with the largest score in every pixel, and draw it in its colour. As in
-# the book: the first four test images, from their upper left corner, above prediction and truth.
+# Normalise, add an axis for the batch, take the class with the largest score in every pixel, and draw it in its colour. The
+# figure is that of the book: the upper left parts of the first four test images, above prediction and truth.
 
 # %%
 net = nets["momentum, poly, flip"][0]

@@ -1,6 +1,6 @@
-"""A network of one's own in the same training loop: a U-Net in 40 lines beside FCN-8s, on the same scenes.
+"""Your own network in the same training loop: a U-Net in 40 lines beside FCN-8s, on the same scenes.
 
-Shows       how a Module and a loss of one's own are trained by training.fit; scores, the IoU of every class, and masks
+Shows       how training.fit trains your own Module and loss; scores, the IoU of every class, and masks
 Takes       about 5 minutes on a laptop (--quick: 20 s)
 Expect      mean IoU 0.713 for the U-Net with 486,589 numbers, 0.714 for FCN-8s with 710,446; the edges of the U-Net's masks are
             sharper, and an image takes it several times as long
@@ -21,12 +21,12 @@ args = arguments(__doc__)
 
 # %% [markdown]
 # ## The network
-# A U-Net (Ronneberger, Fischer & Brox 2015) walks down to small maps of many channels and up again, and on its way up it sees
-# the maps of the way down a second time: not added as scores, as in FCN-8s, but beside the others as channels, with two
-# convolutions to make something of both. It works at full size down to the last layer, which costs time and gives sharp edges.
+# A U-Net (Ronneberger, Fischer & Brox 2015) first makes smaller maps with more channels, and then larger maps again. On the way
+# up it also uses the maps of the way down. FCN-8s adds them as scores; the U-Net puts them beside the others as more channels,
+# and two convolutions combine them. Its last layers work at full size, which takes time and gives sharp edges.
 #
-# The pool halves n rows to ceil(n / 2), and a transposed convolution doubles them again: for an odd n that is one row too many,
-# which `nn.cut` takes off. So any image size will do.
+# The pool makes ceil(n / 2) rows of n, and a transposed convolution doubles them. For an odd n this is one row too many, which
+# `nn.cut` removes. So the network takes images of any size.
 
 # %%
 class Pair(nn.Module):
@@ -67,7 +67,7 @@ class UNet(nn.Module):
 # %% [markdown]
 # ## Training
 # `fit` takes the network, two folders of images and any loss of logits and labels; all else is as in `minifcn train`. The loss
-# here is what fit takes by itself, written out: void pixels, labelled 255, count nowhere.
+# here is the default of `fit`, written out: void pixels, with the label 255, do not count.
 
 # %%
 def loss(logits, labels):
@@ -88,7 +88,7 @@ scores["FCN-8s"] = trained(options, args.out / "e6" / root.name / "fcn8s_seed0")
 fcn, _ = load_model(args.out / "e6" / root.name / "fcn8s_seed0" / "checkpoint.npz")
 
 # %% [markdown]
-# ## What came of it
+# ## The results
 
 # %%
 print()

@@ -1,6 +1,6 @@
 """Animated GIFs of a convolution and its transpose, for any kernel, stride, padding and dilation.
 
-    scatter   transposed convolution: every input pixel paints its kernel into the output, and overlaps add up
+    scatter   transposed convolution: every input pixel adds its multiple of the kernel to the output
     matrix    y = W x: row after row of W lights up; the same rows, weighted by y, add up to z = W^T y
     pair      a convolution beside its transpose: the same windows, read on the left and written on the right
 
@@ -22,8 +22,8 @@ import minifcn.functional as F
 from minifcn.core.shapes import conv_size, conv_transpose_size
 
 BLUE, ORANGE, GREEN, PINK = "#a6cee9", "#f6c667", "#9fd8c1", "#e6b3cf"   # input, kernel, output, transpose: also told apart
-EDGE, LIT, FAINT = "#8a8a8a", "#d62f00", "#c9c9c9"                       # by place and title, never by colour alone
-FRAMES = 150                                                             # more than that nobody watches
+EDGE, LIT, FAINT = "#8a8a8a", "#d62f00", "#c9c9c9"                       # by place and title, not only by colour
+FRAMES = 150                                                             # the most frames of an animation
 
 
 class Board:
@@ -80,7 +80,7 @@ def number(value):
 
 
 class Geometry:
-    """Where the windows are: those of a convolution of an image of `hw` pixels, or of the transpose that ends there."""
+    """The places of the windows of a convolution of an image of `hw` pixels, or of a transpose whose result has this size."""
 
     def __init__(self, hw, khw, stride, padding, dilation):
         self.hw, self.khw, self.stride, self.padding, self.dilation = hw, khw, stride, padding, dilation
@@ -141,7 +141,7 @@ def scatter(x, k, stride=1, padding=0, dilation=1):
     board.grid(W + 2.75, 1.2, k, "K", ORANGE)
     board.grid(W + KW + 4.5, 1.2, frame, "output Y", GREEN, dead=geometry.dead)
     y = F.conv_transpose2d(four(x), four(k), None, stride, padding, dilation=dilation).numpy()[0, 0]
-    assert np.allclose(frame[geometry.inside], y)                          # the picture tells the truth
+    assert np.allclose(frame[geometry.inside], y)                          # the numbers in the picture are right
     return [*frames, board.image()], y
 
 
@@ -209,8 +209,8 @@ def pair(x, k, stride=1, padding=0, dilation=1):
 
 def write(frames, path, seconds=0.9):
     """Write frames as an endless GIF; the last one stays three times as long."""
-    # One palette for all frames, so that nothing flickers: the 64 colours that occur most, as they are. (Pillow's own choice
-    # averages neighbours, and white paper becomes 250; given a palette, it compares colours in steps of 4.)
+    # All frames use one palette, so that nothing flickers: the 64 most frequent colours. (A palette chosen by Pillow holds
+    # means of similar colours, and white becomes 250. With a given palette, Pillow compares colours in steps of 4.)
     colours, counts = np.unique(np.vstack([frames[0], frames[-1]]).reshape(-1, 3), axis=0, return_counts=True)
     palette = colours[np.argsort(-counts)[:64]].astype(int)              # (64, 3)
     frames = [indexed(np.asarray(frame), palette) for frame in frames]

@@ -1,4 +1,4 @@
-"""What the demos share: their command line, their data and settings, tables and where pictures go."""
+"""What the demos share: their command line, data and settings, tables, and the folder of their pictures."""
 
 import argparse
 import sys
@@ -28,21 +28,21 @@ def arguments(doc, add=lambda parser: None):
 
 
 def scenes(args):
-    """The folder of the drawn scenes that the demos train on, written once; a handful in --quick."""
+    """The folder of the drawn scenes that the demos train on. It is written once; with --quick it holds few images."""
     if args.quick:
         return write_synthetic(args.out / "scenes_quick", 16, 8, size=(64, 96))
     return write_synthetic(args.out / "scenes", 400, 100, size=(96, 160))
 
 
 def settings(args, data, **changes):
-    """Options for the scenes: a small FCN-32s from random weights, about a minute on a laptop; changes win."""
+    """Options for the scenes: a small FCN-32s with random weights, about a minute on a laptop. `changes` replace defaults."""
     small = {"width": 16, "crop": (96, 160), "batch_size": 8, "epochs": 6, "lr": 0.1, "weight_decay": 1e-4}
     quick = {"width": 4, "crop": (64, 96), "batch_size": 4, "epochs": 1} if args.quick else {}
     return Options(**small | changes | quick | {"data": str(data)})
 
 
 def trained(options, out):
-    """Train into the folder `out`; a run of the same options that is there is gone on with, or used if it is finished."""
+    """Train into the folder `out`. If it holds a run of the same options, go on with it, or use it if it is finished."""
     path = Path(out) / "checkpoint.npz"
     try:
         if checkpoint.load(path).options.epochs != options.epochs:

@@ -2,9 +2,9 @@
 
 Shows       time and memory of six ways to do one 3 x 3 convolution, against the side of the image
 Takes       about 30 s on a laptop (--quick: 2 s)
-Expect      the full matrix W is out of the question: 16 times the memory for each doubling of the side, 1 GiB at 128 x 128;
-            stored without its zeros it is five times as large as the columns of im2col. With 64 channels the product with
-            those reaches two thirds of the rate of a plain product of matrices. So: yes as im2col, no as W
+Expect      the full matrix W is far too large: 16 times the memory for each doubling of the side, 1 GiB at 128 x 128. Without
+            its zeros it is still five times as large as the columns of im2col. With 64 channels, im2col's product reaches two
+            thirds of the rate of a plain product of matrices. So the answer is yes with im2col, and no with W
 Read after  minifcn/functional/conv_forms.py
 """
 
@@ -29,11 +29,11 @@ rng = np.random.default_rng(0)
 # * **sparse W**: keep row, column and value of the nonzeros. One multiplication and one addition each.
 # * **im2col**: keep the 9 pixels under each window as a column, then multiply the kernel with that matrix. It holds each pixel
 #   9 times, and no zeros. This is the library's definition of a convolution.
-# * **fast path**: what the library runs in a hurry: im2col, in blocks and threads where there is enough to do, or Winograd.
+# * **fast path**: the library's faster functions: im2col in blocks and threads, or Winograd.
 # * **shifts**: 9 times, add the image shifted by (u, v) and multiplied by w[u, v]. No copy at all.
 # * **loops**: the definition, one window at a time.
 #
-# Dense and sparse W are timed once built, since a kernel is used many times; what building costs is in the table as well.
+# Dense and sparse W are built before the clock starts, since a kernel is used many times. The table also has the building time.
 
 # %%
 def dense(x, w):
@@ -77,11 +77,11 @@ def loops(x, w):
 
 METHODS = {"dense W": dense, "sparse W": sparse, "im2col": im2col, "fast path": fast_path,
            "shifts": shifts, "loops": loops}
-LARGEST = {"dense W": 64, "loops": 32}                                   # beyond: memory, patience
+LARGEST = {"dense W": 64, "loops": 32}                                   # larger: too much memory, too slow
 
 
 def best_ms(run):
-    """The fastest of at least 10 runs and 0.5 s (of one in --quick): what the computer can do when nothing disturbs it."""
+    """The fastest of at least 10 runs and 0.5 s (of one run in --quick): the time when no other program disturbs."""
     times = []
     while not times or not args.quick and (len(times) < 10 or sum(times) < 0.5):
         start = time.perf_counter()
@@ -114,10 +114,10 @@ print(f"W of the FCN head (21 classes, kernel 64, 320 x 480): 3,150 x 3.2 millio
 assert round(head, 1) == 40.6
 
 # %% [markdown]
-# Channels decide the rest. With one channel the products are thin: im2col is hardly faster than the shifts, 9 passes over a
-# small image, and for tiny images, where calls cost more than sums, W is faster than both. With C in and F out channels im2col
-# makes one product of (F, 9C) with (9C, n^2), each number is used many times once it is in the cache, and that is what
-# processors are best at.
+# The number of channels matters most. With one channel the matrix has one row: im2col is hardly faster than the shifts, which
+# make 9 passes over a small image. For tiny images, where calls cost more than sums, W is faster than both. With C input and F
+# output channels im2col makes one product of (F, 9C) with (9C, n^2). It uses each number in the cache many times, and
+# processors are very fast at this.
 
 # %%
 rows = []
@@ -135,7 +135,7 @@ for channels in (1, 4, 16, 64):
 
     gemm, fast = best_ms(im2col(x, w)[0]), best_ms(fast_path(x, w)[0])
     shifted = best_ms(by_shifts)
-    scattered = best_ms(sparse(x, w)[0]) if channels <= 4 else None      # beyond: patience
+    scattered = best_ms(sparse(x, w)[0]) if channels <= 4 else None      # with more channels too slow
     rows.append((channels, flops, gemm, fast, shifted, scattered))
 table([(c, *(f"{t:.2f} ({f / t / 1e6:.1f})" if t else "-" for t in times)) for c, f, *times in rows],
       ("channels", "im2col ms (GFLOP/s)", "fast path ms (GFLOP/s)", "shifts ms (GFLOP/s)", "sparse W ms (GFLOP/s)"))

@@ -17,8 +17,8 @@ args = arguments(__doc__)
 
 # %% [markdown]
 # ## No: 9 numbers became 4
-# y = W x with W of 4 x 9 and rank 4. Five dimensions of X are lost, and no map of Y brings them back. The transpose does not
-# even try: Z = W^T W x, and W^T is W's inverse only if W's rows are orthogonal and of length 1.
+# y = W x with W of 4 x 9 and rank 4. Five dimensions of X are lost, and nothing computed from Y can bring them back. The
+# transpose is no inverse at all: Z = W^T W x, and W^T inverts W only if the rows of W are orthogonal and of length 1.
 
 # %%
 X, K = np.arange(9.0).reshape(3, 3), np.array([[1.0, 2.0], [3.0, 4.0]])
@@ -33,9 +33,9 @@ assert W.shape == (4, 9) and np.linalg.matrix_rank(W) == 4
 # %% [markdown]
 # ## The singular values say what happens
 # W = U S V^T turns X into 4 components, multiplies each by a singular value, and turns the result. W^T multiplies by the
-# same values *again*: Z = V S^2 V^T x. The pseudo-inverse W^+ divides by them: W^+ W x = V V^T x, the part of X that W saw.
-# It is the image of smallest norm that gives Y exactly. Scaling W^T is not enough: the components would have to be
-# scaled differently.
+# same values *again*: Z = V S^2 V^T x. The pseudo-inverse W^+ divides by them: W^+ W x = V V^T x, the part of X that W does not
+# lose. It is the image of smallest norm that gives Y exactly. No multiple of W^T can do this, since each component needs
+# another factor.
 
 # %%
 U, S, Vt = np.linalg.svd(W, full_matrices=False)                         # (4, 4), (4,), (4, 9)
@@ -50,7 +50,7 @@ assert not np.allclose(W @ Z_scaled.reshape(9), Y.reshape(4))
 
 lost = X - X_least                                                       # in the null space of W
 assert np.allclose(W @ lost.reshape(9), 0)
-assert np.allclose(W @ (X + 100 * lost).reshape(9), Y.reshape(4))        # W cannot see it in any amount
+assert np.allclose(W @ (X + 100 * lost).reshape(9), Y.reshape(4))        # any multiple of it leaves Y unchanged
 
 
 def compare(X, W, Y, images):
@@ -65,8 +65,8 @@ compare(X, W, Y, {"X": X, "Z = W^T Y": Z, "Z, scaled": Z_scaled, "W^+ Y": X_leas
 # %% [markdown]
 # ## On a picture
 # The convolution here is a 4 x 4 bilinear tent of stride 2: it halves a picture of 32 x 48 pixels, 1,536 numbers to 384. Its
-# transpose makes a blurred picture, too bright by a factor and with a faded border; the pseudo-inverse makes the sharpest
-# picture that 384 numbers allow. Neither can be X.
+# transpose makes a blurred picture, too bright by a factor and with a faded border. The pseudo-inverse makes the sharpest
+# picture that 384 numbers allow. Neither equals X.
 
 # %%
 y, x = np.mgrid[:32, :48]

@@ -1,9 +1,9 @@
 """Exercise: what changes when the transposed convolution starts from Xavier's random numbers instead of the bilinear kernel?
 
-Shows       both initialisations, two seeds each, trained on the same batches: curves, masks, and what became of the kernels
+Shows       both initialisations, two seeds each, trained on the same batches: curves, masks, and the kernels after training
 Takes       about 2 minutes on a laptop (--quick: 10 s)
-Expect      mean IoU 0.57 from the bilinear kernel, 0.26 from Xavier's numbers, whose masks look like sand: each of the 32 x 32
-            pixels of a cell has its own random weights, and tents have only begun to appear in them
+Expect      mean IoU 0.57 from the bilinear kernel, 0.26 from Xavier's numbers. Xavier's masks look like sand: each of the
+            32 x 32 pixels of a cell has its own random weights, in which tents only begin to show
 Read after  demos/4_fcn.py
 """
 

@@ -2,8 +2,8 @@
 
 Shows       ten trainings that differ from the first in one setting each, run side by side, ending in a table
 Takes       about 5 minutes on two cores (--quick: 20 s)
-Expect      momentum and the learning rate matter most: the mean IoU is 0.56 with both as they are, 0.51 without momentum,
-            0.53 at a tenth of the rate; another seed tells how much of a difference is chance
+Expect      momentum and the learning rate matter most. The mean IoU is 0.56 in the first training, 0.51 without momentum, and
+            0.53 at a tenth of the rate. The training with another seed shows how large a difference by chance is
 Read after  minifcn/training/optim.py
 """
 
@@ -23,8 +23,8 @@ root = scenes(args)
 base = settings(args, root, epochs=3)
 
 # %% [markdown]
-# One setting at a time, around a base of momentum 0.9, learning rate 0.1 falling to zero ("poly"), mirror images. Each
-# training is a process of its own with one thread, which wastes less than one training with many threads.
+# The base has momentum 0.9, a learning rate from 0.1 down to zero ("poly"), and mirror images. Each training changes one
+# setting. It is a separate process with one thread; this uses the cores better than one training with many threads.
 
 # %%
 CHANGES = {
@@ -58,7 +58,7 @@ def command(out, changes):
 
 
 def run(item):
-    """Train with the changes, or take what an earlier run of the same settings left. Returns (name, scores or None)."""
+    """Train with the changes, or take the result of an earlier run with the same settings. Returns (name, scores or None)."""
     name, changes = item
     out = args.out / "e4" / name.replace(" ", "_")
     environment = os.environ | {variable: "1" for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -69,7 +69,7 @@ def run(item):
             scores = json.loads((out / "metrics.json").read_text())
             print(f"{name}: mean IoU {scores['mean_iou']:.3f}", flush=True)
             return name, scores
-    print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)      # a loss that is not finite is a result, too
+    print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)      # such as a loss that is not finite
     return name, None
 
 

@@ -2,7 +2,7 @@
 
 Shows       four ways for images whose sides are no multiples of 32: the whole image at once, padded, in overlapping tiles, and
             the book's crop
-Takes       about a minute on a laptop, 6 s after 4_fcn.py, whose network it takes (--quick: 10 s)
+Takes       about a minute on a laptop, or 6 s if 4_fcn.py has trained its network already (--quick: 10 s)
 Expect      the crop leaves half of the pixels out; the other three label all, and agree on 94 of 100 or more
 Read after  minifcn/inference.py
 """
@@ -26,18 +26,18 @@ if args.quick or not checkpoint.exists():
     checkpoint = args.out / "e5" / "checkpoint.npz"
     trained(options, checkpoint.parent)
 net, _ = load_model(checkpoint)
-h, w = options.crop                                                      # the size that it was trained at
+h, w = options.crop                                                      # the size of the training crops
 
 # %% [markdown]
 # The test images here are 137 x 233, and a network that was trained on crops of 96 x 160 has to label every pixel of them.
 #
-# * **whole**: no trick. A convolution does not care about the size of its input; only the last cells stick out, and the
+# * **whole**: nothing special. A convolution takes an input of any size. Only the last cells reach beyond the image, and the
 #   library crops them.
-# * **pad**: zeros at the right and below up to a multiple of 32, and the result cropped.
-# * **tile**: rectangles of the training size that overlap by half; where they overlap, the *scores* are averaged, and the
-#   softmax is taken of the average. This bounds the memory for large images and is what the book suggests. A mask may step
-#   where a tile ends: the network sees nothing beyond.
-# * **crop**: the book's figure: the upper left 96 x 160 pixels. What lies outside has no label.
+# * **pad**: add zeros at the right and below up to a multiple of 32, and crop the result.
+# * **tile**: rectangles of the training size that overlap by half. Where they overlap, the *scores* are averaged, and then the
+#   softmax is taken. The book suggests this; it limits the memory for large images. A mask may have steps at the edges of the
+#   tiles, since the network does not see beyond a tile.
+# * **crop**: as in the book's figure, only the upper left 96 x 160 pixels. The other pixels get no label.
 
 # %%
 size = (89, 137) if args.quick else (137, 233)

@@ -5,8 +5,8 @@ Takes       about 3 minutes on a laptop for drawn scenes (--quick: 15 s); any da
 Expect      mean IoU 0.59 for FCN-32s, 0.67 for FCN-16s and 0.71 for FCN-8s; the skips start at zero, so that all three
             begin with nearly the same masks
 
-Photographs, resumable at any time by the same command (all else as `minifcn train` has it: SGD from 0.02 falling to zero, a
-tenth of it for the pretrained weights, momentum 0.9, weight decay 5e-4, mirror images):
+For photographs; the same command resumes the run at any time. All else is as in `minifcn train`: SGD with a rate from 0.02 down
+to zero, a tenth of it for the pretrained weights, momentum 0.9, weight decay 5e-4, mirror images:
     python demos/e6_skips.py --data VOCdevkit/VOC2012 --pretrained resnet18-f37072fd.pth --scale 0.5 --crop 160 224 --epochs 6
 Read after  minifcn/models/fcn.py
 """
@@ -42,10 +42,10 @@ def real_data(parser):
 args = arguments(__doc__, real_data)
 
 # %% [markdown]
-# The trunk's last map has one cell for 32 x 32 pixels: it knows what is there but not where its edge is. Maps from half and
-# a quarter of the way know less and see finer. FCN-16s scores the map at 1/16 as well and adds it to the scores from 1/32,
-# enlarged twice; FCN-8s adds a third at 1/8. The skips' weights start at zero, so all three begin with nearly the same masks:
-# they differ only in how the enlargement is split, 32 = 2 * 16 = 2 * 2 * 8, and learn what the finer maps add.
+# The trunk's last map has one cell for 32 x 32 pixels. It shows what is in the cell, but not where the edges are. Earlier maps
+# are finer, but know less about classes. FCN-16s also computes scores from the map at 1/16, and adds them to those at 1/32,
+# enlarged twice. FCN-8s adds the scores of a third map, at 1/8. The weights of the skips start at zero, so all three networks
+# begin with nearly the same masks: they differ only in how the enlargement is split, 32 = 2 * 16 = 2 * 2 * 8.
 
 # %%
 nn.init.seed(0)

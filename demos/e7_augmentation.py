@@ -2,8 +2,8 @@
 
 Shows       what happens to a mask when it is treated like an image, and a table of what is safe
 Takes       about 5 s on a laptop
-Expect      smooth resizing of class indices invents classes: 3 between 1 and 5; nearest never does. Whatever moves pixels must
-            move both, whatever changes colours only the image
+Expect      smooth resizing of class indices makes wrong classes, such as 3 between 1 and 5; nearest never does. Operations that
+            move pixels must be applied to image and mask, operations that change colours only to the image
 Read after  minifcn/data/loader.py
 """
 
@@ -27,8 +27,8 @@ classes, (H, W) = CLASSES, labels.shape
 
 # %% [markdown]
 # ## A mask is not an image
-# Its numbers are names. Between class 1 and class 5 there is no class 3, so every operation that mixes pixels is wrong for it:
-# smooth resizing, rotation with interpolation, blur, JPEG. Resize two pixels to four and see:
+# Its numbers are names of classes. Class 3 is not between class 1 and class 5, so every operation that mixes pixels is wrong
+# for a mask: smooth resizing, rotation with interpolation, blur, JPEG. For example, resize two pixels to four:
 
 # %%
 two = np.array([[1, 5]], np.uint8)
@@ -38,8 +38,8 @@ print("classes 1 and 5, resized: bilinear", smooth.tolist(), "nearest", nearest.
 assert smooth.tolist() == [[1, 2, 4, 5]] and nearest.tolist() == [[1, 1, 5, 5]]
 
 # %% [markdown]
-# The same on a scene, for operations that are usual in classification. A pixel is wrong when its label differs from what the
-# same operation with nearest gives; a number between two classes may be no class at all, or, worse, one of the others.
+# Now a scene, with operations that are usual in classification. A pixel is wrong if its label differs from the result of the
+# same operation with nearest. A number between two classes may be no class, or, what is worse, another class.
 
 # %%
 def resized(array, size, how):
@@ -59,7 +59,7 @@ def jpeg(array, quality=90):
 NEAREST, BILINEAR, ROTATE = Image.Resampling.NEAREST, Image.Resampling.BILINEAR, 25
 large = (2 * H - 3, 2 * W + 5)
 right_size, wrong_size = resized(labels, large, NEAREST), resized(labels, large, BILINEAR)
-right_turn = rotated(labels, ROTATE, NEAREST, classes.void)              # what has no pixel is void, not background
+right_turn = rotated(labels, ROTATE, NEAREST, classes.void)              # places without a pixel become void, not background
 wrong_turn = rotated(labels, ROTATE, Image.Resampling.BILINEAR, 0)
 assert set(np.unique(right_size)) <= set(np.unique(labels)) and set(np.unique(right_turn)) <= {*np.unique(labels), 255}
 
@@ -88,8 +88,8 @@ assert all(share > 0 for share in damage.values())
 
 # %% [markdown]
 # ## What is safe
-# The loader's own augmentations are the first two, and the crop; each sample draws one rectangle, one factor and one coin
-# for both arrays.
+# The loader has the first two, and random crops. For each sample it draws one rectangle, one factor and one coin, and uses them
+# for the image and the mask.
 
 # %%
 table([
@@ -106,7 +106,7 @@ table([
 ], ("augmentation", "feasible", "applies to", "note"))
 
 # %% [markdown]
-# The figure shows a piece of the resized masks as the numbers that they are: 4 is the cross, 255 is void.
+# The figure shows the numbers in a part of the resized masks: 4 is the cross, 255 is void.
 
 # %%
 def show_numbers(axes, labels):

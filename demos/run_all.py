@@ -1,10 +1,10 @@
-"""Run every demo and say which ones pass: all of the book's numbers are asserted in them.
+"""Run every demo and print which ones pass. The demos assert all numbers of the book.
 
     python demos/run_all.py --quick      half a minute on two cores: everything runs, all numbers are checked, short trainings
     python demos/run_all.py              about 10 minutes: the results and pictures that demos/README.md shows
 
-Each demo is a process of its own with one thread, as many at a time as there are cores. What it prints goes to a text file
-beside its pictures. Exits with 1 if one fails.
+Each demo is a separate process with one thread; as many run at a time as there are cores. The output of a demo goes to a text
+file beside its pictures. Exits with 1 if one fails.
 """
 
 import os

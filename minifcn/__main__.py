@@ -1,6 +1,6 @@
 """The command line: `python -m minifcn` or `minifcn`, with train, evaluate, predict, export, download, convert, check, grade
-and exercises. It parses and prints; training/run.py, inference.py, check.py, convert.py, grade/command.py and files/download.py
-do the work, and are as easily called from Python.
+and exercises. This file parses arguments and prints. The work is done in training/run.py, inference.py, check.py, convert.py,
+grade/command.py and files/download.py, whose functions can also be called from Python.
 """
 
 import argparse
@@ -52,8 +52,8 @@ examples:
 
 
 def main(argv=None):
-    """Run one command; returns the exit code: 0, 1 when training, a download, a check or an image fails, 2 for a mistake in
-    what was given, 128 + the signal's number after an interruption."""
+    """Run one command; returns the exit code. 0: all went well. 1: training, a download, a check or an image failed. 2: the
+    arguments or the files are wrong. 128 + the signal's number: a signal interrupted the command."""
     args = _parser().parse_args(argv)
     before, warnings.formatwarning = warnings.formatwarning, _warning
     world = parallel.ALONE
@@ -79,12 +79,12 @@ def main(argv=None):
 
 
 def _warning(message, category, filename, lineno, line=None):
-    """A warning as a line for users, who do not know the file that it comes from."""
+    """A warning as one line, without the name of the source file, which does not help users."""
     return printable(f"minifcn: warning: {message}") + "\n"
 
 
 def say(*lines):
-    """Print lines, which may name a stranger's files."""
+    """Print lines. They may hold names of files with control characters, so these are escaped."""
     print(*map(printable, lines), sep="\n", flush=True)
 
 
@@ -179,7 +179,7 @@ def _evaluate(args):
     net, checkpoint = load_model(args.checkpoint)
     stored = checkpoint.options
     folder = Folder(args.data or stored.data, args.split, stored.scale if args.scale is None else args.scale)
-    if folder.classes.names != checkpoint.classes.names:            # how the masks are read is the folder's affair
+    if folder.classes.names != checkpoint.classes.names:            # only the names: palette, void and map may differ
         raise CheckpointError(f"{args.checkpoint}: trained on other classes than those of {folder.root}: "
                               f"{', '.join(checkpoint.classes.names)}")
     listed = len(folder)

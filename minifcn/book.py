@@ -1,4 +1,5 @@
-"""What the cells of *Dive into Deep Learning*'s two chapters call of torch, torchvision and d2l, so that they run as they are:
+"""The functions of torch, torchvision and d2l that two chapters of *Dive into Deep Learning* call. With these imports their
+cells run unchanged:
 
     import torch                             ->  from minifcn import book as torch
     import torchvision                       ->  from minifcn import book as torchvision
@@ -6,9 +7,10 @@
     from torch.nn import functional as F     ->  from minifcn import functional as F
     from d2l import torch as d2l             ->  from minifcn import book as d2l
 
-One line stays different: `.data` is an ndarray, so `weight.data.copy_(W)` is `weight.data[...] = W`. Floats are Tensors of
-float32, integers and comparisons are ndarrays (core/integers.py). What is not here raises, and names what to use instead.
-minifcn itself needs none of this. Read after training/chapter.py, which trains the same recipe from the command line.
+One line must change: `.data` is an ndarray, so `weight.data.copy_(W)` becomes `weight.data[...] = W`. Floats are Tensors of
+float32; integers and comparisons are ndarrays (core/integers.py). For a missing name the error says what to use instead.
+Nothing else in minifcn uses this file. training/chapter.py trains the same recipe from the command line.
+Read after convert.py; read next fast/blocks.py.
 Sources: d2l.ai, chapters "Transposed Convolution" and "Fully Convolutional Networks"; d2l/torch.py; torch and torchvision.
 """
 
@@ -40,14 +42,14 @@ from minifcn.models.resnet import resnet18
 from minifcn.nn import init
 from minifcn.training import optim as optimisers
 
-DATA = "runs/data"                                  # where downloads go, as those of the command line
+DATA = "runs/data"                                  # the folder of downloads, as on the command line
 float32, float64, uint8, int64, bool = np.float32, np.float64, np.uint8, np.int64, np.bool_
 long = int64
 _generator = np.random.default_rng()
 
 
 class _Namespace(SimpleNamespace):
-    """A module of torch's of which only these names are here."""
+    """Stands for a module of torch, with only the names that are given."""
 
     def __getattr__(self, name):
         raise AttributeError(f"{name!r} is not in minifcn.book; there are {', '.join(vars(self))}")
@@ -127,7 +129,7 @@ def _resnet18(pretrained=False, weights=None, **settings):
 
 
 class ToTensor:
-    """A picture, PIL's or a uint8 array (H, W, 3), as a Tensor (3, H, W) of 0..1."""
+    """Makes a Tensor (3, H, W) of 0..1 from a PIL image or a uint8 array (H, W, 3)."""
 
     def __call__(self, picture):
         array = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
@@ -137,7 +139,7 @@ class ToTensor:
 
 
 def _crop(img, top, left, height, width):
-    """img[..., top:top+height, left:left+width], with zeros where that lies outside."""
+    """img[..., top:top+height, left:left+width], with zeros for pixels outside the image."""
     H, W = img.shape[-2:]
     inside = img[..., max(top, 0):max(top + height, 0), max(left, 0):max(left + width, 0)]
     missing = [max(-left, 0), max(left + width - W, 0), max(-top, 0), max(top + height - H, 0)]
@@ -206,7 +208,7 @@ def download_extract(name, folder=None):
 
 
 class _Pictures(Sequence):
-    """Pictures (3, H, W) uint8 that are read when one asks for them: all of VOC at once would take 1.6 GB."""
+    """A sequence of images (3, H, W) uint8; each is read when it is indexed. All of VOC would take 1.6 GB of memory."""
 
     def __init__(self, folder, read):
         self.folder, self.read = folder, read
@@ -231,7 +233,7 @@ def read_voc_images(voc_dir, is_train=True):
 
 
 class VOCLoader(Loader):
-    """The chapter's data: random crops of images at least as large, void as background, no last batch that is not full."""
+    """The chapter's data: random crops of all images that are large enough, void as background, only full batches."""
 
     def __init__(self, voc_dir, is_train, batch_size, crop_size):
         folder = Folder(voc_dir, "train" if is_train else "val").at_least(crop_size)
@@ -246,7 +248,7 @@ class VOCLoader(Loader):
 
 
 def load_data_voc(batch_size, crop_size):
-    """(train_iter, test_iter): each a loop over (images (N, 3, h, w), labels (N, h, w)), a new epoch every time."""
+    """(train_iter, test_iter). A loop over one of them is an epoch of (images (N, 3, h, w), labels (N, h, w))."""
     voc_dir = download_extract("voc2012")
     return (VOCLoader(voc_dir, True, batch_size, crop_size), VOCLoader(voc_dir, False, batch_size, crop_size))
 
@@ -254,7 +256,7 @@ def load_data_voc(batch_size, crop_size):
 # ---- d2l: training ----
 
 class Animator:
-    """A curve that grows while a loop runs: drawn anew in a notebook, and kept as `figure` everywhere.
+    """Curves that grow while a loop runs. A notebook draws them again for each point; `figure` holds the last drawing.
 
     legend: names of the lines. The other settings are the axes'.
     """
@@ -296,7 +298,7 @@ def train_batch_ch13(net, X, y, loss, trainer, devices):
 
 
 def evaluate_accuracy_gpu(net, data_iter, device):
-    """The share of right predictions in evaluation mode, in which the network stays."""
+    """The share of right predictions. Puts the network in evaluation mode and leaves it so, as d2l does."""
     net.eval()
     right = count = 0
     with no_grad():
@@ -307,7 +309,7 @@ def evaluate_accuracy_gpu(net, data_iter, device):
 
 
 def train_ch13(net, train_iter, test_iter, loss, trainer, num_epochs, devices=None):
-    """Train, draw the loss and both accuracies as they come, and print the last of them and the speed of the steps alone."""
+    """Train and draw the loss and both accuracies meanwhile; print the last ones, and the speed of the steps alone."""
     devices = devices or try_all_gpus()
     net.to(devices[0])
     animator = Animator("epoch", [0, num_epochs], [0, 1], ["train loss", "train acc", "test acc"])

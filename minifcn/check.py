@@ -1,9 +1,9 @@
-"""What `minifcn check` prints: of a network, its layers and what a step takes; of this installation, the gradient of every op.
+"""The output of `minifcn check`: the layers and the memory of a network, or the gradients of all ops on this installation.
 
 Each op is checked twice on small odd-sized inputs. In float64 its backward is compared with a numerical derivative
-(core/gradcheck.py). In float32 its gradients are compared with those of float64, so that a fast path or a device with less
-precision shows itself: the bound is 100 roundings of 2^-24, and TF32's 2^-11 would exceed it.
-Read after plotting.py.
+(core/gradcheck.py). In float32 its gradients are compared with those of float64. This finds a fast path or a device that is
+less precise: the bound is 100 roundings of 2^-24, and one rounding of TF32, 2^-11, is larger.
+Read after export.py; read next convert.py.
 """
 
 import os
@@ -31,7 +31,7 @@ FLOAT32_BOUND = 100 * 2.0**-24
 # ---- a network ----
 
 def network_report(net, crop, batch_size):
-    """The lines that say what a network is: its layers with one image of `crop` pixels, its sums, the memory of a step."""
+    """Lines about a network: its layers for one image of `crop` pixels, the sums, and the memory of a training step."""
     rows = summary(net, np.zeros((1, 3, *crop), np.float32))
     yield f"{'layer':<32} {'kind':<18} {'output':<20} {'parameters':>12} {'MFLOP':>10}"
     for row in rows:
@@ -46,7 +46,7 @@ def network_report(net, crop, batch_size):
 # ---- this installation ----
 
 def installation():
-    """Print what this installation consists of, and the table of its gradients. Returns 1 if one is wrong, else 0."""
+    """Print the versions and devices of this installation and the table of gradients. Returns 1 if one is wrong, else 0."""
     print(environment())
     print(f"\n{'op':<24} {'form':<8} {'device':<7} {'dtype':<8} {'error':>8} {'bound':>8}")
     failed = 0
@@ -111,13 +111,13 @@ def block(device, training, x, w, gamma, beta, shortcut):
     """A layer of a ResNet, relu(norm(conv(x)) + shortcut), as a function of its weights."""
     net = nn.Sequential(nn.Conv2d(3, 4, (3, 2), (2, 3), (1, 2), (2, 1), bias=False), nn.BatchNorm2d(4)).to(x.dtype).to(device)
     net[1].running_var[...] = 2
-    vars(net[0])["weight"] = w                                           # in the Parameters' place, to be differentiated
+    vars(net[0])["weight"] = w                                           # in place of the Parameter, so that it gets a gradient
     vars(net[1]).update(weight=gamma, bias=beta, training=training)
     return nn.conv_norm_relu(*net, x, shortcut)
 
 
 def cases(rng, device):
-    """Yield (op, form, function of Tensors, float64 arrays) for every differentiable op; no input lies near a kink."""
+    """Yield (op, form, function of Tensors, float64 arrays) for every op; it is differentiable near all inputs."""
     def real(*shape):
         return to_device(rng.standard_normal(shape), device)
 

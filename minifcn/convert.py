@@ -1,4 +1,4 @@
-"""Other layouts into VOC's: what `minifcn convert` does.
+"""`minifcn convert`: writes a data set in another layout as a folder in VOC's layout.
 
     SOURCE/JPEGImages, images or img          the images: .jpg .jpeg .png .webp, in letters of any case
     SOURCE/SegmentationClass, masks or cls    their masks: .png, .bmp, .webp without loss, SBD's .mat; with the images' names,
@@ -7,8 +7,8 @@
                                               classification.txt (ISAT; beside the masks)
     SOURCE/ImageSets/Segmentation, or SOURCE  the lists train.txt and val.txt, with or without the images' endings; or none
 
-Images are copied as they are. Masks are read as they were meant (data/masks.py) and written anew, so that nothing is left to
-guess. Read after data/survey.py.
+Images are copied unchanged. data/masks.py finds out which labels a mask means; the new masks hold exactly these labels.
+Read after check.py; read next book.py.
 Sources: Hariharan et al. 2011, "Semantic contours from inverse detectors", and its README (SBD's .mat); the tools' own exports.
 """
 
@@ -34,10 +34,10 @@ SHOWN = 10                                   # faults in a message
 def convert(source, out, images=None, masks=None, val=0.2, seed=0):
     """Write images and masks in another layout as a folder in VOC's layout.
 
-    source: folder in one of the layouts above. out: the new folder; it must not exist, or be empty. images, masks: folders,
-    where they are not in source. val: fraction of the images for validation, where source has no lists train and val; equal
-    pictures stay on one side. seed: of that split.
-    Returns what was done, a list of lines. Raises DataError for anything that cannot be read; then nothing is written.
+    source: folder in one of the layouts above. out: the new folder; it must be missing or empty. images, masks: None, or
+    their folders if these are not in source. val: if source has no lists train and val, the fraction of the images for
+    validation; equal pictures go to the same list. seed: of that split.
+    Returns a list of lines about what was done. Raises DataError for anything that cannot be read; then nothing is written.
     """
     source, out = Path(source), Path(out)
     if not 0 < val < 1:
@@ -89,7 +89,7 @@ def _files(folder, endings):
 
 
 def _pairs(image_folder, mask_folder):
-    """({id: (image, mask)}, lines about what has no partner). The names of masks may have one ending more: a, a_mask."""
+    """({id: (image, mask)}, lines about files without a partner). A mask's name may be longer by one ending: a, a_mask."""
     images, masks = _files(image_folder, IMAGE_ENDINGS), _files(mask_folder, MASK_ENDINGS)
     for folder, files, endings in ((image_folder, images, IMAGE_ENDINGS), (mask_folder, masks, MASK_ENDINGS)):
         if not files:
@@ -126,7 +126,7 @@ def _lists(source, pairs, val, seed):
     for path in sorted((source / "ImageSets" / "Segmentation").glob("*.txt")):
         listed += _listed(path, pairs)
     ids = sorted(set(listed)) or list(pairs)
-    groups = {}                                                      # equal pictures, which must not be divided
+    groups = {}                                                      # equal pictures, which must stay in one list
     for name in ids:
         groups.setdefault(hashlib.blake2b(read_bytes(pairs[name][0])).digest(), []).append(name)
     if len(groups) < 2:
@@ -158,13 +158,13 @@ def _listed(path, pairs):
 
 
 def _write(root, pairs, lists, classes):
-    """The new folder: images copied, masks read and written anew, lists, classes.json."""
+    """Write the new folder: copied images, masks with the labels that were meant, lists, classes.json."""
     from tqdm import tqdm
 
     folders = [root / "JPEGImages", root / "SegmentationClass", root / "ImageSets" / "Segmentation"]
     for folder in folders:
         folder.mkdir(parents=True)
-    plain = Classes(classes.names, classes.palette, classes.void)    # the map has been applied when the masks are written
+    plain = Classes(classes.names, classes.palette, classes.void)    # without the map: it was applied when masks were read
 
     def one(name):
         image, mask = pairs[name]

@@ -2,13 +2,14 @@
 
     x (N, 3, H, W) float32, normalised  ->  Conv, Relu, MaxPool, Add, ConvTranspose, Slice  ->  logits (N, K, H, W)
 
-The graph keeps to what many runtimes compute alike (opset 13, IR 7). Batch norm after a convolution is folded into it, in
-float64; before one (ResNet v2) it is a product and a sum. The crop takes its size from the input at run time, so one file does
-for any H and W. Names of weights and nodes are the layers' own.
+The graph uses only operations that many runtimes have (opset 13, IR 7). A batch norm after a convolution is merged into its
+weights, in float64; before a convolution (ResNet v2) it becomes a product and a sum. The crop reads the size of the input at
+run time, so one file works for any H and W. Weights and nodes have the names of the layers.
 
-Each kind of layer has a function here that writes it; a layer without one is refused by name. A network of one's own is
-exported with one more function, marked `@exports(Net)`, that calls `graph.layer` on its parts in the order of its forward.
-Read after inference.py. Needs the onnx package. Sources: onnx.ai, operators of opset 13; He et al. 2015 (folding is exact).
+Each kind of layer has a function here that writes it; for other layers an error names the layer. To export your own network,
+write one more function, marked `@exports(Net)`, that calls `graph.layer` on its parts in the order of its forward.
+Read after plotting.py; read next check.py. Needs the onnx package.
+Sources: onnx.ai, operators of opset 13; He et al. 2015 (merging is exact).
 """
 
 import json
@@ -23,7 +24,7 @@ from minifcn.functional.step import MEAN, STD
 from minifcn.models.fcn import FCN, Skip
 from minifcn.models.resnet import BasicBlock, PreActivationBlock, ResNetTrunk, ResNetV2Trunk
 
-OPSET = 13                  # the oldest in which all that is needed exists; newer ones are refused by some runtimes
+OPSET = 13                  # the oldest version with all operations that are needed; some runtimes do not read newer ones
 WRITERS: dict = {}          # class of a layer -> function (graph, name, layer, *inputs) -> name(s) of the output
 
 
@@ -37,9 +38,9 @@ def exports(layer_class):
 
 
 class Graph:
-    """Nodes and weights as they are written. Values are known by the names of the nodes that make them.
+    """The nodes and weights of the graph. A value has the name of the node that makes it.
 
-    size: (H, W) of the input, or None for any; `hw` holds the size of every value when it is fixed.
+    size: (H, W) of the input, or None for any size. With a size, `hw` holds the size of every value.
     """
 
     def __init__(self, onnx, size=None):
@@ -53,7 +54,7 @@ class Graph:
         return WRITERS[type(layer)](self, name, layer, *inputs)
 
     def node(self, name, op, *inputs, hw=None, **settings):
-        """Write one node; returns its name, which is also its value's. hw: the value's size, if not the first input's."""
+        """Write one node; returns its name, which is also that of its value. hw: the value's size; None: the first input's."""
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [name], name=name, **settings))
         if self.hw is not None:
             self.hw[name] = hw or self.hw.get(inputs[0])
@@ -65,7 +66,7 @@ class Graph:
         return name
 
     def window(self, x, size, *settings):
-        """The size of the value that a window over x gives, None where sizes are free."""
+        """The size of the result when a window moves over x; None if the sizes are not fixed."""
         return self.hw and tuple(size(*axis) for axis in zip(self.hw[x], *settings))
 
     def conv(self, name, layer, x, norm=None):
@@ -94,7 +95,7 @@ class Graph:
         return self.node(f"{name}.add", "Add", x, y)
 
     def cut(self, name, y, x):
-        """The top left of y in the height and width of x, read at run time unless the size is fixed."""
+        """The top left part of y with the height and width of x, which are read at run time unless the size is fixed."""
         if self.hw is not None and self.hw[y] == self.hw[x]:
             return y
         if self.hw is None:
@@ -107,7 +108,7 @@ class Graph:
 
 
 def scale_shift(norm):
-    """What a batch norm does in evaluation, y = scale x + shift: two float64 arrays (C,)."""
+    """(scale, shift) of a batch norm in evaluation, y = scale x + shift: two float64 arrays (C,)."""
     gamma, beta = ((norm.weight.numpy(), norm.bias.numpy()) if norm.affine else (1.0, 0.0))
     mean, var = (to_host(a).astype(np.float64) for a in (norm.running_mean, norm.running_var))
     scale = gamma / np.sqrt(var + norm.eps)                              # (C,)
@@ -168,7 +169,7 @@ def write_nothing(graph, name, layer, x):
 
 @exports(nn.Sequential)
 def write_sequential(graph, name, layer, x):
-    """A batch norm directly after a convolution is folded into it."""
+    """Write the layers one after the other; a batch norm directly after a convolution is merged into it."""
     parts = list(layer.named_children())
     while parts:
         part, module = parts.pop(0)
@@ -239,7 +240,7 @@ def write_fcn(graph, name, net, x):
 def to_onnx(net, classes, image=False, size=None, opset=OPSET, scale=1.0):
     """A network as an onnx.ModelProto.
 
-    net: in any mode; what it does in evaluation is written. classes: data.Classes, for the metadata.
+    net: a network in any mode; its evaluation mode is exported. classes: data.Classes, for the metadata.
     image: False: x (N, 3, H, W) float32, normalised, to logits (N, K, H, W); True: image (N, H, W, 3) uint8, RGB, to labels
         (N, H, W) uint8, with normalisation and argmax inside.
     size: (H, W), or None for any. opset: 13, or a newer one. scale: fraction of a picture's size at which the net was trained.
@@ -281,7 +282,7 @@ def to_onnx(net, classes, image=False, size=None, opset=OPSET, scale=1.0):
 
 
 def metadata(classes, image, scale):
-    """What a caller must know beside the graph: name -> text."""
+    """Facts that a user of the file needs and the graph does not contain: name -> text."""
     return {
         "classes": json.dumps(list(classes.names)), "palette": json.dumps(classes.palette.tolist()),
         "ignore_index": str(classes.void), "mean": json.dumps(MEAN), "std": json.dumps(STD),
@@ -290,7 +291,7 @@ def metadata(classes, image, scale):
 
 
 def write_onnx(path, model):
-    """Write a ModelProto, whole or not at all. The same network gives the same bytes."""
+    """Write a ModelProto, completely or not at all. The same network gives the same bytes."""
     with atomic(path) as file:
         file.write(model.SerializeToString(deterministic=True))
 

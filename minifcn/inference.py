@@ -1,12 +1,12 @@
 """From an image of any size to class indices: the whole image, padded, or in overlapping tiles.
 
-minifcn's FCNs take every size as it is (`whole`). The other two are what the literature does: padding to a multiple of 32,
-and tiles of the training size whose logits are averaged where they overlap. Tiles bound the memory: `predict_tiled` keeps the
-logits of one band of tiles, and of the rest of the image its classes alone.
+minifcn's FCNs take images of any size (`whole`). Two other ways are common in the literature: padding to a multiple of 32, and
+tiles of the training size whose logits are averaged where they overlap. Tiles limit the memory: `predict_tiled` keeps the
+logits of one band of tiles, and only the classes of the rest of the image.
 
-    tiles of one band     |---------|          a band is as high as a tile; when the next one begins, half a tile lower,
-                              |---------|      the upper half of its rows is final: argmax, and forget the logits
-Read after training/chapter.py; read next plotting.py. Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
+    tiles of one band     |---------|          a band is as high as a tile. The next band begins half a tile lower; then the
+                              |---------|      upper half of the rows is final: take the argmax and drop the logits
+Read after training/theirs.py; read next photos.py. Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ ROWS = 64                   # rows that are enlarged together
 def whole(net, x):
     """Logits of the whole image in one pass.
 
-    net: an FCN, put in eval mode meanwhile, or another function of a Tensor. x: (1, 3, H, W) floats, normalised, any H and W.
+    net: an FCN (it is in eval mode during the call), or another function of a Tensor. x: (1, 3, H, W) floats, normalised.
     Returns (1, K, H, W) on x's device.
     """
     with no_grad(), net.evaluating() if isinstance(net, Module) else contextlib.nullcontext():
@@ -42,7 +42,7 @@ def whole(net, x):
 
 
 class Forward:
-    """A network's logits, as functional.step.repeat takes them: a function of an array; one for each network."""
+    """The forward pass of a network as a function of an array, for functional.step.repeat. There is one for each network."""
 
     recordable = True
 
@@ -53,7 +53,7 @@ class Forward:
         return (self.net()(Tensor(x)).data,)
 
     def fixed(self):
-        """What a recording relies on: where the weights lie, and the settings."""
+        """What must be the same for a replay: the addresses of the weights, and the settings."""
         net = self.net()
         arrays = [p.data for p in net.parameters()] + [b for _, b in net.named_buffers()]
         return precision(), net.training, *map(address, arrays)
@@ -65,7 +65,7 @@ _forwards: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()      # networ
 def pad_and_crop(net, x):
     """Logits of the image padded right and below with zeros (the mean colour) to multiples of 32, then cropped.
 
-    Arguments and result as in whole(). Where H and W are multiples of 32 it is whole().
+    Arguments and result as in whole(). If H and W are multiples of 32 it is the same as whole().
     """
     H, W = x.shape[2:]
     return whole(net, _pad(x, -(-H // 32) * 32, -(-W // 32) * 32))[:, :, :H, :W]    # (1, K, H, W)
@@ -89,10 +89,10 @@ def tile_and_average(net, x, tile=TILE, stride=None):
 
 
 def tiled_bands(score, hw, columns, tile=TILE, stride=None):
-    """Yield (top, logits of some more rows), from the top of the image to its bottom: averages over all tiles of a pixel.
+    """Yield (top, logits of the next rows) from the top of the image to its bottom; each pixel's logits are a mean over tiles.
 
     score: function (rows, columns), two slices of the image -> (1, K, th, tw), the logits of the tile that begins there.
-    hw: (H, W) of the image. columns: (first, last + 1) that are wanted. Yields (1, K, rows, wanted columns).
+    hw: (H, W) of the image. columns: (first, last + 1) of the wanted columns. Yields (1, K, rows, wanted columns).
     """
     stride = tuple(t // 2 for t in tile) if stride is None else stride
     if any(t < 32 or t % 32 for t in tile):
@@ -111,7 +111,7 @@ def tiled_bands(score, hw, columns, tile=TILE, stride=None):
             c, d = max(left, a), min(left + tw, b)
             total[:, :, :, c - a:d - a] += logits[:, :, :, c - left:d - left]
             count[:, c - a:d - a] += 1
-        done = below - top                                                          # rows that the next tiles do not hold
+        done = below - top                                                          # rows that are not in the next tiles
         yield top, total[:, :, :done] / array_module(total).asarray(count[:done], total.dtype)      # (1, K, done, b - a)
         total[:, :, :th - done] = total[:, :, done:].copy()
         total[:, :, th - done:] = 0
@@ -136,7 +136,7 @@ METHODS = {"whole": whole, "pad": pad_and_crop, "tile": tile_and_average}
 
 
 def predict(net, image, method=whole, device="cpu", scale=1.0):
-    """Class of every pixel: the one with the largest of image_logits, the first of equals; (H, W) uint8 on the host.
+    """The class of every pixel, (H, W) uint8 on the host: the class with the largest logit, or the first of equal ones.
 
     Arguments as in image_logits. With tile_and_average the logits of the whole image are never in memory at once.
     """
@@ -149,7 +149,7 @@ def image_logits(net, image, method=whole, device="cpu", scale=1.0):
     """Logits of every pixel of an image.
 
     net: an FCN on `device`. image: (H, W, 3) uint8 RGB on the host. method: one of METHODS' functions.
-    scale: fraction of the image's size at which the net sees it (the one it was trained at); the logits are enlarged again.
+    scale: the net gets the image scaled by this fraction (that of its training); the logits are enlarged to the full size.
     Returns (1, K, H, W) on `device`. Raises TypeError for an image that is not uint8, ValueError for other axes.
     """
     _check_image(image)
@@ -165,7 +165,7 @@ def image_logits(net, image, method=whole, device="cpu", scale=1.0):
 
 
 def predict_tiled(net, image, device="cpu", scale=1.0, tile=TILE):
-    """predict by tiles, at bounded memory: one band of logits, in panels of columns where the image is very wide.
+    """`predict` by tiles. Memory holds the logits of one band of tiles; a very wide image is also cut into panels of columns.
 
     Arguments and result as in predict. A progress bar counts the pixels.
     """
@@ -186,7 +186,7 @@ def predict_tiled(net, image, device="cpu", scale=1.0, tile=TILE):
         for first in range(0, W, PANEL):
             last = min(first + PANEL, W)
             low, high, share = _between(first, last, w, W)                          # (last - first,) each
-            a, b = (low[0], high[-1] + 1) if w != W else (first, last)              # the columns of the net that these need
+            a, b = (low[0], high[-1] + 1) if w != W else (first, last)              # the columns of logits that are needed
             bands = _enlarged(tiled_bands(score, (h, w), (a, b), tile), h, H)
             for rows, logits in bands:                                              # (1, K, rows, b - a)
                 if w != W:
@@ -197,7 +197,7 @@ def predict_tiled(net, image, device="cpu", scale=1.0, tile=TILE):
 
 
 def _enlarged(bands, h, H):
-    """Bands of h rows in all -> (slice of rows, logits) of H rows in all, by bilinear interpolation; as they become known."""
+    """Enlarge bands, of h rows together, to H rows by bilinear interpolation. Yields (slice of rows, logits) band by band."""
     done, kept, top = 0, None, 0                                                    # kept: rows from `top` on
     for begin, logits in bands:
         if h == H:
@@ -219,14 +219,14 @@ def _enlarged(bands, h, H):
 
 
 def _between(start, stop, n, N):
-    """For positions start..stop-1 of N: the two nearest of n, and the second's share (as functional/resize.py has it)."""
+    """For positions start..stop-1 of N: the two nearest positions of n, and the weight of the second, as in resize.py."""
     s = np.maximum((np.arange(start, stop) + 0.5) * (n / N) - 0.5, 0)
     low = s.astype(int)
     return low, np.minimum(low + 1, n - 1), s - low
 
 
 def _mixed(logits, low, high, share, axis):
-    """(1 - share) of the entries `low` along an axis, and `share` of the entries `high`."""
+    """(1 - share) times the entries `low` along an axis, plus `share` times the entries `high`."""
     xp = array_module(logits)
     share = xp.asarray(share, logits.dtype).reshape([-1 if i == axis else 1 for i in range(4)])
     return logits.take(xp.asarray(low), axis) * (1 - share) + logits.take(xp.asarray(high), axis) * share

@@ -1,7 +1,7 @@
-"""What `minifcn predict` does: photographs in, a mask and an overlay of each out.
+"""`minifcn predict`: reads photographs and writes a mask and an overlay for each.
 
-Nothing is read before all names are known to be safe, nothing is written that is not whole, and a photograph that does not fit
-into memory is refused before the network begins.
+All file names are checked before anything is read. Files are written completely or not at all. A photograph that does not fit
+into memory is an error before the network starts.
 Read after inference.py; read next plotting.py.
 """
 
@@ -21,15 +21,15 @@ from minifcn.inference import predict, tile_and_average, whole
 from minifcn.plotting import overlay
 
 LARGEST = 2**28             # pixels of a photograph (16,384 x 16,384)
-SMALL = 2**22               # pixels: less is not worth a measurement
-LARGE = 2**30               # bytes: what takes more is announced
+SMALL = 2**22               # pixels; for smaller photographs the memory is not measured
+LARGE = 2**30               # bytes; if more memory is needed, a line says so
 STRIP = 2**24               # pixels that are overlaid together
-# What free_memory's files, their texts and modules raise where a system does not have them.
+# The errors of free_memory on systems that lack its files or modules, or write other texts into the files.
 ABSENT = (OSError, ValueError, KeyError, StopIteration, ImportError)
 
 
 class TooLarge(ValueError):
-    """An image does not fit into memory; the message says what does."""
+    """An image does not fit into memory; the message says what would fit."""
 
 
 class Incomplete(RuntimeError):
@@ -41,8 +41,8 @@ def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.
 
     net, method, device, scale: as in inference.predict. reads: other files that must not be overwritten, such as the
     checkpoint. EXIF orientation is applied. Yields lines about each image.
-    Raises ValueError, before anything is written, where a result would overwrite another or an input; and Incomplete, after the
-    last image, which lists those that cannot be read or do not fit into memory.
+    Raises ValueError, before anything is written, if a result would overwrite another result or an input. Raises Incomplete
+    after the last image; it lists the images that cannot be read or do not fit into memory.
     """
     out, stems = Path(out), [Path(path).stem for path in paths]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
@@ -63,7 +63,7 @@ def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.
 
 
 def _predict_file(net, path, mask, picture, classes, method, device, scale):
-    """Segment one image file into two; yields lines about it."""
+    """Segment one image file and write its two results; yields lines about it."""
     from PIL import Image
 
     image = read_image(path, exif=True, most=LARGEST)                               # (H, W, 3)
@@ -89,7 +89,7 @@ def _predict_file(net, path, mask, picture, classes, method, device, scale):
 
 
 def memory_needed(net, hw, K, method, scale):
-    """Bytes that `predict` takes at its peak on a CPU, from those of two small images: every pixel more takes the same."""
+    """Bytes that `predict` needs at its peak on a CPU. Measured on two small images; each further pixel needs the same."""
     h, w = scaled_size(hw, scale)
     if h * w < SMALL:
         return 0
@@ -101,7 +101,7 @@ def memory_needed(net, hw, K, method, scale):
 
 def _peak(net, side, method):
     image = np.zeros((side, side, 3), np.uint8)
-    predict(net, image, method)                                                     # fills what is kept between calls
+    predict(net, image, method)                                                     # allocates buffers that are kept
     tracemalloc.start()
     try:
         predict(net, image, method)
@@ -111,9 +111,8 @@ def _peak(net, side, method):
 
 
 def free_memory():
-    """Bytes that this process can still get, as Linux says it: of the machine, of its control group, of its own limit.
-
-    None where nothing says so (macOS, Windows).
+    """Bytes that this process can still allocate on Linux: the least of what the machine, the control group and its own limit
+    allow. None on other systems (macOS, Windows).
     """
     found = []
     with contextlib.suppress(*ABSENT), open("/proc/meminfo") as file:
@@ -121,7 +120,7 @@ def free_memory():
     with contextlib.suppress(*ABSENT):
         group = Path("/sys/fs/cgroup")
         kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(kept["inactive_file"])         # the kernel gives those back
+        used = int((group / "memory.current").read_text()) - int(kept["inactive_file"])         # the kernel can free these
         found.append(int((group / "memory.max").read_text()) - used)                # "max" is no number: no limit
     with contextlib.suppress(*ABSENT):
         import resource

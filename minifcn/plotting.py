@@ -1,8 +1,8 @@
 """Pictures of a run: training curves, rows of image / prediction / truth with a legend, an image under its prediction.
 
-A mask's regions are outlined and named, so that it can be read without telling its colours apart. Figures are made
-without pyplot, so that nothing here touches the reader's own matplotlib state or needs a display.
-Read after inference.py; read next fast/cpu.py. training/report.py calls this.
+The regions of a mask have outlines and names, so readers who cannot tell the colours apart can read it. Figures are made
+without pyplot: this needs no display and changes no matplotlib settings of the reader.
+Read after photos.py; read next export.py. training/report.py calls this.
 """
 
 import io
@@ -13,7 +13,7 @@ from minifcn.data.classes import VOID_COLOUR, index_to_colour
 
 
 def png(draw):
-    """The PNG, bytes, of the Figure that draw() returns, whatever the reader's own matplotlib settings are (usetex, ...)."""
+    """The Figure that draw() returns, as the bytes of a PNG. The reader's matplotlib settings (usetex, ...) have no effect."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -24,7 +24,7 @@ def png(draw):
 
 
 def overlay(image, labels, classes, alpha=0.6):
-    """The image with every class but the first (background) laid over it in its colour.
+    """The image, with the colour of its class over every pixel that is not background (class 0).
 
     image: (H, W, 3) uint8. labels: (H, W) integers, class indices or void. alpha: strength of the colour, 0..1.
     Returns (H, W, 3) uint8; background pixels are the image's own. Raises TypeError for an image that is not uint8.
@@ -85,7 +85,7 @@ def picture_rows(rows, classes, titles=()):
     """A grid of images and masks, with a legend of the classes that occur.
 
     rows: {name: list of images (H, W, 3) or masks (H, W)}; pictures in one column should have one shape. titles: of the
-    pictures, row after row; as many as there are. Returns a Figure.
+    pictures, row by row; there may be fewer titles than pictures. Returns a Figure.
     """
     from matplotlib.figure import Figure
 
@@ -137,14 +137,14 @@ def show_mask(axes, labels, classes, fontsize=8):
             name = axes.text(column, row, classes.names[index], ha="center", va="center", fontsize=fontsize, clip_on=True,
                              parse_math=False)
             name.set_path_effects([withStroke(linewidth=2, foreground="white")])
-            name.set_in_layout(False)                                               # it may stick out, never push
+            name.set_in_layout(False)                                               # a long name must not move the axes
 
 
 def roomy(inside):
-    """Where a name can be written: [(row, column)] of the pixel deepest inside each connected region that is wide enough.
+    """Where a name can be written: [(row, column)] of the pixel farthest from the edge, in each region that is wide enough.
 
-    inside: (H, W) bool. Depth is found by peeling blocks of 4 x 4 pixels that are inside as a whole; wide enough is a sixth
-    of the mask's shorter side.
+    inside: (H, W) bool. The distance to the edge is counted in blocks of 4 x 4 pixels: blocks at the edge are removed again
+    and again. A region is wide enough if its width is a sixth of the mask's shorter side.
     """
     H, W = inside.shape[0] // 4, inside.shape[1] // 4
     layer = np.pad(inside[:4 * H, :4 * W].reshape(H, 4, W, 4).all(axis=(1, 3)), 1)  # (H + 2, W + 2)
@@ -155,7 +155,7 @@ def roomy(inside):
     places = []
     while depth.max() * 8 >= min(inside.shape) / 6:
         region, size = np.zeros(depth.shape, bool), 0
-        region.ravel()[depth.argmax()] = True                                       # one pixel, which grows to its region
+        region.ravel()[depth.argmax()] = True                                       # start from one pixel; grow to the region
         while region.sum() > size:
             size = region.sum()
             region[1:-1, 1:-1] |= region[:-2, 1:-1] | region[2:, 1:-1] | region[1:-1, :-2] | region[1:-1, 2:]

@@ -1,4 +1,4 @@
-"""Faster twins of array functions and of compositions of layers, loaded last; the library is whole without them
+"""Faster twins of array functions and of compositions of layers, loaded last. The library is complete without them
 (`rm -r minifcn/fast`, or `MINIFCN_READABLE=1`).
 
 Each file holds one idea. For both devices: blocks (im2col in S x S blocks), fused (a layer and what follows it as one op).
@@ -21,7 +21,8 @@ from minifcn.fast.gpu import norm as gpu_norm
 from minifcn.fast.gpu import pool as gpu_pool
 from minifcn.fast.gpu import stem as gpu_stem
 
-# The order in which twins are asked, file by file, in a file from top to bottom: what is special before what is general.
+# The first twin whose conditions hold runs. They are tried file by file in this order, and in a file from top to bottom, so
+# special twins stand before general ones.
 ORDER = (fused, blocks, winograd, head, columns, filters, stem, pixels, loss, descent,
          gpu_head, gpu_convolution, gpu_norm, gpu_stem, gpu_pool, gpu_descent, gpu_graph)
 ask_in_order([module.__name__ for module in ORDER])

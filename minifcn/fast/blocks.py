@@ -1,16 +1,16 @@
 """im2col and col2im in S x S blocks: ceil(K/S)^2 copies instead of K*K, on both devices.
 
-The definitions take one tap (u, v) at a time. With dilation 1 the kernel axis splits as K = A*S + rest, and the S taps
-u = a*S .. a*S + S-1 of group a meet the whole rows (i + a)*S .. (i + a)*S + S-1: cut the image into S x S blocks, and
-group (a, b) is the block grid shifted by (a, b):
+The definitions take one tap (u, v) at a time. With dilation 1 the taps of a kernel form groups of S. The taps a*S .. a*S + S-1
+of group a meet the rows (i + a)*S .. (i + a)*S + S-1, which are complete blocks if the image is cut into S x S blocks. So the
+pixels that group (a, b) meets are the grid of blocks, shifted by (a, b):
 
     K = 4, S = 2:   taps 0 1 | 2 3     view(a, b) = blocks[a : a + OH, b : b + OW]    ceil(K/S)^2 views of S x S blocks
     blocks of x:   |01|23|45|67|       group a = 0 meets blocks 0, 1, 2; group a = 1 meets blocks 1, 2, 3
 
-For the 64 x 64 stride-32 head that is 4 views instead of 4,096; for stride 1 both walks are the same. A stride larger
-than the kernel leaves whole rows unread, and taking them along would only cost memory: then it is tap by tap.
+For the 64 x 64 stride-32 head these are 4 views instead of 4,096. For stride 1 both ways are the same. If the stride is larger
+than the kernel, some rows are never read; blocks would copy them too, so the definition with single taps runs.
 
-Read after functional/conv.py.
+Read after ../book.py; read next fused.py. The definitions are in functional/conv.py.
 """
 
 from math import ceil
@@ -27,7 +27,7 @@ def no_dilation(dilation):
 
 
 def several_taps_a_block(khw, stride):
-    """S <= K, and S > 1 along an axis at least."""
+    """S <= K on both axes, and S > 1 on at least one."""
     return all(S <= K for S, K in zip(stride, khw)) and max(stride) > 1
 
 
@@ -35,7 +35,7 @@ def several_taps_a_block(khw, stride):
 def im2col_blocks(x, khw, ohw, stride, padding, dilation):
     (n, C), (KH, KW), (OH, OW), (PH, PW), xp = x.shape[:2], khw, ohw, padding, array_module(x)
     frame = xp.zeros((n, C, *frame_size(ohw, khw, stride)), x.dtype)
-    part = x[:, :, :max(0, frame.shape[2] - PH), :max(0, frame.shape[3] - PW)]       # rows that no window reaches stay out
+    part = x[:, :, :max(0, frame.shape[2] - PH), :max(0, frame.shape[3] - PW)]       # without rows that no window reaches
     frame[:, :, PH:PH + part.shape[2], PW:PW + part.shape[3]] = part
     cols = xp.empty((n, C, KH, KW, OH, OW), x.dtype)
     for taps, view in views(frame, khw, ohw, stride):
@@ -55,12 +55,12 @@ def col2im_blocks(cols, hw, khw, ohw, stride, padding, dilation):
 
 
 def frame_size(ohw, khw, stride):
-    """Rows and columns that the windows reach from the padded corner on, in whole blocks."""
+    """The rows and columns of the padded image that the windows reach, rounded up to complete blocks."""
     return tuple((O + ceil(K / S) - 1) * S for O, K, S in zip(ohw, khw, stride))
 
 
 def views(frame, khw, ohw, stride):
-    """Yield ((taps u, taps v), view) pairs that cover the kernel; each view is (n, C, SH, SW, OH, OW), smaller at its end."""
+    """Yield ((taps u, taps v), view) pairs that cover the kernel. A view is (n, C, SH, SW, OH, OW); the last may be smaller."""
     (OH, OW), (KH, KW), (SH, SW) = ohw, khw, stride
     n, C, FH, FW = frame.shape
     sn, sc, sh, sw = frame.strides

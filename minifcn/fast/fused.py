@@ -1,17 +1,17 @@
-"""Twins of compositions of layers (nn/blocks.py): one op each, with a backward of its own, for the CPU and the GPU.
+"""Twins of compositions of layers (nn/blocks.py). Each is one op with its own backward, for the CPU and the GPU.
 
     norm_relu        in training      batch norm + ReLU
     conv_norm_relu   in training      convolution, then batch norm + shortcut + ReLU
     conv_norm_relu   in evaluation    all of it
 
-What makes them fast is that each array function below may be replaced once more, by one that touches every pixel as rarely
-as it can: fast/cpu/ and fast/gpu/ have those. In evaluation the statistics are constants, and batch norm is one factor and one
-summand per filter, so that a convolution can finish each block of y while it is in the cache:
+The array functions below have twins of their own in fast/cpu/ and fast/gpu/. These are fast because they read and write every
+pixel as few times as possible. In evaluation the statistics are constants, so batch norm is one factor and one summand for each
+filter. A convolution can apply them to each block of y while the block is in the cache:
 
     scale = gamma / sqrt(var + eps)      shift = beta - mean scale
 
-(The factor could go into w as well, but weights change, and scaling 11 million of them anew for every call costs more than
-scaling y.)
+(The factor could multiply w instead. But weights change, and multiplying 11 million of them in every call costs more than
+multiplying y.)
 
 Read after blocks.py; read next cpu/threads.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 2 (inference).
 """
@@ -36,12 +36,12 @@ def float32_map(x):
 
 
 def plain_norm(norm):
-    """A BatchNorm2d, no class derived from it, whose statistics are those of this process alone."""
+    """A BatchNorm2d (not a class derived from it) that does not sum statistics over processes."""
     return type(norm) is BatchNorm2d and norm.reduce is None
 
 
 def plain_conv(conv):
-    """A Conv2d, no class derived from it."""
+    """A Conv2d, not a class derived from it."""
     return type(conv) is Conv2d
 
 
@@ -89,8 +89,8 @@ def conv_norm_relu_training(conv, norm, x, shortcut=None):
 
 
 def _conv_then(conv, norm, x, shortcut, forward, name):
-    """One op of a convolution, z = conv(x), and y, mean, var, back = forward(z, w, b, eps), where back(gy) gives the gradients
-    of z, w, b and the shortcut."""
+    """One op that computes z = conv(x) and then y, mean, var, back = forward(z, w, b, eps); back(gy) returns the gradients of
+    z, w, b and the shortcut."""
     x, kernel, shortcut, settings = _arguments(conv, x, shortcut)
     z = correlate(x.data, kernel.data, *settings)                        # (N, F, OH, OW)
     if conv.bias is not None:
@@ -98,7 +98,7 @@ def _conv_then(conv, norm, x, shortcut, forward, name):
     _, w, b, eps = check_batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.eps)
     y, mean, var, back = forward(z, w.data, b.data, eps)
     move_running(norm.running_mean, norm.running_var, mean, var, z.size // z.shape[1], norm.momentum)
-    del z                                                                # what `back` keeps decides
+    del z                                                                # `back` keeps z if it needs it
 
     def backward(gy):
         gz, gw, gb, gshortcut = back(gy)
@@ -125,7 +125,7 @@ def normalize_add_relu(x, w, b, shortcut, eps):
 
 @replaceable
 def normalize_add_relu_grad(gy, y, w, saved):
-    """(gx, gw, gb, gshortcut): relu lets gy pass where y > 0, and the shortcut receives just that."""
+    """(gx, gw, gb, gshortcut). After the ReLU's backward, g = gy where y > 0, else 0; the shortcut's gradient is g."""
     gshortcut = rectify_grad(gy, y)
     return *normalize_grad(gshortcut, w, saved), gshortcut
 
@@ -171,7 +171,7 @@ def conv_norm_relu_evaluation(conv, norm, x, shortcut=None):
         gx: conv2d's input gradient, with scale g in place of gy
         gw[f] = scale[f] v[f],  gscale[f] = sum_{c,u,v} v[f,c,u,v] w[f,c,u,v]  where v is conv2d's weight gradient for g
 
-    gscale is <g, conv(x)> of each filter; that is linear in w, hence <v, w>: conv(x) itself need not be kept.
+    gscale is <g, conv(x)> for each filter. It is linear in w, so it equals <v, w>, and conv(x) need not be kept.
     """
     x, w, shortcut, settings = _arguments(conv, x, shortcut)
     scale, shift = scale_shift(conv, norm)
@@ -206,7 +206,7 @@ def correlate_scale_relu(x, w, scale, shift, shortcut, stride, padding, dilation
 
 
 def scale_shift(conv, norm):
-    """What the norm, and the convolution's bias before it, do to each filter: y = scale x + shift, two Tensors (F,)."""
+    """(scale, shift), two Tensors (F,): the norm and the convolution's bias before it are y = scale x + shift."""
     inv_std = 1 / array_module(norm.running_var).sqrt(norm.running_var + norm.eps)               # (F,)
     scale = norm.weight * inv_std if norm.affine else Tensor(inv_std)
     mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias

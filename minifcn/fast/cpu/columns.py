@@ -1,9 +1,9 @@
 """Convolution as im2col and a product, block by block: any kernel, stride, padding and dilation.
 
 The definition (functional/conv.py) does the same for whole images. Here a block is a few rows of one image, or a few small
-images: its columns are made, used and forgotten inside the cache, in a buffer that is used again, and the blocks are
-shared by the threads. A column is a window of the channels-last map, KH runs of KW*C numbers, so that im2col copies long
-runs. Two cores: 1.2 to 3.2 times as fast as the definition, whose copies run on one; 0.7 to 0.9 times where it takes 1 ms.
+images. The columns of a block stay in the cache, in a buffer that is used again. The threads share the blocks. A column is a
+window of the channels-last map, KH runs of KW*C numbers, so im2col copies long runs. Two cores: 1.2 to 3.2 times as fast as the
+definition, which copies on one core; but 0.7 to 0.9 times as fast where the definition takes only 1 ms.
 
 Read after layout.py; read next filters.py. Source: Chellapilla et al. 2006.
 """
@@ -21,9 +21,9 @@ from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
 from minifcn.functional import conv
 
 COLUMNS = 2**19                                 # numbers in the columns of a block: 2 MB
-POSITIONS = 512                                 # but not fewer positions: BLAS packs the kernel anew for every block
-ENOUGH = 2**17                                  # numbers in all columns below which threads cost more than they save
-RUN = 9                                         # numbers below which runs of KW*C are copied too slowly
+POSITIONS = 512                                 # least positions of a block, since BLAS packs the kernel again for each block
+ENOUGH = 2**17                                  # least numbers in all columns; with fewer, threads cost more than they save
+RUN = 9                                         # least numbers of a run KW*C; shorter runs are copied too slowly
 
 
 def enough_to_do(c):
@@ -31,12 +31,12 @@ def enough_to_do(c):
 
 
 def no_fewer_positions_than_filters(c):
-    """filters.py has the others."""
+    """filters.py takes the other cases."""
     return c.N * prod(c.ohw) >= c.F
 
 
 def runs_of_some_length(c):
-    """Of KW*C numbers, to copy."""
+    """The runs of KW*C numbers are long enough to copy."""
     return c.khw[1] * c.C >= RUN
 
 
@@ -125,7 +125,7 @@ def scale_shift_relu(scale, shift, shortcut, OW):
     """A finish(y, n, i, f) for convolutions: y = max(y scale + shift + shortcut, 0) in place, for a block (n, i, OW, f)."""
     added = None if shortcut is None else channels_last(shortcut)
     scale, shift = (np.tile(v, (OW, 1)) for v in (scale, shift))         # (OW, F): a row in one long loop
-    zeros = np.zeros_like(scale)                                         # against a plain 0 the loop is not vectorised
+    zeros = np.zeros_like(scale)                                         # with a plain 0 the loop is not vectorised
 
     def finish(y, n, i, f):
         y *= scale[:, f]
@@ -138,7 +138,7 @@ def scale_shift_relu(scale, shift, shortcut, OW):
 
 
 def tasks(N, OH, OW, K):
-    """One list of blocks (images, output rows) a thread, for columns of K numbers."""
+    """A list of blocks (images, output rows) for each thread; a column has K numbers."""
     return dealt(blocks(N, OH, OW, positions(K)))
 
 

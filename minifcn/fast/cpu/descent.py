@@ -1,9 +1,10 @@
 """SGD's step in one pass over memory, on all threads.
 
-The definition reads and writes the arena once per statement, five times in all. Here all statements run on one block of numbers
-while it is in the cache: the same roundings, the same bits. On two cores 1.3 to 1.6 times as fast as the definition.
+The definition reads and writes the whole arena in each statement, five times in all. Here all statements run on one block of
+numbers while it is in the cache. The rounding is the same, so the bits are the same. On two cores 1.3 to 1.6 times as fast as
+the definition.
 
-Read after loss.py; read next gpu/launch.py.
+Read after loss.py; read next gpu/kernels/common.cuh.
 """
 
 from minifcn.core.dispatch import replaces
@@ -20,7 +21,7 @@ def several_blocks(w):
 
 
 def always(skip):
-    """Nothing on a device decides whether the step is made."""
+    """The step is always made: there is no `skip` flag on a device."""
     return skip is None
 
 

@@ -1,15 +1,17 @@
-"""Convolution with fewer positions than filters: the definition's products, their filters shared by the threads.
+"""Convolution with fewer positions than filters: the products of the definition, with the filters shared by the threads.
 
 The deep layers of a small batch have many weights for few pixels: 512 filters of 512 x 3 x 3 are 2.4 million numbers, a map
-of 10 x 15 has 150 positions. There it costs too much to lay the weights out as columns.py wants them, and to have every thread
-read all of them. So they are taken as they lie in memory, rows of C*KH*KW numbers, and the columns are the definition's: few,
-and made once. Each thread multiplies its filters with all columns; for gx it makes and adds up the columns of its channels.
+of 10 x 15 has 150 positions. Here it would be slow to copy the weights into the layout of columns.py and to let every thread
+read all of them. So the weights stay as they are in memory, rows of C*KH*KW numbers. The columns are those of the definition;
+they are few and made once. Each thread multiplies its filters with all columns. For gx it makes and adds the columns of its
+channels.
 
-Where there is little to do, the definition itself runs, but with BLAS held to one thread like everything here: OpenBLAS's
-threads go on spinning for up to 25 ms after a product, and would take from ours the core that the next layer needs.
+For small sizes the definition itself runs, but with BLAS limited to one thread. OpenBLAS's threads keep a core busy for up to
+25 ms after a product, and the threads of the next layer need this core.
 
-The gain is the network's: alone, the definition with BLAS's threads is as fast. Two cores, one image, all of this file / the
-definition on one thread / the definition with BLAS's threads: inference 86 / 104 / 122 ms, a training step 326 / 393 / 415 ms.
+The gain shows only in the whole network; a single layer is as fast with the definition and BLAS's threads. Two cores, one
+image, this file / the definition on one thread / the definition with BLAS's threads: inference 86 / 104 / 122 ms, a training
+step 326 / 393 / 415 ms.
 
 Read after columns.py; read next winograd.py.
 """
@@ -48,7 +50,7 @@ def correlate_scale_relu_filters(x, w, scale, shift, shortcut, stride, padding, 
         y += shift[f, None, None]
         if shortcut is not None:
             y += shortcut[:, f]
-        np.maximum(y, 0, out=y)                                          # few pixels: here the plain 0 will do
+        np.maximum(y, 0, out=y)                                          # few pixels, so a plain 0 is fast enough
 
     return convolve(x, w, stride, padding, dilation, finish)
 
@@ -70,7 +72,7 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, f: None):
 
 @replaces(conv.correlate_grad_x, when=(float32_on_cpu, *conditions(of_gx, *RULES)))
 def correlate_grad_x_filters(gy, w, hw, stride, padding, dilation):
-    """gx[:, c] from the columns of channels c alone."""
+    """gx[:, c] needs only the columns of channels c."""
     (N, F), ohw, C, khw = gy.shape[:2], gy.shape[2:], w.shape[1], w.shape[2:]
     gy, gx = np.ascontiguousarray(gy).reshape(N, F, -1), np.empty((N, C, *hw), np.float32)       # (N, F, OH*OW)
 

@@ -1,7 +1,7 @@
 """The FCN's head: the transposed convolution with kernel 2S and stride S.
 
-Cut the enlarged map (with its padding) into cells of S x S pixels. A kernel of 2S covers 2 x 2 cells, so cell (i, j) is
-painted by the inputs (i-1, j-1), (i-1, j), (i, j-1) and (i, j) alone:
+Cut the enlarged map (with its padding) into cells of S x S pixels. A kernel of 2S covers 2 x 2 cells, so cell (i, j) depends
+only on the inputs (i-1, j-1), (i-1, j), (i, j-1) and (i, j):
 
     cell[i,j][f, p, q] = sum over a,b in {0,1} and c of x[c, i-a, j-b] w[c, f, a*S+p, b*S+q]
 
@@ -11,7 +11,7 @@ that pack nothing, and the rows of the cells in one row of cells lie side by sid
 Its two gradients read the same rows: a product with the kernel, and one with the inputs. Two cores: 8.9 times as fast as the
 definition forward, 4.8 times backward.
 
-The names below are those of the convolution that is transposed: what is x in this formula is called gy, its channels F.
+The names below are those of the convolution that is transposed: the x of this formula is called gy, and its channels F.
 
 Read after stem.py; read next loss.py. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
 """
@@ -30,7 +30,7 @@ def kernel_twice_the_stride(c):
 
 
 def stride_from_8(c):
-    """Shorter runs copy too slowly."""
+    """Runs shorter than 8 numbers are copied too slowly."""
     return min(c.stride) >= 8
 
 
@@ -39,7 +39,7 @@ def no_dilation(c):
 
 
 def cells_cover_the_map(c):
-    """Not so with a long output_padding."""
+    """False if output_padding is large."""
     return all(H + P <= (O + 1) * S for H, O, S, P in zip(c.hw, c.ohw, c.stride, c.padding))
 
 
@@ -48,7 +48,7 @@ RULES = kernel_twice_the_stride, stride_from_8, no_dilation
 
 @replaces(conv.correlate_grad_x, when=(float32_on_cpu, *conditions(of_gx, *RULES, cells_cover_the_map)))
 def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation):
-    """The transposed convolution forward: paint row p of all cells of one channel, for every p."""
+    """The transposed convolution forward: for every p, one product computes row p of all cells of one channel."""
     (N, _, OH, OW), C, (SH, SW), (PH, PW), (H, W) = gy.shape, w.shape[1], stride, padding, hw
     inputs, gx = neighbours(gy), np.empty((N, C, H, W), np.float32)      # (N, OH+1, OW+1, 4*F)
 
@@ -107,7 +107,7 @@ def correlate_grad_w_cells(gy, x, khw, stride, padding, dilation):
 
 
 def neighbours(x):
-    """The four inputs that paint each cell, zero beyond the edge: (N, F, OH, OW) -> (N, OH+1, OW+1, 4*F), by a, b, f."""
+    """The four inputs of each cell, zero beyond the edge: (N, F, OH, OW) -> (N, OH+1, OW+1, 4*F), by a, b, f."""
     N, F, OH, OW = x.shape
     cells = np.zeros((N, OH + 1, OW + 1, 2, 2, F), np.float32)
     for a, b in np.ndindex(2, 2):

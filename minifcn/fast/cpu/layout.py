@@ -1,7 +1,7 @@
-"""One layout in memory, and the sizes and conditions that the CPU's twins share.
+"""The memory layout of the CPU's twins, and the sizes and conditions that they share.
 
-NumPy copies, adds and multiplies at the speed of the caches only over long contiguous runs. Hence feature maps keep the shape
-(N, C, H, W) but lie in memory as (N, H, W, C), so that a pixel is a run of C numbers and a row of the image one of W*C.
+NumPy is fast only on long contiguous runs of numbers. So feature maps have the shape (N, C, H, W) but lie in memory as
+(N, H, W, C). Then the C numbers of a pixel are contiguous, and so are the W*C numbers of a row.
 
 Read after memory.py; read next columns.py.
 """
@@ -28,12 +28,12 @@ def channels_first(y):
 # ---- conditions of twins ----
 
 def float32_on_cpu(*arguments):
-    """All arrays are float32 and in main memory, with something in them."""
+    """All arrays are float32, in main memory and not empty."""
     return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arguments if hasattr(a, "dtype"))
 
 
 class Convolution(NamedTuple):
-    """The sizes and settings of a convolution, whichever of its three array functions is meant."""
+    """The sizes and settings of a convolution, for any of its three array functions."""
 
     N: int
     C: int

@@ -3,11 +3,12 @@
     softmax_nll, softmax_nll_grad    as the definitions, on all threads
     score_loss                       the pass that computes the loss leaves softmax - onehot where the logits were
 
-The gradient of the sum of all losses is linear in that one number, gy: it multiplies the head's small gradients at the end, and
-not the map. So backward reads the map and nothing of it is computed twice. A pixel is right if its label's logit is the
-largest; where another one is as large, which is when the exponentials' sum is 2 at least, the first of them counts.
+gy, the gradient of the sum of all losses, is one number. Everything in backward is linear in it, so it multiplies only the
+small gradients of the head at the end, not the map. Backward reads the map and computes no part of it again. A pixel is right
+if the logit of its label is the largest. If several are equally large (then the sum of the exponentials is at least 2), the
+first of them counts.
 
-Read after head.py; read next gpu/kernels/common.cuh.
+Read after head.py; read next descent.py.
 """
 
 import numpy as np

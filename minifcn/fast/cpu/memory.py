@@ -1,4 +1,4 @@
-"""Memory that is used again: a fresh large array costs page faults, often more than the arithmetic on it.
+"""Buffers that are used again. A new large array causes page faults, which often take longer than the arithmetic on it.
 
 Read after threads.py; read next layout.py. Source: mallopt(3).
 """
@@ -13,9 +13,9 @@ _local = threading.local()
 
 
 def scratch(name, shape, dtype=np.float32):
-    """An uninitialised array that this thread gets again, whatever its shape, when it asks for `name` the next time.
+    """An uninitialised array. The next call of this thread with the same name gets the same memory, in any shape.
 
-    For shares alone: its content lasts until the same name is asked for again, perhaps by the next operation.
+    Use it only inside a share of in_parallel: the next operation may ask for the same name and overwrite the content.
     """
     buffers = _local.__dict__
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -25,10 +25,10 @@ def scratch(name, shape, dtype=np.float32):
 
 
 def keep_memory():
-    """Tell glibc's malloc to keep freed memory, for the whole process: the next array then takes it without page faults.
+    """Make glibc's malloc keep freed memory for the whole process, so that the next array gets it without page faults.
 
-    By default an array above 32 MB is given back to the system when it is freed and costs a fault for each page of the
-    next one: 0.6 of 3.9 s of a training step. Peak memory stays the same. Elsewhere than on glibc this does nothing.
+    By default the memory of an array above 32 MB goes back to the system when it is freed, and the next array needs a page
+    fault for each of its pages: 0.6 of 3.9 s of a training step. Peak memory stays the same. Without glibc this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                      # of malloc.h

@@ -1,15 +1,16 @@
-"""Batch norm, ReLU and max-pooling in as few passes over memory as there can be, a cache-sized block of rows at a time.
+"""Batch norm, ReLU and max-pooling in as few passes over memory as possible, a block of rows at a time that fits the cache.
 
-On a CPU these layers cost what their memory traffic costs. The definitions read and write every map once per statement; here
-all statements run on one block of rows while it is in the cache, so that a map is read and written once per pass. A row of
-W*C numbers (layout.py) meets the per-channel vectors repeated W times: one long contiguous loop. Two cores: batch norm 1.4 to
-3.3 times as fast as the definition, max-pooling 39 times forward and 3.8 times backward.
+On a CPU the time of these layers is the time for reading and writing memory. The definitions read and write the whole map in
+each statement. Here all statements run on one block of rows while it is in the cache, so a pass reads and writes the map once.
+A row has W*C numbers (layout.py); the vectors with one number for each channel are repeated W times, so one long contiguous
+loop does a row. Two cores: batch norm 1.4 to 3.3 times as fast as the definition, max-pooling 39 times forward and 3.8 times
+backward.
 
-The cache is the one that all cores share (L3): a block is larger than a core's own (L2), on purpose. After every statement a
-thread needs Python's lock again, and a thread that has to wait for it sleeps and must be woken: 10 to 50 us, as long as a
-statement on 256 KB takes. With blocks of that size two threads are hardly faster than one; with 2 MB they are.
+The cache is the one that all cores share (L3). Blocks are larger than the cache of one core (L2) for this reason: after every
+statement a thread needs Python's lock again. If it has to wait, it sleeps and is woken 10 to 50 us later, and a statement on
+256 KB takes no longer. With blocks of 256 KB two threads are hardly faster than one; with 2 MB they are.
 
-Read after winograd.py; read next head.py. Source: Chan, Golub & LeVeque 1983 (variance about a shift).
+Read after winograd.py; read next stem.py. Source: Chan, Golub & LeVeque 1983 (variance about a shift).
 """
 
 from itertools import product
@@ -28,7 +29,7 @@ ENOUGH = 2**15                                  # numbers in a map below which t
 
 
 def enough_pixels(x):
-    """An (N, C, H, W) map of some size."""
+    """An (N, C, H, W) map with enough numbers."""
     return x.ndim == 4 and x.size >= ENOUGH
 
 
@@ -37,7 +38,7 @@ def enough_pixels_of_gy(gy):
 
 
 def saved_by_normalize(saved):
-    """By the twin here."""
+    """`saved` comes from the twin in this file."""
     return len(saved) == 3
 
 
@@ -122,7 +123,7 @@ def moments(rows, C):
 
         d = x - p:   mean = p + mean(d),   var = mean(d d) - mean(d)^2
 
-    The subtraction loses no digits: the pilot, the mean of one row in k, is off by sqrt(k var) at most, usually far less.
+    The subtraction loses almost no digits: the pilot differs from the mean by sqrt(k var) at most, and usually by far less.
     """
     sample = np.ascontiguousarray(rows[::max(1, len(rows) // 16)]).reshape(-1, C)
     pilot = sample.mean(axis=0)                                          # (C,)
@@ -256,7 +257,7 @@ def choose(g, mask, out):
 def maximum_of_windows_separable(x, khw, stride, padding):
     """Maxima over the rows of the windows, then over their columns: KH + KW comparisons instead of KH*KW.
 
-    saved is (x, y), which the layers around keep anyway: the winners are looked for in backward, if there is one.
+    saved is (x, y), which the neighbouring layers keep anyway. Backward finds the places of the maxima again.
     """
     x = channels_last(x)
     N, H, W, C = x.shape

@@ -1,8 +1,8 @@
 """The stem's batch norm, ReLU and max-pooling (3x3, stride 2) as one pass forward and two backward.
 
-The largest map of the network, 64 x 160 x 240, is normalised, rectified and pooled to a quarter. In one pass over blocks of
-rows its rectified form never leaves the cache; one byte for each pooled pixel notes which tap of its window won, or that
-nobody did because the maximum is 0. Backward needs no more: gradients go where the winners were, and are masked already.
+The largest map of the network, 64 x 160 x 240, is normalised, rectified and pooled to a quarter. One pass goes over blocks of
+rows, so the rectified map never leaves the cache. One byte for each pooled pixel notes which tap of its window is the maximum,
+or that the maximum is 0 and no gradient passes. Backward needs only these bytes to place the gradients.
 
     rows 2o-1, 2o, 2o+1 of the map      first the maximum of three neighbours in a row, then that of three rows; so the first
     columns 2k-1, 2k, 2k+1              maximum in row-major order wins, as in the definition: tap = 3u + v
@@ -27,14 +27,14 @@ def saved_here(saved):
 
 @replaces(fused.normalize_relu_pool, when=(float32_on_cpu, enough_pixels))
 def normalize_relu_pool_rows(x, w, b, eps):
-    """Keeps x, or its channels-last copy, and a byte a pooled pixel."""
+    """Keeps x, or its channels-last copy, and one byte for each pooled pixel."""
     (N, C, H, W), rows = x.shape, rows_of(x)
     mean, var = moments(rows, C)
     inv_std = 1 / np.sqrt(var + np.float32(eps))
     x, OH, OW = rows.reshape(N, H, W * C), (H + 1) // 2, (W + 1) // 2
     centre, scale, shift = (np.tile(v, W) for v in (mean, w * inv_std, b))
     y, taps = np.empty((N, OH, OW, C), np.float32), np.empty((N, OH, OW, C), np.uint8)
-    zeros = np.zeros(W * C, np.float32)                                  # against a plain 0 the loop is not vectorised
+    zeros = np.zeros(W * C, np.float32)                                  # with a plain 0 the loop is not vectorised
 
     def work(todo):
         for images, o in todo:
@@ -87,7 +87,7 @@ def replace(a, mask, b):
 
 @replaces(fused.normalize_relu_pool_grad, when=(saved_here, float32_on_cpu))
 def normalize_relu_pool_grad_rows(gy, w, saved):
-    """The first pass writes the map's gradient, zero but at the winners, and adds up gb and gw; the second makes gx of it."""
+    """The first pass writes the map's gradient, 0 except at the maxima, and sums gb and gw; the second makes gx from it."""
     x, mean, inv_std, taps = saved
     (N, C, H, W), gy, taps = x.shape, channels_last(gy), channels_last(taps)
     gx, out = empty_like(x)

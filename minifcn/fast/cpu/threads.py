@@ -1,10 +1,10 @@
-"""Python threads side by side, each with one thread of BLAS.
+"""Several Python threads, each with one thread of BLAS.
 
-NumPy releases Python's lock inside its loops and products, so two Python threads keep two cores busy. BLAS must then use one
-thread for each of them, and threadpoolctl holds it to that. Where it cannot (it is missing, or does not know the BLAS in use),
-everything here runs on one thread: beside BLAS's own, more would take the cores from each other.
+NumPy releases Python's lock inside its loops and products, so two Python threads can use two cores. BLAS must then use only
+one thread in each of them; threadpoolctl sets this. If that is impossible (threadpoolctl is missing, or does not know the BLAS
+in use), everything here runs on one thread, because more threads would compete with BLAS's threads for the cores.
 
-Read after plotting.py (and core/dispatch.py, whose mechanism this folder uses); read next memory.py.
+Read after ../fused.py (and core/dispatch.py, whose mechanism this folder uses); read next memory.py.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def cores():
 
 
 def why_one_thread():
-    """Why BLAS cannot be held to one thread, and what mends it: a sentence; None where it can."""
+    """A sentence that says why BLAS cannot be limited to one thread, and what to do; None if it can."""
     name = np.show_config(mode="dicts")["Build Dependencies"]["blas"].get("name", "unknown")
     consequence = "so BLAS cannot be held to one thread, and minifcn computes on one thread of its own"
     if _blas is None:
@@ -51,13 +51,13 @@ def why_one_thread():
 
 _alone = why_one_thread()
 _threads = 1 if _alone else min(cores(), max(library["num_threads"] for library in _blas.info()))
-_pool = None                                    # the threads beside the calling one, which does the first share itself
-_turn = threading.RLock()                       # one caller at a time: BLAS has one number of threads
-_inside = False                                 # the thread whose turn it is computes
+_pool = None                                    # the other threads; the calling thread does the first share itself
+_turn = threading.RLock()                       # one caller at a time, since BLAS's number of threads is global
+_inside = False                                 # True while the thread that holds _turn computes
 
 
 def in_words():
-    """Who computes with how many threads: one sentence."""
+    """A sentence about the numbers of threads that compute."""
     if _alone:
         return _alone
     blas = "; ".join(f"{b['internal_api']} {b['version']}, {b.get('architecture', 'unknown')} kernels" for b in _blas.info())
@@ -74,10 +74,10 @@ def _warn():
 
 
 def set_threads(count):
-    """How many threads the twins use from now on. At the start: as many as BLAS would, which heeds OMP_NUM_THREADS, at most
-    one for each core that the process may use; and one where BLAS cannot be held.
+    """Set the number of threads that the twins use. The default is BLAS's number (OMP_NUM_THREADS sets it), but at most one for
+    each core that the process may use, and one if BLAS cannot be limited to one thread.
 
-    Results are bitwise the same from run to run for one count, and differ in rounding between counts.
+    With the same count, results are the same to the bit from run to run. Other counts round differently.
     """
     global _threads, _pool
     count = operator.index(count)
@@ -89,10 +89,10 @@ def set_threads(count):
 
 @contextlib.contextmanager
 def one_blas_thread():
-    """Inside, BLAS uses one thread; one caller at a time.
+    """Inside this context BLAS uses one thread. Only one caller may be inside at a time.
 
-    Raises RuntimeError where a thread that is inside comes again: an operation in a signal handler, say, would write into the
-    buffers of the one that it interrupted. Ctrl-C is answered at the end, as by any function that is written in C.
+    Raises RuntimeError if the thread inside enters again: for example, an operation in a signal handler would write into the
+    buffers of the operation that it interrupted. Ctrl-C takes effect at the end, as with any function written in C.
     """
     global _inside
     with _interrupt_later(), _turn:
@@ -128,9 +128,9 @@ def _interrupt_later():
 def in_parallel(function, shares):
     """Call function(share) for every share, each in its own thread, with BLAS held to one thread; return when all are done.
 
-    shares: at most as many as threads, as made by `split`. What a share computes must not depend on who else runs.
-    A share must not call this itself. Raises what a share raised, when all are done: they write into the caller's arrays.
-    Cost: 75 us; a share should be worth several times that.
+    shares: at most as many as threads, as made by `split`. The result of a share must not depend on which others run.
+    A share must not call this function. If a share raises an error, it is raised here after all shares have ended, because
+    they write into the caller's arrays. Cost: 75 us; a share should take several times as long.
     """
     with one_blas_thread():
         others, mine = [], list(shares[:1])
@@ -157,7 +157,7 @@ def _threads_beside(count):
 
 def _forked():
     global _pool
-    _pool = None                                                         # threads do not survive a fork
+    _pool = None                                                         # after a fork the child has no threads
     _turn.release()
 
 
@@ -166,14 +166,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def split(count):
-    """range(count) as contiguous slices of nearly equal length, one a thread, none empty."""
+    """range(count) as contiguous slices of nearly equal length, one for each thread, none empty."""
     parts = min(_threads, count)
     ends = [count * k // parts for k in range(parts + 1)]
     return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]
 
 
 def dealt(todo):
-    """A list of tasks as one list a thread, in order."""
+    """Divide a list of tasks into one list for each thread, in order."""
     return [todo[part] for part in split(len(todo))]
 
 

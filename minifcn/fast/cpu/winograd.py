@@ -1,20 +1,21 @@
 """Winograd's convolution F(4x4, 3x3): 36 products where the definition needs 144, for stride 1 and a 3x3 kernel.
 
-A 4x4 tile of y depends on a 6x6 tile d of x. In one dimension: a kernel of 3 and an input of 4 numbers are polynomials, whose
-product has 6 coefficients. It can be had from 6 points, here 0, 3/4, -3/4, 3/2, -3/2 and infinity: evaluate both, multiply the
-values, interpolate. The correlation of 6 numbers with the kernel is that map transposed, and in two dimensions
+A 4x4 tile of y depends on a 6x6 tile d of x. First in one dimension: a kernel of 3 numbers and an input of 4 numbers are two
+polynomials, and their product has 6 coefficients. Its values at 6 points determine it, here 0, 3/4, -3/4, 3/2, -3/2 and
+infinity: evaluate both polynomials, multiply the values, interpolate. The correlation of 6 numbers with the kernel is the
+transpose of this map, and in two dimensions
 
     y = A^T [ (G w G^T) * (B^T d B) ] A            * elementwise, summed over the channels: 36 products of matrices
 
-Because * stands apart for each of the 36 values, the sums over channels are 36 matrix products of (tiles, C) with (C, F), and
-that is where the time goes. The transforms are products with 6x6 and 4x6 matrices along rows, then along columns, of
+For each of the 36 values, the sums over channels are one matrix product of (tiles, C) with (C, F). These 36 products take most
+of the time. The transforms are products with 6x6 and 4x6 matrices along rows, then along columns, of
 runs of W*C and C numbers that lie in memory one after the other (layout.py), so nothing is gathered or scattered. A
 block of tiles goes through all steps while it is in the cache.
 
     gx  the same convolution of gy with the kernel turned by 180 degrees and its channel axes exchanged
     gw  gw = G^T [ sum over tiles of (A gy A^T)^T (B^T d B) ] G: the forward, transposed
 
-Error: |y - exact| <= gamma_(C+40) |A^T| [ (|G| |w| |G^T|) * (|B^T| |d| |B|) ] |A|, which the test checks. What it comes to
+Error: |y - exact| <= gamma_(C+40) |A^T| [ (|G| |w| |G^T|) * (|B^T| |d| |B|) ] |A|; a test checks this. The size of the error
 depends on the points. On random maps of 64 channels the root-mean-square error is 2.9 times the definition's; with the
 usual points 0, 1, -1, 2, -2, whose transforms are sums and shifts, it is 5.9 times. Here transforms are products: any point
 costs the same, and multiples of 1/4 keep A and B exact. All this is for finite numbers: a NaN or an infinity spoils the whole
@@ -202,8 +203,8 @@ def shares(N, OH, OW, F):
 def kernel_buffer(C, F):
     """An array (36, C, F) whose 36 parts lie 64 bytes farther apart than they must.
 
-    Else they would lie at multiples of 4 KB, and the 36 numbers that a transform writes at a time would fight for one place
-    in the cache: up to half of its time.
+    Without this they would lie at multiples of 4 KB. The 36 numbers that a transform writes together would then need the same
+    place in the cache, and it would take up to twice as long.
     """
     return np.empty((36, C * F + 16), np.float32)[:, :C * F].reshape(36, C, F)
 
@@ -221,8 +222,8 @@ _kept: dict = {}                                # id of an array of weights -> (
 def kept_kernel(w):
     """G w G^T of w (F, C, 3, 3), as (36, C, F), kept from one evaluation to the next for as long as w lives.
 
-    Every call looks whether w has changed since, however it was written: each filter's product with a fixed random vector is
-    compared, to the last bit, with what it was. That reads w once, and saves to write four times as much.
+    Every call checks whether w has changed: it compares each filter's product with a fixed random vector, to the last bit, with
+    the earlier one. This reads w once, and saves writing four times as many numbers.
     """
     F, C = w.shape[:2]
     if id(w) not in _kept or _kept[id(w)][0]() is not w:

@@ -1,4 +1,6 @@
-"""The two ends of a training step on the GPU: pictures in, weights moved. The drawings stand in kernels/descent.cu.
+"""The first and the last part of a training step on the GPU: normalising images, and changing weights.
+
+The drawings are in kernels/descent.cu.
 
 Read after pool.py; read next graph.py.
 """

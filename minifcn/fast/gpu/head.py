@@ -4,8 +4,8 @@
     loss        z becomes softmax - onehot where it lies, each cell's loss and right pixels are summed
     backward    ginputs = z kernel^T,  gkernel = inputs^T z, both times the gradient of the loss
 
-The gradient of the sum of all losses is linear in that one number, which therefore multiplies the two small results and not
-the 484 MB of z. cuDNN takes 6.8 ms for the head's forward and both gradients at batch 32 of 320 x 480 in tf32; these three
+The gradient of the sum of all losses is one number, and everything is linear in it. So it multiplies the two small results and
+not the 484 MB of z. cuDNN takes 6.8 ms for the head's forward and both gradients at batch 32 of 320 x 480 in tf32; these three
 products take 0.63 (one H100 80GB, 27 November 2026, commit 81f4dba).
 Read after layout.py; read next convolution.py. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
 """
@@ -108,7 +108,7 @@ def _width(C):
     return (4 * C + 1 + 3) // 4 * 4
 
 
-# ---- the logits as an image, for those who want them: predictions ----
+# ---- the logits as an image, which predictions need ----
 
 def in_cells(gy, w, hw, stride, padding):
     """The head's shape: a kernel of twice a stride of at least 8, and a map that the cells cover."""

@@ -1,8 +1,8 @@
-"""How the GPU path reaches the device: every kernel goes through `launch`, every matrix product through `gemm`.
+"""Starts the work on the GPU: `launch` starts every kernel, `gemm` every matrix product.
 
-Both check what CUDA would not. A kernel takes raw bytes: an int64 where an int is declared, a transposed view or a host
-array would be misread without a word, so `launch` compares each argument with the C signature in kernels/. A product
-takes raw pointers and leading dimensions, so they are worked out in one place.
+Both check what CUDA does not check. A kernel takes raw bytes. It would read an int64 in place of an int, a transposed view or
+a host array wrongly, without an error. So `launch` compares each argument with the C signature in kernels/. A product takes raw
+pointers and leading dimensions; `gemm` is the only place that computes them.
 Read after kernels/; read next layout.py. Sources: docs.cupy.dev, "User-Defined Kernels"; the cuBLAS manual,
 cublasGemmStridedBatchedEx.
 """

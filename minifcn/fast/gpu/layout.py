@@ -1,9 +1,9 @@
-"""Channels last: to the outside an image is (N, C, H, W), in memory (N, H, W, C), so that nothing is ever transposed.
+"""Channels last: the shape of an image is (N, C, H, W), but in memory it is (N, H, W, C), so nothing is ever transposed.
 
     x[n, c, h, w] lies at ((n*H + h)*W + w)*C + c        a pixel's channels side by side: one load of 16 bytes is four of them
 
-A kernel takes `last(x)`, the same memory seen as (N, H, W, C); what it writes is handed on as `first(y)`. CuPy's own
-operations keep the order of their operands. An array in another order is copied once, where it enters.
+A kernel takes `last(x)`, the same memory as an array (N, H, W, C), and its result y is returned as `first(y)`. CuPy's own
+operations keep the memory order of their operands. An array in another order is copied once, by `last`.
 Read after launch.py; read next head.py.
 """
 

@@ -1,7 +1,7 @@
 """Batch norm, shortcut and ReLU on the GPU: two sweeps over a map forward (sums, pixels), two backward, channels last.
 
-What is kept is x, its mean and 1/std, from which xhat is made again: one array instead of two, and none is written only to be
-read once. The drawings stand in kernels/norm.cu.
+Forward keeps x, its mean and 1/std; backward computes xhat from them again. So one map is kept instead of two. The drawings are
+in kernels/norm.cu.
 Read after convolution.py; read next stem.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 

@@ -41,7 +41,7 @@ def maximum_of_windows_grad_gpu(gy, saved, hw, khw, stride, padding):
     return first(gx)
 
 
-# ---- softmax and negative log-likelihood, where the logits are there as an image ----
+# ---- softmax and negative log-likelihood of logits that are stored as an image ----
 
 def classes_and_labels_on_gpu(x, target):
     """float32 logits (N, K, ...) and int64 labels."""
