@@ -4,7 +4,7 @@ The definition reads and writes the whole arena in each statement, five times in
 numbers while it is in the cache. The rounding is the same, so the bits are the same. On two cores 1.3 to 1.6 times as fast as
 the definition.
 
-Read after loss.py; read next gpu/kernels/common.cuh.
+Read after loss.py; read next ../gpu/kernels/common.cuh.
 """
 
 from minifcn.core.dispatch import replaces

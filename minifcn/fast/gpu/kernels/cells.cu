@@ -26,7 +26,7 @@ extern "C" __global__ void cells_inputs(const float* x, float* inputs, int N, in
   inputs[k] = value;
 }
 
-// Its adjoint: an input adds up what its four cells say, times the gradient of the loss.
+// The gradient of the inputs: each input adds four numbers from its four cells, times the gradient of the loss.
 
 extern "C" __global__ void cells_inputs_grad(const float* ginputs, const float* gloss, float* gx, int N, int C, int OH, int OW,
                                              int width) {
@@ -106,7 +106,7 @@ extern "C" __global__ void cells_loss(float* z, const unsigned char* labels, flo
   if (threadIdx.x == 0) sums[cell] = losses[0], counts[2 * cell] = right[0], counts[2 * cell + 1] = counted[0];
 }
 
-// z -> the map (N, H, W, K), for those who want the logits: predictions.
+// z -> the map (N, H, W, K) of the logits, which predictions need.
 
 extern "C" __global__ void cells_map(const float* z, float* y, int N, int OH, int OW, int K, int SH, int SW, int PH, int PW,
                                      int H, int W) {

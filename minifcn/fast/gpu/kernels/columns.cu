@@ -3,10 +3,10 @@
 //
 //     cols[p, k] = x[n, i*SH + u*DH - PH, j*SW + v*DW - PW, c]      p = (n, i, j), k = (u, v, c); zero outside of the image
 //
-//     row p   | tap (0,0): C channels | tap (0,1): C channels | ...      a tap of a row is a pixel, copied as it is
+//     row p   | tap (0,0): C channels | tap (0,1): C channels | ...      each tap of a row is a copy of one pixel
 //
-// y = cols w'^T with w' = (F, KH, KW, C), so y comes out channels last and nothing is transposed.
-// Read after common.cuh; read next pack.cu.
+// y = cols w'^T with w' of shape (F, KH, KW, C). So y is channels last, and nothing is transposed.
+// Read after common.cuh; read next norm.cu.
 
 #include "common.cuh"
 
@@ -36,7 +36,7 @@ extern "C" __global__ void im2col_4(const float* x, float* cols, int size, int H
   im2col<4>(x, cols, size, H, W, C, KH, KW, OH, OW, SH, SW, PH, PW, DH, DW);
 }
 
-// A thread takes V channels of one pixel and adds up every column entry that im2col would have filled from it.
+// A thread takes V channels of one pixel and adds all entries of the columns to which im2col copies this pixel.
 // Grid: (rows (n, h), pieces of a row of W*C numbers).
 
 template <int V>

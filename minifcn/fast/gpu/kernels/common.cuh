@@ -1,6 +1,6 @@
-// What all kernels share. One rule throughout: a thread owns what it writes. It looks up everything that flows into its
-// element (a gather), so no two threads write one address, no atomics are needed, and the result does not depend on the order
-// of the threads. Sizes need not divide anything: each kernel leaves the ragged rest to an `if`.
+// What all kernels share. One rule holds for all of them: each element of a result is written by one thread, which reads all
+// that it needs for it (a gather). So no two threads write to one address, no atomics are needed, and the result does not
+// depend on the order of the threads. Sizes need not be multiples of anything: an `if` in each kernel handles the rest.
 //
 // Images are channels last, (N, H, W, C) in memory: a pixel's channels lie side by side, and neighbouring threads take
 // neighbouring channels.

@@ -1,13 +1,13 @@
-// The two ends of a training step.
+// The first and the last part of a training step.
 //
 //     uint8 images, channel planes -> normalised float32, channels last        gradient descent on a flat run of numbers
 //     r r r r  g g g g  b b b b    -> rgb rgb rgb rgb                          w, g, v are read once, w and v written once
 //
-// Read after cells.cu; it is the last of the kernels that every card runs.
+// Read after cells.cu; read next device.cuh. The kernels from there on need tensor cores.
 
 #include "common.cuh"
 
-// step.normalize, in its order of operations: the same bits. A thread takes a pixel.
+// step.normalize. The order of operations is the same, so the bits are the same. A thread takes a pixel.
 
 extern "C" __global__ void normalize_images(const unsigned char* images, float* x, int N, int HW, float mean_r, float mean_g,
                                             float mean_b, float std_r, float std_g, float std_b) {

@@ -5,7 +5,7 @@
 //     pixel 1   c0 c1 c2 ...       nll = top - x_target + rest
 //     pixel 2   c0 c1 c2 ...       the second walk finds the logits in the cache
 //
-// Read after stem.cu; read next cells.cu, which never writes the logits as an image at all.
+// Read after stem.cu; read next cells.cu, which does not store the logits as an image.
 
 #include "common.cuh"
 

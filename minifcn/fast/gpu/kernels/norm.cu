@@ -6,8 +6,9 @@
 //     pixel 1  . . . . . .       its lanes are merged in shared memory        -> partial[slab][c]
 //     pixel 2  . . . . . .       then a block for each channel merges the slabs, as a tree  -> (C,)
 //
-// Always in the same order: the result does not depend on which block was first. V is 4 where C is a multiple of four.
-// Read after common.cuh; read next pool.cu.
+// The order of the sums is always the same, so the result does not depend on which block ends first. V is 4 if C is a multiple
+// of four.
+// Read after columns.cu; read next pool.cu.
 
 #include "common.cuh"
 

@@ -1,5 +1,5 @@
-// Weights as the convolutions want them: (F, C, KH, KW) -> (F, KH, KW, C), the summed index innermost, rounded once a step
-// instead of at every use; for the gradient gx with the roles of F and C exchanged and the kernel turned by half:
+// Copies weights into the layout of the convolutions: (F, C, KH, KW) -> (F, KH, KW, C), with the summed index innermost. They
+// are rounded once in a step, not at every use. For gx, F and C change their roles and the kernel is turned by 180 degrees:
 //
 //     forward   packed[f, u, v, c] = w[f, c, u, v]
 //     turned    packed[c, u, v, f] = w[f, c, KH-1-u, KW-1-v]         gx = this kernel applied to gy
@@ -8,7 +8,7 @@
 //
 // A thread writes one number; neighbours write side by side. And back: the parts of a weight gradient, (parts, F, KH, KW, C),
 // are added in order into (F, C, KH, KW).
-// Read after common.cuh; read next implicit_gemm.cu.
+// Read after fragments.cuh; read next implicit_gemm.cu.
 
 #include "common.cuh"
 #include "device.cuh"
