@@ -106,6 +106,7 @@ def accessible(app, error):
     for path in Path(app.outdir).rglob("*.html"):
         text = path.read_text()
         text = text.replace('class="caption" role="heading"', 'class="caption" role="heading" aria-level="2"')
+        text = text.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
         path.write_text(text.replace("<pre>", '<pre tabindex="0">'))
 
 
