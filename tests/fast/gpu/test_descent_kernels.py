@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import U, as_float32, check, few, on_device, reference, seeds
+from kernel_cases import U, as_float32, check, few, reference, seeds
 
 from minifcn.core import dispatch
 from minifcn.fast.gpu import descent
@@ -18,14 +18,18 @@ from minifcn.functional import step
 def test_descend(gpu, n, with_velocity, weight_decay, seed):
     rng = np.random.default_rng(seed)
     w, g, v = as_float32(*rng.standard_normal((3, n)))
-    v = v if with_velocity else None
-    dw, dg, dv = on_device(gpu, w, g, v)
+    around = [gpu.ones(n + 256, np.float32) for _ in range(2)]           # what lies behind w and v in an arena
+    for room, a in zip(around, (w, v)):
+        room[:n] = gpu.asarray(a.astype(np.float32))
+    dw, dv = (room[:n] for room in around)
+    v, dv = (v, dv) if with_velocity else (None, None)
     dg = gpu.asarray(np.repeat(g.astype(np.float32), 2))[::2]            # a gradient may have gaps
     descent.descend_gpu(dw, dg, dv, 0.1, 0.9, weight_decay)
     reference(step.descend, w, g, v, 0.1, 0.9, weight_decay)
     check(dw, w, 16 * U * np.abs(w).max() + 16 * U, "w")
     if with_velocity:
         check(dv, v, 16 * U * np.abs(v).max() + 16 * U, "v")
+    assert all((room[n:].get() == 1).all() for room in around)
 
 
 def test_the_learning_rate_may_lie_on_the_device(gpu):
