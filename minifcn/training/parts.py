@@ -3,6 +3,9 @@
 Read after report.py; read next signals.py.
 """
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from minifcn.core import backend, dispatch
@@ -27,7 +30,14 @@ def arithmetic(device, world):
              "processes": str(world.size)}
     if device == "gpu":
         return found | {"cupy": backend.cupy.__version__}
-    return found | {"threads and BLAS": "; ".join(note() for note in dispatch.NOTES)}
+    return found | {"threads and BLAS": "; ".join(note() for note in dispatch.NOTES), "L2 cache": l2_cache()}
+
+
+def l2_cache():
+    """Its size in words. OpenBLAS from 0.3.34 on cuts products into blocks of this size, and so orders their sums."""
+    given = os.environ.get("OPENBLAS_L2_SIZE")                           # in KB
+    size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")        # Linux: "1024K"
+    return f"{given}K" if given else size.read_text().strip() if size.is_file() else "unknown"
 
 
 def class_weights(options, classes, pixels):

@@ -260,16 +260,19 @@ def test_resume_with_other_epochs_moves_the_end(options, tmp_path, capsys):
         resume(tmp_path / "run", epochs=2)
 
 
-def test_resume_says_what_may_change_the_bits(options, tmp_path):
+def test_resume_says_what_may_change_the_bits(options, tmp_path, monkeypatch):
     """Other libraries, kernels or threads than those that the checkpoint names; and the run goes on."""
     train(replace(options, epochs=1), tmp_path)
     saved = checkpoint.load(tmp_path / "checkpoint.npz")
-    assert set(saved.arithmetic) >= {"numpy", "path", "device", "processes", "threads and BLAS"}
+    assert set(saved.arithmetic) >= {"numpy", "path", "device", "processes", "threads and BLAS", "L2 cache"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resume(tmp_path)
     checkpoint.save(tmp_path / "checkpoint.npz", saved._replace(arithmetic=saved.arithmetic | {"numpy": "1.0", "path": "b"}))
     with pytest.warns(UserWarning, match=rf"perhaps not with the bits .*: numpy: 1.0 before, {np.__version__} now; path: b"):
+        resume(tmp_path)
+    monkeypatch.setenv("OPENBLAS_L2_SIZE", "77")
+    with pytest.warns(UserWarning, match="; L2 cache: .* before, 77K now"):
         resume(tmp_path)
 
 

@@ -61,7 +61,7 @@ def in_words():
     if _alone:
         return _alone
     blas = "; ".join(f"{b['internal_api']} {b['version']}, {b.get('architecture', 'unknown')} kernels" for b in _blas.info())
-    return f"{_threads} threads of minifcn's own, each with one of BLAS: {blas}"
+    return f"{_threads} {'thread' if _threads == 1 else 'threads'} of minifcn's own, each with one of BLAS: {blas}"
 
 
 dispatch.NOTES.append(in_words)
