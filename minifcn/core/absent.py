@@ -1,7 +1,4 @@
-"""Names of torch that minifcn does not have, and what to use instead. The AttributeError for such a name says it.
-
-Read after shapes.py; read next dispatch.py.
-"""
+"""Names of torch that minifcn does not have, and what to use instead. The AttributeError for such a name says it."""
 
 INSTEAD = {
     "Tensor": {

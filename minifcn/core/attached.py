@@ -1,7 +1,6 @@
 """The names of the operators and methods that functional/ adds to Tensor, for type checkers and editors. Nothing here runs.
 
 The functions stand in functional/basic.py, operators.py and linear.py. These files assign them: `Tensor.__add__ = add`.
-Read after tensor.py; read next integers.py.
 """
 
 from collections.abc import Callable

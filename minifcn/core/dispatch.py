@@ -12,8 +12,6 @@ of some arguments of the replaced function; it gets them by their names, as in `
 definition does not run in its place: faults must be seen. `with readable_only():` and the environment variable
 MINIFCN_READABLE=1 switch all twins off. `explain(f, x)` runs f(x) and prints which twins ran, and why the others did not;
 MINIFCN_EXPLAIN=1 does so for a whole run, once for each kind of call.
-
-Read after absent.py; read next tensor.py.
 """
 
 import contextlib

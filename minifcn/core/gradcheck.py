@@ -4,7 +4,7 @@
     check_adjoint   <f(x), y> = <x, f*(y)> for a linear map f and its transpose f*
 
 The cotangent gy (the gradient of the loss with respect to y) and the direction d are random. With gy = 1 the true gradient
-of batch norm is 0, so a backward that returns zeros would pass. Read after integers.py; read next functional/basic.py.
+of batch norm is 0, so a backward that returns zeros would pass.
 Source: Christianson & Griewank on directional checks; Hairer et al., "Solving ODEs I", II.4 (Richardson extrapolation).
 """
 

@@ -2,7 +2,6 @@
 
 Operations return it for class indices and comparisons. Nothing is differentiated here, since a Tensor holds floats only. On a
 GPU the result is a plain CuPy array, without torch's methods.
-Read after attached.py; read next gradcheck.py.
 """
 
 import numpy as np

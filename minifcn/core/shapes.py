@@ -7,7 +7,7 @@ Sizes are capital letters. Each has one meaning everywhere in minifcn:
     F  filters          OH OW   of the output                   D  dilation  (DH, DW)
     K  classes
 
-Read after backend.py; read next absent.py. Source of the size rules: Dumoulin & Visin 2016, arXiv 1603.07285.
+Source of the size rules: Dumoulin & Visin 2016, arXiv 1603.07285.
 """
 
 import operator

@@ -17,7 +17,7 @@ an error if an operand or the result of an operation was written after the opera
 ndarray itself, `x.data[...] = y`: write so only before forward or after backward.
 
 This file defines no operators. functional/basic.py, operators.py and linear.py add them to Tensor (`+`, `==`, `.sum()`).
-Read after dispatch.py; read next attached.py. Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
+Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
 """
 
 import contextlib
