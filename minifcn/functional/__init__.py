@@ -1,6 +1,19 @@
 """The operations: `import minifcn.functional as F`. An operation that torch has is called here as it is in torch.
 
-Reading order: basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step.
+Reading order:
+
+    basic            arithmetic, shapes, sums; how an operation is made
+    operators        Python's operators on a Tensor: comparison, writing in place, conversion
+    linear           matrix products and the fully connected layer
+    activation       sigmoid, leaky ReLU, dropout
+    conv             convolution as a matrix product, and its two gradients
+    conv_transpose   the same three products with their roles exchanged
+    conv_forms       the same map as loops, and as one matrix W
+    batchnorm        normalisation over the batch, and its gradient
+    resize           bilinear, or by the nearest pixel
+    pool             the largest or the mean value of each window
+    loss             softmax, and the cross-entropy of every pixel
+    step             what a training step does outside the layers
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Sigmoid, leaky ReLU and dropout. The FCN does not use them; other networks do.
 
-Read after linear.py; read next conv.py. Sources: Maas et al. 2013 (leaky ReLU); Srivastava et al. 2014 (dropout).
+Sources: Maas et al. 2013 (leaky ReLU); Srivastava et al. 2014 (dropout).
 """
 
 import numpy as np

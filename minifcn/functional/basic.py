@@ -5,7 +5,6 @@ gradient of each input. Broadcasting copies one value to many places, so the gra
 gradients at those places: `unbroadcast` takes this sum. Operands must have one dtype. In `x * 2.0` the number takes x's
 dtype, but a float64 array beside a float32 Tensor is an error.
 `reshape`, `permute`, `transpose`, `crop` and slices share memory with x.
-Read after core/gradcheck.py; read next operators.py.
 """
 
 import numbers

@@ -5,7 +5,7 @@ variance, and so all other outputs of its channel; the gradient takes account of
 constants, and the whole layer is one multiplication and one addition per channel.
 
 The normalising variance is biased (divided by M), the running variance unbiased (divided by M - 1), as in PyTorch.
-Read after conv_forms.py; read next resize.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 
 from math import prod

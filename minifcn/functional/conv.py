@@ -12,8 +12,7 @@ adds every number of a column back to the pixel that it was copied from.
 The columns of a whole batch would take 0.66 GiB for one ResNet layer at batch 32 of 320 x 480. So only a few images are
 turned into columns at a time.
 
-Read after activation.py; read next conv_transpose.py. Sources: Chellapilla et al. 2006 (im2col); Dumoulin & Visin 2016,
-arXiv 1603.07285 (the arithmetic).
+Sources: Chellapilla et al. 2006 (im2col); Dumoulin & Visin 2016, arXiv 1603.07285 (the arithmetic).
 """
 
 import numpy as np

@@ -7,7 +7,7 @@ Both have the signatures of the functions in conv.py; `form="loops"` or `form="m
 them. They are for reading and for tests. They are too large for real use: the dense W of the FCN head (21 classes, 64 x 64
 kernel, 320 x 480 image) would have 3,150 x 3.2 million numbers, 40.6 GB.
 
-Read after conv_transpose.py; read next batchnorm.py. Source: Dumoulin & Visin 2016, arXiv 1603.07285, section 4.1.
+Source: Dumoulin & Visin 2016, arXiv 1603.07285, section 4.1.
 """
 
 from math import prod

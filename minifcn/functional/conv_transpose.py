@@ -4,7 +4,6 @@ A convolution is linear in x, so it is y = W x for some huge sparse matrix W, an
 convolution computes W^T x in its forward pass: it makes a large image from a small one, as backward does with a gradient.
 So there is no new arithmetic here. Forward is conv.py's `correlate_grad_x`; the input gradient is `correlate`.
 
-Read after conv.py; read next conv_forms.py, which shows the same map as a scatter and as the matrix W^T.
 Sources: Long, Shelhamer & Darrell 2015 (FCN); Dumoulin & Visin 2016, arXiv 1603.07285 ("fractionally strided").
 """
 

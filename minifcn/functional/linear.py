@@ -1,6 +1,6 @@
 """Matrix products: matmul and the fully connected layer.
 
-Read after operators.py; read next activation.py. conv.py turns a convolution into these products.
+conv.py turns a convolution into these products.
 """
 
 from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, dims

@@ -7,7 +7,7 @@ subtracting the largest logit so that nothing overflows. Its gradient is the sof
 
 Here t is the true class. A pixel labelled `ignore_index` (255, "void", in Pascal VOC) adds 0 to the loss; its gradient is 0.
 
-Read after pool.py; read next step.py. Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
+Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
 """
 
 import numpy as np

@@ -7,7 +7,7 @@
 
 Each write sets the Tensor's `written` to a new time. A backward that still needs the old values then raises an error
 (core/tensor.py).
-Read after basic.py; read next linear.py. Source: torch's rules for operations in place.
+Source: torch's rules for operations in place.
 """
 
 import operator

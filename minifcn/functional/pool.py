@@ -2,7 +2,6 @@
 
 Max-pooling saves which tap (u, v) of its window holds the maximum; the gradient goes to this pixel only. If several are equal,
 it is the first in row-major order, as in PyTorch. Padding counts as -inf for max and as 0 for the mean.
-Read after resize.py; read next loss.py.
 """
 
 import numpy as np

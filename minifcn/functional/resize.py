@@ -4,7 +4,7 @@ Bilinear: each output pixel is a weighted mean of the four nearest input pixels.
 columns are independent, so the map is a product with two small matrices, y = R x Q^T, and its gradient is gx = R^T gy Q.
 Adaptive pooling (pool.py) is the same product with averaging matrices.
 
-Read after batchnorm.py; read next pool.py. Source: torch.nn.functional.interpolate (conventions for the half pixel).
+Source: torch.nn.functional.interpolate (conventions for the half pixel).
 """
 
 import math

@@ -1,8 +1,7 @@
 """What a training step does outside the layers: normalise the images, change the weights, and repeat the step.
 
 These are array functions, so that fast/ may replace them. training/ calls them.
-Read after loss.py; read next nn/init.py. Sources: Dive into Deep Learning, 14.9 (the statistics); torch.optim.SGD (the rule of
-`descend`).
+Sources: Dive into Deep Learning, 14.9 (the statistics); torch.optim.SGD (the rule of `descend`).
 """
 
 import numpy as np
