@@ -1,6 +1,12 @@
 """Layers: operations that own their weights. `from minifcn import nn`.
 
-Reading order: init, module, layers, blocks, summary.
+Reading order:
+
+    init      initial values of weights
+    module    a tree of layers, weights and buffers, found among its attributes
+    layers    each holds its settings and weights and calls one operation
+    blocks    compositions of layers that an FCN uses
+    summary   a table of a network's layers
 """
 
 from minifcn.core.absent import absent

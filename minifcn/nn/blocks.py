@@ -6,7 +6,7 @@ with the same values and gradients. So a network is written as the papers write 
     conv, norm, head    layers, such as Conv2d, BatchNorm2d, ConvTranspose2d
     x, shortcut         Tensors (N, C, H, W), or arrays as constants
 
-Read after layers.py; read next summary.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
+Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
 """
 
 import minifcn.functional as F

@@ -3,7 +3,7 @@
 Each output of a layer is a sum of fan_in terms. It has the variance of the input if the weights have variance 1/fan_in. ReLU
 halves the mean square, so He's rule doubles the variance of the weights. `he` uses fan_out in place of fan_in: this keeps the
 variance of the gradients in backward. Xavier's rule takes the mean of both.
-Read after functional/step.py; read next module.py. Sources: Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852.
+Sources: Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852.
 """
 
 from math import prod, sqrt

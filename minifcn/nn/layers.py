@@ -1,7 +1,6 @@
 """The layers. Each holds its settings and weights and calls one operation.
 
 Arguments, defaults, initial values and printed form are those of torch.nn. An argument that minifcn lacks raises TypeError.
-Read after module.py; read next blocks.py.
 """
 
 from math import prod

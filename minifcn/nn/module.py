@@ -7,8 +7,6 @@
 Nothing is registered: children and weights have the order in which they were assigned. Set the values of a weight by
 `layer.weight.data = values`. An assignment raises TypeError for what would not be found, and so not trained, saved or moved:
 layers or Parameters in a list, tuple, set or dict (use ModuleList), and a Tensor that needs a gradient but is no Parameter.
-
-Read after init.py; read next layers.py.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """A table of a network's layers, in the order of their calls for one input, with shapes, parameters and flops.
 
-`minifcn check CHECKPOINT` prints it. Read after blocks.py; read next models/resnet.py.
+`minifcn check CHECKPOINT` prints it.
 """
 
 from collections import namedtuple
