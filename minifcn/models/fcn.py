@@ -8,7 +8,6 @@ The trunk is a ResNet without its classifier. layer2 and layer3 are its stages a
 enlargement (x2, x32) is a transposed convolution that starts as bilinear interpolation and is trained. The scores of layer2
 and layer3 start at zero, so FCN-16s and FCN-8s start with coarse scores alone and learn what the finer maps add.
 
-Read after resnet.py; read next files/regular.py.
 Sources: Long, Shelhamer & Darrell 2015; d2l.ai, "Fully Convolutional Networks".
 """
 

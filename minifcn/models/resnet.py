@@ -9,7 +9,7 @@ ceil(H/32) x ceil(W/32) cells: a stride-2 layer gives floor((n + 2P - K)/2) + 1 
 this is ceil(n/2). Any input size will do.
 
 A trunk is the network without its classifier. Its names are torchvision's, so weights trained there can be loaded.
-Read after nn/summary.py; read next fcn.py. Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
+Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
 """
 
 from functools import partial
