@@ -2,7 +2,6 @@
 
 At the names NAME.tmp and .lock somebody else may have put a link. The link is not followed, and no file that existed before is
 emptied.
-Read after regular.py; read next outputs.py.
 Source: the order write, fsync, rename, fsync of the folder: Pillai et al., OSDI 2014, "All file systems are not created equal".
 """
 

@@ -5,7 +5,7 @@
     FILE        appears when size and checksum are right
     VOCdevkit/VOC2012    appears when every file in it has been written (until then it is called VOC2012.part)
 
-Read after foreign.py; read next data/classes.py. data/voc.py reads the folder, weights.py reads the weights.
+data/voc.py reads the folder, weights.py reads the weights.
 Sources: torchvision/datasets/voc.py and torchvision/models/resnet.py (addresses and checksums); d2l.ai (the mirror);
 RFC 9110, section 14 (range requests).
 """

@@ -1,6 +1,6 @@
 """For a file that weights.py cannot read: what kind of file it is, and how to make one that can be read.
 
-Read after unpickle.py; read next download.py. Sources: the first bytes of files written by the programs named here.
+Sources: the first bytes of files written by the programs named here.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""A check before a command writes: do its outputs overwrite each other, or a file that it reads?
-
-Read after atomic.py; read next zips.py.
-"""
+"""A check before a command writes: do its outputs overwrite each other, or a file that it reads?"""
 
 import os
 import sys

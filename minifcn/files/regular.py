@@ -2,7 +2,6 @@
 error at once. `printable` makes text from such files safe to print: it escapes characters that move the cursor of a terminal.
 
 Without these checks, reading from a pipe without a writer would wait for ever, and reading /dev/zero would fill the memory.
-Read after models/fcn.py; read next atomic.py.
 """
 
 import errno

@@ -18,7 +18,6 @@ learning-rate schedule) becomes a Name, a mark that holds this name. An example,
     TUPLE   REDUCE                                             {}  "bias"  Tensor
     SETITEM   STOP                                             {"bias": Tensor}
 
-Read after weights.py, which finds the pickle in the file and the numbers for its tensors; read next foreign.py.
 Sources: pickletools.py in Python's library (operations); torch/_utils.py (_rebuild_tensor_v2); torch/serialization.py.
 """
 

@@ -21,7 +21,7 @@ storage, no storage is larger than its zip entry, the entries do not overlap, an
 times the size of the file. Whatever is not an array of numbers (a text, an object, a float8) becomes an Opaque mark. Such
 marks may stand beside the weights; a mark in place of a weight is an error.
 
-Read after zips.py; read next unpickle.py. The names in these files are those of models/resnet.py.
+The names in these files are those of models/resnet.py.
 Sources: torch/serialization.py; https://github.com/huggingface/safetensors (format); numpy.lib.format (.npy).
 """
 

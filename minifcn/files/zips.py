@@ -5,7 +5,7 @@
                                                                         before and after inflation, and its CRC-32
 
 Python's zipfile is used for the directory only. For an entry it inflates all its bytes first and cuts the result to the
-declared size afterwards, so 2 MB may take 1 GB of memory. Read after outputs.py; read next weights.py.
+declared size afterwards, so 2 MB may take 1 GB of memory.
 Source: PKWARE's APPNOTE.TXT, sections 4.3.7 (the 30 bytes) and 4.4.
 """
 
