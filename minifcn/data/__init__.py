@@ -1,5 +1,15 @@
-"""Images and masks in, batches out. Reading order: classes (names and colours), masks (one file), voc (the layout),
-survey (what is in it), synthetic (data drawn in it), loader, upload."""
+"""Images and masks in, batches out.
+
+Reading order:
+
+    classes     names, colours, and what the values in a mask mean
+    masks       one image file, one mask file
+    voc         the layout of the folders, and the lists of images
+    survey      one pass over a data set before training
+    synthetic   a small data set of drawn shapes
+    loader      batches of random crops
+    upload      batches on their way to the GPU
+"""
 
 from minifcn.data.classes import VOC, Classes, DataError, colour_to_index, index_to_colour
 from minifcn.data.loader import Batch, Loader

@@ -5,7 +5,6 @@
 Without a map, index 3 in a mask is class 3, and a colour is the class that has this colour. The key "map" of classes.json can
 say something else: index 0 is unlabelled, two colours are one class, only one class of 21 is wanted (docs/masks.md).
 
-Read after files/download.py; read next masks.py.
 Sources: Everingham et al., The PASCAL Visual Object Classes Challenge 2012 (VOC2012) Development Kit, section 3 and its
 VOCcode/VOClabelcolormap.m; the names "potted plant" and "tv/monitor" are spelt as in Dive into Deep Learning, 14.9.
 """

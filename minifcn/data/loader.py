@@ -1,7 +1,6 @@
 """Batches of random crops, decoded in worker threads ahead of the training loop and reproducible from a seed.
 Threads are enough: Pillow decodes and resizes without holding Python's lock.
 
-Read after data/synthetic.py; read next data/upload.py.
 Sources: the crop rule and the statistics are those of Dive into Deep Learning, 14.9; flip and scale jitter as in
 pytorch/vision, references/segmentation/presets.py.
 """

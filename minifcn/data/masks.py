@@ -3,7 +3,6 @@ Files may be damaged or hostile. Each one gives the right array, or a DataError 
 Some tools that shrink or convert masks keep the picture but change the numbers in the file. `meaning` finds out which labels
 were meant (docs/masks.md shows what each tool does).
 
-Read after classes.py; read next voc.py, which knows the folders.
 Sources: Portable Network Graphics (PNG) Specification, third edition, W3C 2025 (bit depths, palettes); EXIF 2.32, tag 274
 (orientation); the WebP container specification, developers.google.com/speed/webp/docs/riff_container.
 """

@@ -4,7 +4,6 @@
                             pictures in both lists, and a digest of everything that a run depends on
 
 `train` does this once for the images that it uses. `check --data` does it for all images, and decodes them too.
-Read after voc.py; read next synthetic.py.
 """
 
 import hashlib

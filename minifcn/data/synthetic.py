@@ -2,7 +2,6 @@
 Up to three discs, squares, triangles and crosses lie on a textured ground and hide parts of each other. Each class has a
 colour, but some of its objects have other colours, so a network has to look at the shape as well.
 
-Read after data/survey.py; read next data/loader.py.
 Sources: Inigo Quilez, "2D distance functions" (iquilezles.org), for drawing by signed distances; the void borders are
 VOC's (VOC2012 Development Kit, section 3.3).
 """

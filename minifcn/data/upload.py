@@ -6,8 +6,7 @@
 
 The copy starts from page-locked memory. From ordinary memory it could not run in the background: the driver would wait for all
 work queued before it.
-Read after loader.py; read next training/optim.py. Source: CUDA C++ Best Practices Guide, "Asynchronous and
-Overlapping Transfers with Computation".
+Source: CUDA C++ Best Practices Guide, "Asynchronous and Overlapping Transfers with Computation".
 """
 
 import numpy as np

@@ -5,7 +5,6 @@
     ROOT/ImageSets/Segmentation/train.txt      one ID a line; also val.txt, trainval.txt
     ROOT/classes.json                          names, palette, void index and map, where they are not VOC's own
 
-Read after masks.py; read next survey.py.
 Source: Everingham et al., VOC2012 Development Kit, section 3.
 """
 
