@@ -7,7 +7,7 @@ An optimiser then changes one long array instead of sixty small ones, and the gr
 An array that is assigned to `p.data` or `p.grad` is copied into its place, so views stay views. An array of another dtype or
 device (`net.to("gpu")`) does not fit: the parameter leaves the arena, and the next step of the optimiser makes new arrays.
 
-Read after optim.py; read next parallel.py. Source: torch.nn.parallel.DistributedDataParallel(gradient_as_bucket_view=True).
+Source: torch.nn.parallel.DistributedDataParallel(gradient_as_bucket_view=True).
 """
 
 from minifcn.core.backend import array_module

@@ -6,7 +6,6 @@ void is left out, and every pixel of every image counts. Two things differ from 
 not 16 on each of two GPUs; and the 1x1 convolution starts with Xavier's values in both recipes (the chapters' text and MXNet
 code say so; the PyTorch code takes the default).
 
-Read after fit.py; read next theirs.py.
 Sources: d2l.ai, "Fully Convolutional Networks" and d2l/torch.py (train_ch13, load_data_voc); its MXNet edition.
 """
 

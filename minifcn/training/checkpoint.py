@@ -3,7 +3,6 @@
 checkpoint.npz is an ordinary NumPy archive: one array for each name, and "meta", a JSON text as uint8. It never uses pickle.
 META describes the JSON, and `load` checks it. After `load`, no value has a wrong type, no number is infinite or NaN, and the
 options fit the weights.
-Read after scoring.py; read next pretrained.py.
 """
 
 import json

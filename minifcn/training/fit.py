@@ -1,6 +1,6 @@
 """Training your own network with the same loop: progress, log, checkpoints, pictures, and resume.
 
-Read after run.py; read next chapter.py. demos/5_unet.py trains a U-Net in this way.
+demos/5_unet.py trains a U-Net in this way.
 """
 
 from dataclasses import fields

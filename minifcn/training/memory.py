@@ -1,7 +1,4 @@
-"""The memory of a training step, measured on a few images before training starts.
-
-Read after step.py; read next options.py.
-"""
+"""The memory of a training step, measured on a few images before training starts."""
 
 import copy
 import tracemalloc

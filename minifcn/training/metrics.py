@@ -1,7 +1,7 @@
 """One confusion matrix, and every score of a segmentation read from it.
 
 Counts are exact integers, so that scores do not depend on the order or the grouping of the images.
-Read after options.py; read next scoring.py. Source: Long, Shelhamer, Darrell 2015, section 5 ("Metrics").
+Source: Long, Shelhamer, Darrell 2015, section 5 ("Metrics").
 """
 
 import numpy as np

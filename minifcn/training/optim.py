@@ -1,7 +1,6 @@
 """Stochastic gradient descent with momentum, by exactly torch's rule, and learning-rate schedules.
 
 To resume a run exactly, only the velocities must be saved: a schedule is a function of the step number and has no state.
-Read after data/upload.py; read next arena.py, which holds the weights that a step changes.
 Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
 """
 

@@ -1,7 +1,6 @@
 """The options of a training run, each with its default, its range and its help text.
 
 `minifcn train` gets its arguments from here. A checkpoint stores the options, and a resumed run compares them.
-Read after memory.py; read next metrics.py.
 """
 
 import argparse

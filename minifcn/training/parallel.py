@@ -8,7 +8,7 @@ others), the statistics of batch norm (BatchNorm2d's `reduce` is `sum`), and the
 loss is divided by the pixels of the whole batch before backward, so gradients are added, never averaged. Every rank gets the
 same bits, so all take the same step, and only rank 0 writes the log and the files.
 
-Read after arena.py; read next step.py. Sources: Li et al. 2020, arXiv 2006.15704 (buckets); docs.nvidia.com, NCCL.
+Sources: Li et al. 2020, arXiv 2006.15704 (buckets); docs.nvidia.com, NCCL.
 """
 
 import atexit

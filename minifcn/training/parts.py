@@ -1,7 +1,4 @@
-"""The parts of a run: its images, the weights of its classes, its optimiser, and a list of what its last bits depend on.
-
-Read after report.py; read next signals.py.
-"""
+"""The parts of a run: its images, the weights of its classes, its optimiser, and a list of what its last bits depend on."""
 
 import os
 from pathlib import Path

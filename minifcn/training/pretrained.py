@@ -6,8 +6,6 @@ The names are torchvision's, which models/resnet.py uses too. The rules for ever
     nothing of the trunk is dropped     a name such as layer1.0.se.fc1.weight or conv1.bias belongs to another network
     numbers are floats and finite       after the cast to float32; no variance is negative
     all names stand under one prefix    module.conv1.weight, module.bn1.bias, ...: "module." is taken off
-
-Read after checkpoint.py; read next report.py.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""The reports of a run: the rows of log.csv, metrics.json, a line after each epoch, the table of its scores, two pictures.
-
-Read after pretrained.py; read next parts.py.
-"""
+"""The reports of a run: the rows of log.csv, metrics.json, a line after each epoch, the table of its scores, two pictures."""
 
 import csv
 import io

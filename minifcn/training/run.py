@@ -2,7 +2,7 @@
 
 The result of a run depends only on its Options and its data. Its position (State) is saved with weights and velocities every
 few steps. So a run that is killed at any moment and resumed ends with the same bits as a run without interruption.
-Read after signals.py; read next fit.py. Source: pytorch/vision references/segmentation.
+Source: pytorch/vision references/segmentation.
 """
 
 import contextlib

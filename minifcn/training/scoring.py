@@ -1,8 +1,6 @@
 """The scores of a network over whole images: every pixel of every mask counts once, void does not.
 
 Masks are never scaled here, since shrinking removes small parts of the truth, such as a line one pixel wide.
-
-Read after metrics.py; read next checkpoint.py.
 """
 
 import math

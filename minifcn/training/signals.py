@@ -1,7 +1,4 @@
-"""Ctrl-C and similar signals are only noted at first, so that a run ends after a complete step.
-
-Read after parts.py; read next run.py.
-"""
+"""Ctrl-C and similar signals are only noted at first, so that a run ends after a complete step."""
 
 import signal
 import threading

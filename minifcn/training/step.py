@@ -1,6 +1,6 @@
 """One step of gradient descent: forward, the loss, backward, and the optimiser's change of the weights.
 
-Read after parallel.py; read next memory.py. Source: Dive into Deep Learning, FCN chapter (the reductions' names).
+Source: Dive into Deep Learning, FCN chapter (the reductions' names).
 """
 
 import numpy as np

@@ -14,8 +14,6 @@ both kinds.
     max_pool2d + max_pool2d_grad   maximum_of_windows, maximum_of_windows_grad
     log_softmax + cross_entropy_grad     softmax_nll, softmax_nll_grad
     sgd_step                       descend
-
-Read after chapter.py; read next ../inference.py.
 """
 
 import contextlib
