@@ -6,9 +6,26 @@
 `minifcn grade mine.py:conv2d` does the same in a process of its own, which survives what hangs or crashes. Hypothesis draws the
 cases: pip install 'minifcn[grade]'. Nothing here is imported by the library itself.
 
-Read oracle (the right answers as loops), draw, subject and subjects/ (what can be graded), call, levels (the properties),
-search, paste, judge, diagnosis and catalogue/ (wrong versions to compare with), load, adapt, isolate, report, exercises,
-command.
+Reading order:
+
+    oracle      the right answers, as loops
+    draw        cases from a seed or from Hypothesis
+    subject     what there is to know about a function
+    subjects/   the functions that can be graded, one family a file
+    call        one guarded call of the reader's function
+    levels      the properties, each with the reason why it must hold
+    search      a counterexample, as small as possible
+    paste       a counterexample as text
+    judge       the levels in order: the verdict
+    diagnosis   the name of the bug
+    catalogue/  wrong versions to compare with: base (how one is written), then one family a file
+    load        the reader's functions, found and loaded
+    adapt       functions on torch or CuPy arrays
+    isolate     a process of its own
+    report      a verdict on the terminal
+    exercises   fourteen files to write oneself
+    command     the commands `minifcn grade` and `minifcn exercises`
+    mine        the reader's functions, to be used in training
 """
 
 from minifcn.grade import judge

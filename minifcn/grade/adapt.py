@@ -1,7 +1,4 @@
-"""Ten lines each that let functions on torch or cupy arrays in: NumPy arrays go in and come out.
-
-Read after load.py; read next isolate.py.
-"""
+"""Ten lines each that let functions on torch or cupy arrays in: NumPy arrays go in and come out."""
 
 import numpy as np
 

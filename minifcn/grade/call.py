@@ -1,7 +1,4 @@
-"""One guarded call of the reader's function: on copies, with a time limit, its prints caught, its results named.
-
-Read after subject.py; read next levels.py.
-"""
+"""One guarded call of the reader's function: on copies, with a time limit, its prints caught, its results named."""
 
 import contextlib
 import io

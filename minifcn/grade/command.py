@@ -1,6 +1,6 @@
 """The commands `minifcn grade` and `minifcn exercises`: arguments in, tables out. minifcn/__main__.py hooks them in.
 
-Read after exercises.py. Exit codes: 0 all right, 1 something is wrong, 2 could not run.
+Exit codes: 0 all right, 1 something is wrong, 2 could not run.
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
 Behaviour is everything that a call shows, on fixed inputs of every stage and on the counterexample: values, shapes, dtypes,
 errors, changed arguments, shared memory. One disagreement and nothing is said.
-Read after judge.py; read next catalogue/.
 """
 
 import numpy as np

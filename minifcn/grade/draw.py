@@ -2,7 +2,6 @@
 
 A case is drawn as a few sizes and settings and arrays of small integers, so that the products in it can be followed by hand.
 `Seeded` draws the fixed inputs on which behaviours are told apart; search.py has the same class on top of Hypothesis.
-Read after oracle.py; read next subject.py.
 """
 
 import numpy as np

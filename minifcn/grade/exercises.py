@@ -2,7 +2,6 @@
 
 A file holds signatures, formulas, shapes and an example, and raises NotImplementedError. Hints open one at a time; the last one
 is the place in the source where the answer stands.
-Read after report.py; read next command.py.
 """
 
 import os

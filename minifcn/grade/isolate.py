@@ -2,7 +2,6 @@
 
 The child (`python -m minifcn.grade.isolate`) reads a job from stdin and writes one JSON line when the reader's file is loaded
 and one with the verdict. Before every call it notes the arguments in a file, so that a call that never returns is known.
-Read after adapt.py; read next report.py.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Grade one function: its levels in order, the counterexample of the first that fails, and the name of the bug if it is known.
 
 A verdict is a plain dict, ready for JSON: it travels between processes.
-Read after paste.py; read next diagnosis.py.
 """
 
 import numpy as np

@@ -2,7 +2,6 @@
 
 They open one after the other, from the shape of the plainest case to empty batches. Those marked advisory are shown and
 change no verdict: libraries differ there. A level takes (call, draw) and raises Wrong.
-Read after call.py; read next search.py.
 """
 
 from collections.abc import Callable

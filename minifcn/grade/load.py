@@ -1,7 +1,6 @@
 """Find the functions that can be graded in a file or a folder of the reader's, and load them.
 
 Looking reads the source and runs nothing; loading runs the file, with its folder on the import path.
-Read after catalogue/; read next adapt.py.
 """
 
 import ast

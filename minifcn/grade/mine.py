@@ -1,6 +1,6 @@
 """The reader's functions of a file or folder, loaded into this process, to be used and not only graded.
 
-Read after command.py. training/theirs.py puts them in place of the definitions.
+training/theirs.py puts them in place of the definitions.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A counterexample as text: lines to paste into Python, expected and actual side by side, the formula with its numbers.
 
-Read after search.py; read next judge.py. Everything fits 80 columns; the marks of a wrong element are brackets.
+Everything fits 80 columns; the marks of a wrong element are brackets.
 """
 
 import itertools

@@ -1,7 +1,4 @@
-"""A verdict on the terminal: levels with marks, the counterexample, the name of the bug. 80 columns, colours on request.
-
-Read after isolate.py; read next exercises.py.
-"""
+"""A verdict on the terminal: levels with marks, the counterexample, the name of the bug. 80 columns, colours on request."""
 
 import os
 import re

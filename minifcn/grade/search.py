@@ -1,7 +1,6 @@
 """Look for a counterexample to a level with Hypothesis, and let it shrink to the smallest sizes and integers.
 
 Arrays of small integers are drawn as bytes, which Hypothesis shrinks towards zeros element by element.
-Read after levels.py; read next paste.py.
 """
 
 import warnings

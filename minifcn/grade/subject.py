@@ -2,7 +2,6 @@
 
 A Subject is a row of a table; subjects/ fills it in, one family a file. Every function takes and returns plain ndarrays.
 `sum_line` writes the sum behind one element out with its numbers, for counterexamples.
-Read after draw.py; read next call.py.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """How a wrong version is written down: a sentence, the function that it is a version of, and a few lines.
 
 `right(name)` is the function as it should be, from the oracle, to be called with something changed.
-Read after ../diagnosis.py; read next convolution.py.
 """
 
 from collections.abc import Callable
