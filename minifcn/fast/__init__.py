@@ -1,12 +1,13 @@
 """Faster twins of array functions and of compositions of layers, loaded last. The library is complete without them
-(`rm -r minifcn/fast`, or `MINIFCN_READABLE=1`).
+(`rm -r minifcn/fast`, or `MINIFCN_READABLE=1`). How a twin takes its place: core/dispatch.py. What each bought:
+benchmarks/README.md.
 
-Each file holds one idea. For both devices: blocks (im2col in S x S blocks), fused (a layer and what follows it as one op).
-On the CPU, in reading order: threads, memory, layout, columns (im2col in blocks of rows), filters (few positions, many
-weights), winograd (fewer products), pixels (fewer passes over memory), stem (norm, ReLU and pooling), head (the 64 x 64
-kernel), loss, descent (a step of SGD in one pass). On a GPU: kernels/ (CUDA, one idea a file), launch (one way to start them,
-one to multiply), layout (channels last), then the twins made of them: head, convolution, norm, stem, pool, descent, and graph
-(a whole step as one launch). What each bought: benchmarks/README.md.
+Reading order:
+
+    blocks   im2col in S x S blocks, for both devices
+    fused    a layer and what follows it as one operation, for both devices
+    cpu/     the twins for NumPy
+    gpu/     the twins for CuPy
 """
 
 from minifcn.core.dispatch import ask_in_order

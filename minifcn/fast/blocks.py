@@ -10,7 +10,7 @@ pixels that group (a, b) meets are the grid of blocks, shifted by (a, b):
 For the 64 x 64 stride-32 head these are 4 views instead of 4,096. For stride 1 both ways are the same. If the stride is larger
 than the kernel, some rows are never read; blocks would copy them too, so the definition with single taps runs.
 
-Read after ../book.py; read next fused.py. The definitions are in functional/conv.py.
+The definitions are in functional/conv.py.
 """
 
 from math import ceil

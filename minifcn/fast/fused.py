@@ -13,7 +13,7 @@ filter. A convolution can apply them to each block of y while the block is in th
 (The factor could multiply w instead. But weights change, and multiplying 11 million of them in every call costs more than
 multiplying y.)
 
-Read after blocks.py; read next cpu/threads.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 2 (inference).
+Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 2 (inference).
 """
 
 import numpy as np

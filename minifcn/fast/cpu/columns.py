@@ -5,7 +5,7 @@ images. The columns of a block stay in the cache, in a buffer that is used again
 window of the channels-last map, KH runs of KW*C numbers, so im2col copies long runs. Two cores: 1.2 to 3.2 times as fast as the
 definition, which copies on one core; but 0.7 to 0.9 times as fast where the definition takes only 1 ms.
 
-Read after layout.py; read next filters.py. Source: Chellapilla et al. 2006.
+Source: Chellapilla et al. 2006.
 """
 
 from math import prod

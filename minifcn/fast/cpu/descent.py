@@ -3,8 +3,6 @@
 The definition reads and writes the whole arena in each statement, five times in all. Here all statements run on one block of
 numbers while it is in the cache. The rounding is the same, so the bits are the same. On two cores 1.3 to 1.6 times as fast as
 the definition.
-
-Read after loss.py; read next ../gpu/kernels/common.cuh.
 """
 
 from minifcn.core.dispatch import replaces

@@ -12,8 +12,6 @@ For small sizes the definition itself runs, but with BLAS limited to one thread.
 The gain shows only in the whole network; a single layer is as fast with the definition and BLAS's threads. Two cores, one
 image, this file / the definition on one thread / the definition with BLAS's threads: inference 86 / 104 / 122 ms, a training
 step 326 / 393 / 415 ms.
-
-Read after columns.py; read next winograd.py.
 """
 
 import functools

@@ -13,7 +13,7 @@ definition forward, 4.8 times backward.
 
 The names below are those of the convolution that is transposed: the x of this formula is called gy, and its channels F.
 
-Read after stem.py; read next loss.py. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
+Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
 """
 
 import numpy as np

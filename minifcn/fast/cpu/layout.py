@@ -2,8 +2,6 @@
 
 NumPy is fast only on long contiguous runs of numbers. So feature maps have the shape (N, C, H, W) but lie in memory as
 (N, H, W, C). Then the C numbers of a pixel are contiguous, and so are the W*C numbers of a row.
-
-Read after memory.py; read next columns.py.
 """
 
 import functools

@@ -7,8 +7,6 @@ gy, the gradient of the sum of all losses, is one number. Everything in backward
 small gradients of the head at the end, not the map. Backward reads the map and computes no part of it again. A pixel is right
 if the logit of its label is the largest. If several are equally large (then the sum of the exponentials is at least 2), the
 first of them counts.
-
-Read after head.py; read next descent.py.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Buffers that are used again. A new large array causes page faults, which often take longer than the arithmetic on it.
 
-Read after threads.py; read next layout.py. Source: mallopt(3).
+Source: mallopt(3).
 """
 
 import ctypes

@@ -10,7 +10,7 @@ The cache is the one that all cores share (L3). Blocks are larger than the cache
 statement a thread needs Python's lock again. If it has to wait, it sleeps and is woken 10 to 50 us later, and a statement on
 256 KB takes no longer. With blocks of 256 KB two threads are hardly faster than one; with 2 MB they are.
 
-Read after winograd.py; read next stem.py. Source: Chan, Golub & LeVeque 1983 (variance about a shift).
+Source: Chan, Golub & LeVeque 1983 (variance about a shift).
 """
 
 from itertools import product

@@ -7,8 +7,6 @@ or that the maximum is 0 and no gradient passes. Backward needs only these bytes
     rows 2o-1, 2o, 2o+1 of the map      first the maximum of three neighbours in a row, then that of three rows; so the first
     columns 2k-1, 2k, 2k+1              maximum in row-major order wins, as in the definition: tap = 3u + v
     a row of the map is even, and seen by one window, or odd, and seen by two; columns likewise: 1, 2, 2 and 4 windows a pixel
-
-Read after pixels.py; read next head.py.
 """
 
 import numpy as np

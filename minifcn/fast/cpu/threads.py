@@ -3,8 +3,6 @@
 NumPy releases Python's lock inside its loops and products, so two Python threads can use two cores. BLAS must then use only
 one thread in each of them; threadpoolctl sets this. If that is impossible (threadpoolctl is missing, or does not know the BLAS
 in use), everything here runs on one thread, because more threads would compete with BLAS's threads for the cores.
-
-Read after ../fused.py (and core/dispatch.py, whose mechanism this folder uses); read next memory.py.
 """
 
 import contextlib

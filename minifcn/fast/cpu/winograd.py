@@ -25,7 +25,7 @@ In evaluation the transformed kernels are kept, four times the memory of the 3x3
 traffic. Two cores: 2.1 to 3.8 times as fast as the definition forward, 2.5 to 4.3 times backward. Nothing is kept for backward:
 transforming x again costs a quarter of a product and saves 2.25 times its memory.
 
-Read after filters.py; read next pixels.py. Source: Lavin & Gray 2015, arXiv 1509.09308.
+Source: Lavin & Gray 2015, arXiv 1509.09308.
 """
 
 import functools

@@ -9,7 +9,7 @@
 
 The twin registered first is asked first; what its conditions leave out (odd channels, dilation, float64) falls to the next
 one. In fp32, and on cards before Ampere, only columns run. The drawings stand in kernels/.
-Read after head.py; read next norm.py. Sources: Chellapilla et al. 2006; Chetlur et al. 2014, arXiv 1410.0759 (implicit GEMM).
+Sources: Chellapilla et al. 2006; Chetlur et al. 2014, arXiv 1410.0759 (implicit GEMM).
 """
 
 from typing import NamedTuple

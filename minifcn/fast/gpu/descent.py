@@ -1,8 +1,6 @@
 """The first and the last part of a training step on the GPU: normalising images, and changing weights.
 
 The drawings are in kernels/descent.cu.
-
-Read after pool.py; read next graph.py.
 """
 
 import numpy as np

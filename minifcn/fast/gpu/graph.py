@@ -11,7 +11,7 @@ Before a replay, `step.fixed()` is compared with its value at the recording: the
 in place, and the settings that the graph contains as numbers. If something differs, the step is recorded again. Numbers among
 the inputs, such as the factor on the learning rate, are on the device as float64. They are rounded at the same place as in an
 ordinary step, so the results are the same to the bit. A recording is kept as long as its step exists.
-Read after descent.py; it is the last file. Source: CUDA C++ Programming Guide, "CUDA Graphs".
+Source: CUDA C++ Programming Guide, "CUDA Graphs".
 """
 
 import weakref

@@ -3,8 +3,7 @@
 Both check what CUDA does not check. A kernel takes raw bytes. It would read an int64 in place of an int, a transposed view or
 a host array wrongly, without an error. So `launch` compares each argument with the C signature in kernels/. A product takes raw
 pointers and leading dimensions; `gemm` is the only place that computes them.
-Read after kernels/; read next layout.py. Sources: docs.cupy.dev, "User-Defined Kernels"; the cuBLAS manual,
-cublasGemmStridedBatchedEx.
+Sources: docs.cupy.dev, "User-Defined Kernels"; the cuBLAS manual, cublasGemmStridedBatchedEx.
 """
 
 import ctypes as C

@@ -4,7 +4,6 @@
 
 A kernel takes `last(x)`, the same memory as an array (N, H, W, C), and its result y is returned as `first(y)`. CuPy's own
 operations keep the memory order of their operands. An array in another order is copied once, by `last`.
-Read after launch.py; read next head.py.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 Forward keeps x, its mean and 1/std; backward computes xhat from them again. So one map is kept instead of two. The drawings are
 in kernels/norm.cu.
-Read after convolution.py; read next stem.py. Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 
 from minifcn.core import backend

@@ -1,7 +1,4 @@
-"""Max-pooling and the pixel-wise loss on the GPU, channels last. The drawings stand in kernels/pool.cu and kernels/loss.cu.
-
-Read after stem.py; read next descent.py.
-"""
+"""Max-pooling and the pixel-wise loss on the GPU, channels last. The drawings stand in kernels/pool.cu and kernels/loss.cu."""
 
 import numpy as np
 

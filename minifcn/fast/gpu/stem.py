@@ -2,7 +2,6 @@
 
 At 32 x 320 x 480 its map has 315 MB. Each time that such a map is not written or not read saves 0.1 ms on an H100. The drawing
 is in kernels/stem.cu.
-Read after norm.py; read next pool.py.
 """
 
 import numpy as np

@@ -10,7 +10,7 @@
 // One product: inputs (cells, 4C + 1 and zeros up to `width`) times kernel (width, K*S*S); the last input is 1 and its row of
 // the kernel the bias. cells_loss then turns each z into softmax - onehot where it lies, and two products more are the
 // gradients.
-// Read after loss.cu; read next descent.cu. Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
+// Source: Shi et al. 2016, arXiv 1609.05158 (sub-pixel convolution).
 
 #include "common.cuh"
 

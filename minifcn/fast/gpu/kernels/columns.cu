@@ -6,7 +6,6 @@
 //     row p   | tap (0,0): C channels | tap (0,1): C channels | ...      each tap of a row is a copy of one pixel
 //
 // y = cols w'^T with w' of shape (F, KH, KW, C). So y is channels last, and nothing is transposed.
-// Read after common.cuh; read next norm.cu.
 
 #include "common.cuh"
 

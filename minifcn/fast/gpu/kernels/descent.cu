@@ -2,8 +2,6 @@
 //
 //     uint8 images, channel planes -> normalised float32, channels last        gradient descent on a flat run of numbers
 //     r r r r  g g g g  b b b b    -> rgb rgb rgb rgb                          w, g, v are read once, w and v written once
-//
-// Read after cells.cu; read next device.cuh. The kernels from there on need tensor cores.
 
 #include "common.cuh"
 

@@ -1,4 +1,4 @@
-// How a warp multiplies two tiles in shared memory on the tensor cores. Read after device.cuh.
+// How a warp multiplies two tiles in shared memory on the tensor cores.
 //
 // Both tiles are rows of 128 bytes, the summed index innermost: 32 floats, or 64 halves. A row is 8 chunks of 16 bytes, and
 // chunk c of row r lies at place c ^ (r % 8), so that the eight rows that one ldmatrix reads lie in different banks:

@@ -1,4 +1,4 @@
-// Hopper's asynchronous tensor core and its barriers (sm_90a): one function each, nothing else. Read after device.cuh.
+// Hopper's asynchronous tensor core and its barriers (sm_90a): one function each, nothing else.
 //
 // tests/fast/gpu/cuda_shim.h has the same functions for a CPU. Source: PTX ISA 8.0, "Asynchronous Warpgroup Level Matrix
 // Multiply-Accumulate Instructions", "mbarrier", "cp.async.bulk".

@@ -10,7 +10,7 @@
 //      f  |  |##|..|..|   BN rows                               multiply   arriving    arriving
 //
 // Needs C % 4 == 0 (16 bytes of a pixel are one copy), F % BN == 0, at most 15 taps a side, x below 2 GiB. Grid: (pixels / BM,
-// F / BN). Read after pack.cu; read next patch.cu, which fetches a pixel once for nine taps.
+// F / BN).
 
 #include "common.cuh"
 #include "fragments.cuh"

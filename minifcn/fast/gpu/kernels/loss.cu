@@ -4,8 +4,6 @@
 //     pixel 0   c0 c1 c2 ...       top = max_c x_c, rest = log sum_c exp(x_c - top): kept apart, a sum of 1e9 and 1 loses the 1
 //     pixel 1   c0 c1 c2 ...       nll = top - x_target + rest
 //     pixel 2   c0 c1 c2 ...       the second walk finds the logits in the cache
-//
-// Read after stem.cu; read next cells.cu, which does not store the logits as an image.
 
 #include "common.cuh"
 

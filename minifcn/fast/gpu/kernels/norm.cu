@@ -8,7 +8,6 @@
 //
 // The order of the sums is always the same, so the result does not depend on which block ends first. V is 4 if C is a multiple
 // of four.
-// Read after columns.cu; read next pool.cu.
 
 #include "common.cuh"
 

@@ -8,7 +8,6 @@
 //
 // A thread writes one number; neighbours write side by side. And back: the parts of a weight gradient, (parts, F, KH, KW, C),
 // are added in order into (F, C, KH, KW).
-// Read after fragments.cuh; read next implicit_gemm.cu.
 
 #include "common.cuh"
 #include "device.cuh"

@@ -15,8 +15,7 @@
 // The gradient gx is the same convolution of gy with the kernel turned by half (pack.cu).
 // Half: x is float32 in memory and becomes fp16 on its way to shared memory, once for nine taps. Same mantissa as tf32, half
 // the bytes; values beyond 65,504 become infinity.
-// Needs C % 32 == 0 (Half: % 64), F % BN == 0. Grid: (tiles of all images, F / BN). Read after implicit_gemm.cu; read next
-// weight_gradient.cu.
+// Needs C % 32 == 0 (Half: % 64), F % BN == 0. Grid: (tiles of all images, F / BN).
 
 #include "common.cuh"
 #include "fragments.cuh"

@@ -7,7 +7,6 @@
 //         . . b .                                recorded tap it is, 4 windows at most for K = 3, S = 2: no atomics
 //
 // Grid: (rows (n, i), pieces of a row): one division a thread, for V channels.
-// Read after norm.cu; read next stem.cu.
 
 #include "common.cuh"
 

@@ -11,7 +11,6 @@
 //     gb = sum over windows of g        gw = sum over windows of g xhat(winner)        g = gy where y > 0
 //
 // so the first sweep reads the windows and their winners, the second each pixel once; gz itself is never written.
-// Read after pool.cu; read next loss.cu.
 
 #include "common.cuh"
 

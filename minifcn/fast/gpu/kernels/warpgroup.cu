@@ -17,7 +17,7 @@
 // Images are stacked along their rows, H + 1 rows each: the row between two is the zero padding of both, and a tile may reach
 // over it (what it makes there is not stored). Blocks stay and take tile after tile.
 // Weights come as (F / 64G, C / 64, 9, 8, 64G, 8), from pack_warpgroup below. Needs C % 64 == 0, F % (64 G) == 0.
-// Read after weight_gradient.cu; it is the last one. Source: PTX ISA 8.0, "Asynchronous Warpgroup Level Matrix Instructions".
+// Source: PTX ISA 8.0, "Asynchronous Warpgroup Level Matrix Instructions".
 
 #include "common.cuh"
 #include "hopper.cuh"

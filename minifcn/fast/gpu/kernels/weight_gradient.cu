@@ -16,7 +16,7 @@
 // ldmatrix cannot transpose 32-bit numbers, and the pixel is the outer index here. Which filter is which row of the mma is
 // free, though: row 16*m + g + 8*h stands for filter 32*(m/2) + 4*g + 2*(m%2) + h, so that one float4 of gy feeds two
 // fragments. The pitches (72 floats a pixel; 68 at stride 2) keep the 32 threads of a load in different banks.
-// Needs C % 64 == 0 and F % 64 == 0. Grid: (parts, F / 64, C / 64). Read after patch.cu; read next warpgroup.cu.
+// Needs C % 64 == 0 and F % 64 == 0. Grid: (parts, F / 64, C / 64).
 
 #include "common.cuh"
 #include "fragments.cuh"
