@@ -1,18 +1,23 @@
 """minifcn: a fully convolutional network, down to every gradient, in NumPy and CuPy.
 
-Read the source in this order; every file says what comes before and after it.
+Read the source in this order. The first lines of a package list its files, in reading order too.
 
-    core        backend, shapes, absent, dispatch, tensor, attached, integers, gradcheck: arrays on two devices, and
-                reverse-mode differentiation
-    functional  basic, operators, linear, activation, conv, conv_transpose, conv_forms, batchnorm, resize, pool, loss, step:
-                the operations
-    nn          init, module, layers, blocks, summary: operations that own weights
-    models      resnet, fcn: ResNet-18 and 34, and FCN-32s, 16s, 8s
-    files       regular, atomic, outputs, zips, weights, unpickle, foreign, download: reading others' files, safe writing
-    data        classes, masks, voc, survey, synthetic, loader, upload: Pascal VOC's layout, and batches from it
-    training    optim, arena, parallel, step, memory, options, metrics, scoring, checkpoint, pretrained, report, parts, signals,
-                run, fit, chapter, theirs: from weights to better weights
-    then        inference, photos, plotting, export, check, convert, book: images of any size, pictures, commands
+    core        arrays on two devices, and reverse-mode differentiation
+    functional  the operations
+    nn          layers: operations that own weights
+    models      ResNet-18 and 34, and FCN-32s, 16s, 8s
+    files       others' files read, our own written safely
+    data        Pascal VOC's layout, and batches from it
+    training    from weights to better weights
+    inference   class indices for images of any size
+    photos      `minifcn predict`: photographs in, masks and overlays out
+    plotting    pictures of a run
+    export      a network as an ONNX file
+    check       `minifcn check`: a network, or this installation
+    convert     `minifcn convert`: other layouts of data sets
+    book        what two chapters of *Dive into Deep Learning* call of torch and d2l
+    grade       `minifcn grade`: is the reader's own function right?
+    __main__    the command line
     fast        faster twins of functions, last: the library is complete without them
 
 Importing minifcn needs NumPy only. Pillow, matplotlib, tqdm and others are imported by the functions that use them.

@@ -10,7 +10,6 @@ cells run unchanged:
 One line must change: `.data` is an ndarray, so `weight.data.copy_(W)` becomes `weight.data[...] = W`. Floats are Tensors of
 float32; integers and comparisons are ndarrays (core/integers.py). For a missing name the error says what to use instead.
 Nothing else in minifcn uses this file. training/chapter.py trains the same recipe from the command line.
-Read after convert.py; read next fast/blocks.py.
 Sources: d2l.ai, chapters "Transposed Convolution" and "Fully Convolutional Networks"; d2l/torch.py; torch and torchvision.
 """
 

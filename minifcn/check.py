@@ -3,7 +3,6 @@
 Each op is checked twice on small odd-sized inputs. In float64 its backward is compared with a numerical derivative
 (core/gradcheck.py). In float32 its gradients are compared with those of float64. This finds a fast path or a device that is
 less precise: the bound is 100 roundings of 2^-24, and one rounding of TF32, 2^-11, is larger.
-Read after export.py; read next convert.py.
 """
 
 import os

@@ -8,7 +8,6 @@
     SOURCE/ImageSets/Segmentation, or SOURCE  the lists train.txt and val.txt, with or without the images' endings; or none
 
 Images are copied unchanged. data/masks.py finds out which labels a mask means; the new masks hold exactly these labels.
-Read after check.py; read next book.py.
 Sources: Hariharan et al. 2011, "Semantic contours from inverse detectors", and its README (SBD's .mat); the tools' own exports.
 """
 

@@ -8,7 +8,7 @@ run time, so one file works for any H and W. Weights and nodes have the names of
 
 Each kind of layer has a function here that writes it; for other layers an error names the layer. To export your own network,
 write one more function, marked `@exports(Net)`, that calls `graph.layer` on its parts in the order of its forward.
-Read after plotting.py; read next check.py. Needs the onnx package.
+Needs the onnx package.
 Sources: onnx.ai, operators of opset 13; He et al. 2015 (merging is exact).
 """
 

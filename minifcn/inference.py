@@ -6,7 +6,7 @@ logits of one band of tiles, and only the classes of the rest of the image.
 
     tiles of one band     |---------|          a band is as high as a tile. The next band begins half a tile lower; then the
                               |---------|      upper half of the rows is final: take the argmax and drop the logits
-Read after training/theirs.py; read next photos.py. Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
+Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
 """
 
 import contextlib

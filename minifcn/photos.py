@@ -2,7 +2,6 @@
 
 All file names are checked before anything is read. Files are written completely or not at all. A photograph that does not fit
 into memory is an error before the network starts.
-Read after inference.py; read next plotting.py.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 The regions of a mask have outlines and names, so readers who cannot tell the colours apart can read it. Figures are made
 without pyplot: this needs no display and changes no matplotlib settings of the reader.
-Read after photos.py; read next export.py. training/report.py calls this.
+training/report.py calls this.
 """
 
 import io

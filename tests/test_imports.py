@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,3 +132,17 @@ def test_whole_without_fast(tmp_path):
     (tmp_path / "minifcn" / "fast").mkdir()
     (tmp_path / "minifcn" / "fast" / "__init__.py").touch()
     assert "fast is importable" in alone(tmp_path).stderr                # the proof notices
+
+
+def test_the_reading_order_of_each_package():
+    """The docstring of a package lists each of its files and folders once. Files do not name their neighbours."""
+    families = "subjects", "catalogue"                               # have no order
+    packages = {file.parent for file in FILES if file.name == "__init__.py"}
+    for package in (package for package in packages if package.name not in families):
+        docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+        listed = re.findall(r"^    ([\w/.]+)  +\S", docstring, re.MULTILINE)
+        there = [*package.glob("*.py"), *package.glob("kernels/*"), *(inner.parent for inner in package.glob("*/__init__.py"))]
+        names = {str(path.relative_to(package)).removesuffix(".py") for path in there} - {"__init__"}
+        assert sorted(name.strip("/") for name in listed) == sorted(names), package
+    for file in (*FILES, *(ROOT / "minifcn").rglob("*.cu*")):
+        assert not re.search(r"\bread (after|next)\b", file.read_text(), re.IGNORECASE), file
