@@ -13,9 +13,11 @@ import errno, multiprocessing, os, shutil, signal, subprocess, sys, tempfile, ty
 sys.modules.update(dict.fromkeys(["fcntl", "resource", "pwd", "grp", "termios"]))
 for name in "fork sched_getaffinity O_NOFOLLOW O_NONBLOCK O_NOCTTY mkfifo geteuid".split():
     delattr(os, name)
+os.process_cpu_count = os.cpu_count             # Python's own asks sched_getaffinity here
 for name in "SIGUSR1 SIGHUP SIGALRM".split():
     delattr(signal, name)
-shutil._use_fd_functions = False                # as it finds out by itself there
+shutil._use_fd_functions = False                # as it finds out by itself there; Python 3.14 keeps the choice under another name
+shutil._rmtree_impl = getattr(shutil, "_rmtree_unsafe", None)
 held = set()
 
 def locking(handle, mode, count):

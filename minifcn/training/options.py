@@ -112,17 +112,17 @@ def _checked(f, value):
         return _checked_weights(value, low, high)
     if f.type is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(f.default):
-            raise ValueError(f"{f.name} is {value!r}, must be {len(f.default)} numbers")
+            raise ValueError(f"{f.name} is {_shown(value)}, must be {len(f.default)} numbers")
         return tuple(_checked_number(f.name, item, kind, low, high) for item in value)
     if kind in (int, float):
         return _checked_number(f.name, value, kind, low, high)
     if kind is str and isinstance(value, Path):
         value = str(value)
     if type(value) is not kind:
-        raise ValueError(f"{f.name} is {value!r}, must be {'a text' if kind is str else 'true or false'}")
+        raise ValueError(f"{f.name} is {_shown(value)}, must be {'a text' if kind is str else 'true or false'}")
     choices = f.metadata.get("choices", (value,))
     if value not in choices:
-        raise ValueError(f"{f.name} is {value!r}, must be one of {', '.join(choices)}")
+        raise ValueError(f"{f.name} is {_shown(value)}, must be one of {', '.join(choices)}")
     return value
 
 
@@ -134,13 +134,14 @@ def _checked_weights(value, low, high):
             return "balanced"
         return tuple(_checked_number("class_weights", float(item), float, low, high) for item in items)
     except (TypeError, ValueError):
-        raise ValueError(f"class_weights is {_shown(value)}, must be the word balanced or one number of at least 0 for each "
+        given = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+        raise ValueError(f"class_weights is {str(given)[:200]}, must be the word balanced or one number of at least 0 for each "
                          "class") from None
 
 
 def _checked_number(name, value, kind, low, high):
     if isinstance(value, bool) or not isinstance(value, Real if kind is float else Integral):
-        raise ValueError(f"{name} is {value!r}, must be {'a number' if kind is float else 'an integer'}")
+        raise ValueError(f"{name} is {_shown(value)}, must be {'a number' if kind is float else 'an integer'}")
     value = value.item() if isinstance(value, np.generic) else value
     if not low <= value <= high:                                        # neither is NaN
         bounds = f"at least {low}" + f" and at most {high}" * (high < LARGEST)
@@ -178,7 +179,9 @@ def add_arguments(parser):
 
 
 def _shown(value):
-    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+    """Its repr, cut after 200 characters: a file may hold anything."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def within(name):

@@ -103,7 +103,7 @@ def _c_argument(parameter, value):
 
 def _compiled(code, kernels):
     """The shared library, made once for each text."""
-    lines = [f"#include <{SHIM.name}>", code]
+    lines = [f"#include <{SHIM.name}>", "namespace {", code, "}"]          # nameless: g++ 16 puts no two kinds in one section
     for name, parameters in kernels.items():
         names = ", ".join(re.split(r"[ *]+", p)[-1] for p in parameters)
         lines.append(f'extern "C" int launch_{name}(unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, '
