@@ -16,7 +16,7 @@ for name in "fork sched_getaffinity O_NOFOLLOW O_NONBLOCK O_NOCTTY mkfifo geteui
 os.process_cpu_count = os.cpu_count             # Python's own asks sched_getaffinity here
 for name in "SIGUSR1 SIGHUP SIGALRM".split():
     delattr(signal, name)
-shutil._use_fd_functions = False                # as it finds out by itself there; Python 3.14 keeps the choice under another name
+shutil._use_fd_functions = False                # as it finds out there; Python 3.14 keeps the function
 shutil._rmtree_impl = getattr(shutil, "_rmtree_unsafe", None)
 held = set()
 
@@ -57,8 +57,8 @@ with atomic.locked("run", "training"):
 
 
 def test_without_what_windows_lacks(tmp_path):
-    run = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""},
-                         capture_output=True, text=True)
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "another process is training into this folder" in run.stderr and "warning" not in run.stderr
     assert len(list((tmp_path / "out").iterdir())) == 2
