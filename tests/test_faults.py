@@ -37,6 +37,7 @@ from minifcn.data.classes import VOC
 from minifcn.data.masks import write_labels
 from minifcn.files import download
 from minifcn.training import checkpoint as checkpoints
+from minifcn.training import run
 
 ROWS = {}       # area: [(fault, what happens, scenario, its arguments), ...]; or "file: test" in place of the last two
 TABLE = Path(__file__).with_name("FAULTS.md")
@@ -245,8 +246,7 @@ def second_download(server, tmp_path, monkeypatch, capsys):
         message = printed(capsys, 1, "download", "resnet18", "--to", tmp_path)
         assert "another process is downloading into this folder" in message and len(server.requests) == 1
     finally:
-        process.kill()
-        process.join()
+        kill_resume.end(process)
     monkeypatch.setitem(download.SOURCES, "resnet18", hosts.source(server, "good"))
     assert main(["download", "resnet18", "--to", str(tmp_path)]) == 0   # the lock went with its holder
 
@@ -449,11 +449,10 @@ ROWS["Data: `train --data DIR`, `check --data DIR`"] = [
 
 # ---- runs ----
 
-def started(command, path, log=os.devnull):
-    """A run in a process of its own, once its first checkpoint is written."""
-    process = kill_resume.start(command, log)
-    while process.is_alive() and not path.exists():
-        time.sleep(0.001)
+def halted(command, log=os.devnull, stops=None, out=None):
+    """A run in a process of its own that has stopped itself: after step 2, where no stops are given."""
+    process = kill_resume.start(command, log, out, stops or [kill_resume.saved(3)])
+    assert kill_resume.stopped(process)
     return process
 
 
@@ -464,58 +463,49 @@ def ends_as_the_reference(reference, out):
 
 
 def killed(reference, tmp_path):
-    process = started(kill_resume.arguments(reference[0], tmp_path), tmp_path / "checkpoint.npz")
-    time.sleep(0.05)
-    process.kill()
-    process.join()
+    process = halted(kill_resume.arguments(reference[0], tmp_path))
+    kill_resume.end(process)
     assert process.exitcode == -signal.SIGKILL
     ends_as_the_reference(reference, tmp_path)
 
 
 def killed_in_a_write(reference, tmp_path):
-    path, half = tmp_path / "checkpoint.npz", tmp_path / "checkpoint.npz.tmp"
-    process = kill_resume.start(kill_resume.arguments(reference[0], tmp_path))
-    assert kill_resume.kill(process, path, 2, 0, in_write=True)
-    for _ in range(5):                                  # the kill may come a moment late
-        if half.exists():
-            break
-        assert kill_resume.kill(kill_resume.start(kill_resume.arguments(reference[0], tmp_path, "--resume")), path, 1, 0, True)
-    assert half.exists()
+    half = tmp_path / "checkpoint.npz.tmp"
+    kill_resume.end(halted(kill_resume.arguments(reference[0], tmp_path), stops=[kill_resume.writing(4)]))
+    assert half.exists() and checkpoints.load(tmp_path / "checkpoint.npz").state.step == 2
     ends_as_the_reference(reference, tmp_path)
     assert not half.exists()
 
 
 def signalled(reference, tmp_path, number, code, words):
+    """A signal after step 2."""
     log = tmp_path / "log"
-    process = started(kill_resume.arguments(reference[0], tmp_path), tmp_path / "checkpoint.npz", log)
-    os.kill(process.pid, number)
+    process = halted(kill_resume.arguments(reference[0], tmp_path), log)
+    kill_resume.go_on(process, number)
     process.join()
-    text, path = log.read_text(), tmp_path / "checkpoint.npz"
-    assert process.exitcode == code and re.search(words, text)
-    for step in re.findall(r"after step (\d+);", text):
-        assert checkpoints.load(path).state.step == int(step)
+    assert process.exitcode == code and re.search(words, log.read_text())
+    assert checkpoints.load(tmp_path / "checkpoint.npz").state.step == (3 if words else 2)
     ends_as_the_reference(reference, tmp_path)
 
 
 def signalled_twice(reference, tmp_path):
-    process = started(kill_resume.arguments(reference[0], tmp_path), tmp_path / "checkpoint.npz")
-    os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.002)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(10)
-    assert process.exitcode == 128 + signal.SIGINT
+    """The second time in the save that the first one asked for."""
+    log = tmp_path / "log"
+    process = halted(kill_resume.arguments(reference[0], tmp_path), log, [kill_resume.saved(3), kill_resume.saved(4)])
+    kill_resume.go_on(process, signal.SIGINT)
+    assert kill_resume.stopped(process)
+    kill_resume.go_on(process, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGINT and "SIGINT after step" not in log.read_text()
     ends_as_the_reference(reference, tmp_path)
 
 
 def signalled_at_the_start(reference, tmp_path):
-    process = kill_resume.start(kill_resume.arguments(reference[0], tmp_path))
-    while not (tmp_path / ".lock").exists():
-        time.sleep(0.0001)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(10)
-    assert process.exitcode == 128 + signal.SIGINT
-    saved = (tmp_path / "checkpoint.npz").exists()      # the signal came after the first save
-    kill_resume.run(kill_resume.arguments(reference[0], tmp_path, *["--resume"] * saved))
+    process = halted(kill_resume.arguments(reference[0], tmp_path), stops=[kill_resume.Stop(run, "survey")])
+    kill_resume.go_on(process, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGINT and not (tmp_path / "checkpoint.npz").exists()
+    kill_resume.run(kill_resume.arguments(reference[0], tmp_path))
     assert kill_resume.differences(tmp_path / "checkpoint.npz", reference[1]) == []
 
 
@@ -558,14 +548,14 @@ def folder_is_read_only(reference, tmp_path):
 
 def output_is_closed(reference, tmp_path):
     """`minifcn train | head`: the next line is written when an epoch ends."""
-    command = [sys.executable, "-m", "minifcn", *kill_resume.arguments(reference[0], tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               cwd=Path(__file__).parents[1])
-    while "parameters" not in process.stdout.readline():                # what it says before the first step
-        pass
-    process.stdout.close()
-    assert "minifcn: [Errno 32] Broken pipe" in process.stderr.read() and process.wait() != 0
-    process.stderr.close()
+    log, pipe = tmp_path / "log", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = kill_resume.start(kill_resume.arguments(reference[0], tmp_path), log, pipe, [kill_resume.saved(1)])
+    with open(pipe) as reader:
+        assert kill_resume.stopped(process) and "parameters" in os.read(reader.fileno(), 2**16).decode()
+    kill_resume.go_on(process)
+    process.join()
+    assert process.exitcode not in (0, None) and "minifcn: [Errno 32] Broken pipe" in log.read_text()
     state = checkpoints.load(tmp_path / "checkpoint.npz").state
     assert (state.epoch, state.batch) == (1, 0) and (tmp_path / "log.csv").exists()
     ends_as_the_reference(reference, tmp_path)
@@ -573,8 +563,9 @@ def output_is_closed(reference, tmp_path):
 
 def folder_is_moved(reference, tmp_path):
     out, moved, log = tmp_path / "run", tmp_path / "moved", tmp_path / "log"
-    process = started(kill_resume.arguments(reference[0], out), out / "checkpoint.npz", log)
+    process = halted(kill_resume.arguments(reference[0], out), log)
     out.rename(moved)
+    kill_resume.go_on(process)
     process.join()
     assert process.exitcode == 2 and "checkpoint.npz: the checkpoint could not be written: No such file" in log.read_text()
     ends_as_the_reference(reference, moved)
@@ -653,13 +644,11 @@ def resumed_on_other_images(reference, tmp_path, capsys):
 
 def two_trainers(reference, tmp_path, capsys):
     command = kill_resume.arguments(reference[0], tmp_path)
-    process = started(command, tmp_path / "checkpoint.npz")
-    os.kill(process.pid, signal.SIGSTOP)                # it holds the folder for as long as this test likes
+    process = halted(command)                           # it holds the folder for as long as this test likes
     try:
         assert "another process is training into this folder" in printed(capsys, 2, *command, "--resume")
     finally:
-        process.kill()
-        process.join()
+        kill_resume.end(process)
     ends_as_the_reference(reference, tmp_path)
 
 

@@ -4,17 +4,22 @@
 
 About half of the kills come while a checkpoint is being written. SIGKILL cannot be caught: nothing tidies up. After each
 kill the checkpoint, if there is one, must be readable. Exit code 0 without differences, 1 with.
+
+The run is a fork of this process, so it can be told to stop itself (SIGSTOP) at a place in the code. There it waits for a
+signal as long as a busy machine likes.
 """
 
 import argparse
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -38,18 +43,73 @@ def arguments(data, out, *more):
             "--epochs", "3", "--jitter", "0.8", "1.5", "--save-every", "1", "--device", "cpu", *more]
 
 
-def _child(command, log):
+class Stop(NamedTuple):
+    """A place where the process stops itself: when call number `nth`, from 1, of a function of a module has returned."""
+
+    module: object
+    name: str
+    nth: int = 1
+
+    def install(self):
+        function, calls = getattr(self.module, self.name), []
+
+        def stopping(*arguments, **settings):
+            result = function(*arguments, **settings)
+            calls.append(1)
+            if len(calls) == self.nth:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return result
+
+        setattr(self.module, self.name, stopping)
+
+
+def saved(nth):
+    """After a checkpoint was written. The first is that of step 0; after an epoch that is the best so far, best.npz counts."""
+    return Stop(checkpoint, "save", nth)
+
+
+def writing(nth):
+    """When all bytes are in checkpoint.npz.tmp, before it gets its name. `nth` as in `saved`."""
+    return Stop(np, "savez", nth)
+
+
+def _child(command, log, out, stops):
     os.setpgid(0, 0)                            # Ctrl-C in the terminal is for the parent
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)   # nohup, and a shell's background, let them be ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tqdm.set_lock(threading.RLock())            # else all forks share the parent's, and one killed while it holds it hangs all
-    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
+    sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
+    sys.stdout = open(out, "w", buffering=1) if out else sys.stderr  # noqa: SIM115
+    for stop in stops:
+        stop.install()
     os._exit(main(command))
 
 
-def start(command, log=os.devnull):
-    """Run a command line in a process of its own, forked to save the imports; what it prints goes to the file `log`."""
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(command, log))
+def start(command, log=os.devnull, out=None, stops=()):
+    """Run a command line in a process of its own, forked to save the imports.
+
+    log, out: files for what it writes to stderr, and to stdout (None: `log` too). stops: Stops at which it waits.
+    """
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(command, log, out, stops))
     process.start()
     return process
+
+
+def stopped(process):
+    """Wait until a process has stopped itself, and return True; or until it has ended, and return False."""
+    return os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+
+
+def go_on(process, number=signal.SIGCONT):
+    """Let a stopped process run again; a signal that is sent with it comes first."""
+    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGCONT)
+
+
+def end(process):
+    process.kill()
+    process.join()
 
 
 def run(command):
@@ -57,27 +117,6 @@ def run(command):
     process.join()
     if process.exitcode != 0:
         raise SystemExit(f"exit code {process.exitcode}: minifcn {' '.join(command)}")
-
-
-def kill(process, path, saves, delay, in_write):
-    """SIGKILL once `saves` checkpoints were written to `path` and `delay` seconds went by, then at once or in the next write.
-
-    Returns False when the process ended before.
-    """
-    temporary, last = path.with_name(path.name + ".tmp"), _stamp(path)
-    while saves and process.is_alive():
-        if (stamp := _stamp(path)) != last:
-            saves, last = saves - 1, stamp
-    time.sleep(delay)
-    while in_write and process.is_alive() and not temporary.exists():
-        pass
-    process.kill()
-    process.join()
-    return process.exitcode < 0
-
-
-def _stamp(path):
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def differences(path, reference):
@@ -95,6 +134,7 @@ def differences(path, reference):
 def kill_and_resume(folder, moments, data=None):
     """Kill and resume runs at `moments`, an iterable of (saves, delay, in_write), then let the last one end.
 
+    A run is killed `delay` seconds after it has written `saves` more checkpoints; with in_write, inside the next write.
     Returns the position (epoch, batch) of the checkpoint after each kill (None: killed before the first), the number of
     kills inside a write, and the differences of all finished runs.
     """
@@ -108,8 +148,20 @@ def kill_and_resume(folder, moments, data=None):
             found.extend(differences(out / name, folder / "reference" / name))
         shutil.rmtree(out)
 
+    def killed(saves, delay, in_write):
+        stops = [writing(saves + 1)] if in_write else [saved(saves)] if saves else []
+        process = start(arguments(data, out, *["--resume"] * path.exists()), stops=stops)
+        if stops and not stopped(process):
+            return False
+        if delay and not in_write:
+            if stops:
+                go_on(process)
+            time.sleep(delay)
+        end(process)
+        return process.exitcode < 0
+
     for moment in moments:
-        while not kill(start(arguments(data, out, *["--resume"] * path.exists())), path, *moment):
+        while not killed(*moment):
             finished()
         in_writes += path.with_name(path.name + ".tmp").exists()
         state = checkpoint.load(path).state if path.exists() else None
