@@ -188,7 +188,7 @@ def test_prefetch_is_bounded(folder):
     counting = Counting(folder.root)
     batches = Loader(counting, 2, (24, 32), workers=3).epoch(0)
     next(batches)
-    for _ in range(200):
+    for _ in range(60_000):                                          # minutes on a busy machine
         if len(counting.log) == 2 * (PREFETCH + 1):
             break
         time.sleep(0.01)

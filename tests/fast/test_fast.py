@@ -527,7 +527,7 @@ def three_threads():
 
 def test_in_parallel(three_threads):
     """Every share runs in a thread of its own, and the error of one reaches the caller after all are done."""
-    barrier, names = threading.Barrier(3, timeout=10), []
+    barrier, names = threading.Barrier(3, timeout=600), []
 
     def work(share):
         barrier.wait()                                                   # only passes if all three run at once
@@ -548,21 +548,18 @@ def test_in_parallel(three_threads):
 
 def test_an_interrupt_waits_for_all_shares(three_threads):
     """They write into the caller's arrays: Ctrl-C, twice, while the caller waits must not leave one behind."""
-    done = []
+    main, done = threading.main_thread().ident, []
 
     def work(share):
         if share:
-            time.sleep(0.3)
+            for _ in range(2):
+                signal.pthread_kill(main, signal.SIGINT)
+                time.sleep(0.05)                                         # time for a caller that would not wait
             done.append(share)
 
-    timers = [threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.1, 0.2)]
-    for timer in timers:
-        timer.start()
     with pytest.raises(KeyboardInterrupt):
         cpu.in_parallel(work, [0, 1, 2])
     assert sorted(done) == [1, 2]
-    for timer in timers:
-        timer.join()
 
 
 INTERRUPTED = """
@@ -570,7 +567,7 @@ import faulthandler
 import numpy as np
 import minifcn.functional as F
 from minifcn.fast.cpu import threads as cpu
-faulthandler.dump_traceback_later(60, exit=True)
+faulthandler.dump_traceback_later(600, exit=True)       # of a lock that stays locked
 cpu.set_threads(2)
 x, w = np.ones((1, 32, 40, 40), np.float32), np.ones((32, 32, 3, 3), np.float32)
 y, threads = F.conv2d(x, w).data, cpu._blas.info()
@@ -717,7 +714,7 @@ def test_after_a_fork():
     cpu.in_parallel(lambda share: None, [0, 1])
     child = os.fork()
     if not child:
-        signal.alarm(20)                                                 # a child that waits for ever is killed
+        signal.alarm(600)                                                # a child that waits for ever is killed
         done = []
         cpu.in_parallel(done.append, [0, 1])
         os._exit(0 if sorted(done) == [0, 1] else 1)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 
 LACKING = not (find_spec("mpi4py") and MPIEXEC.exists())
+PATIENCE = 600          # seconds after which ranks that hang are killed; they take a few, and minutes on a busy machine
 REASON = "mpi4py and MPICH are not installed (pip install 'minifcn[parallel]')"
 needed = pytest.mark.skipif(LACKING, reason=REASON)
 
@@ -37,14 +38,19 @@ def start(ranks, *arguments, **popen):
     return subprocess.Popen(command, **settings | popen)
 
 
-def run(ranks, *arguments, code=0, **popen):
-    """Start, wait for the end within a minute, and compare the exit code. Returns (stdout, stderr)."""
-    process = start(ranks, *arguments, **popen)
+def ending(process):
+    """What it writes to stdout and stderr until it ends. Raises AssertionError if it hangs."""
     try:
-        out, err = process.communicate(timeout=60)
+        return process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        raise AssertionError(f"it did not end in a minute: {out}\n{err}") from None
+        raise AssertionError(f"it did not end in {PATIENCE} seconds: {out}\n{err}") from None
+
+
+def run(ranks, *arguments, code=0, **popen):
+    """Start, wait for the end, and compare the exit code. Returns (stdout, stderr)."""
+    process = start(ranks, *arguments, **popen)
+    out, err = ending(process)
     assert process.returncode == code, f"exit code {process.returncode}: {out}\n{err}"
     return out, err

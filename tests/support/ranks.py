@@ -11,9 +11,9 @@ def in_threads(count, function):
     def run(rank):
         def reduce(array):
             arrays[rank] = array
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=600)
             total = sum(arrays[1:], start=arrays[0] + 0)                 # + 0: a new array
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=600)
             return total
 
         try:
