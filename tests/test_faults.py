@@ -254,7 +254,8 @@ def second_download(server, tmp_path, monkeypatch, capsys):
 ROWS["Downloads: `download voc2012 | resnet18`"] = [
     ("the official host is down", "the mirror is asked", "download: test_gets_the_file_in_spite_of"),
     ("the connection is cut off", "continued where it broke (HTTP range)", "download: test_continues_where_it_broke_off"),
-    ("the host stalls", "given up after a time without a byte, and continued", "download: test_gets_the_file_in_spite_of"),
+    ("the host stalls", "given up after a time without a byte, and continued",
+     "download: test_a_host_that_stalls_is_asked_again"),
     ("the host ignores ranges", "what is there is skipped", "download: test_gets_the_file_in_spite_of"),
     ("the host sends another range", "left for the mirror, which continues", "download: test_gets_the_file_in_spite_of"),
     ("the host announces a wrong length", "left for the mirror", "download: test_gets_the_file_in_spite_of"),

@@ -51,11 +51,11 @@ def check_equal(state, expected):
 def refused(path, match):
     """load_state raises WeightsError with this rule and the file's name, at once and without taking memory."""
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(WeightsError, match=match) as error:
             load_state(path)
-        seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert str(error.value).startswith(f"{path}: ") and len(str(error.value)) < 1000
@@ -599,10 +599,10 @@ def test_refuses_pickles(tmp_path, value, match):
 ], ids=range(9))
 def test_refuses_pickles_without_hanging(tmp_path, code, match):
     write_pth(tmp_path / "a.pth", b"\x80\x02" + code)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WeightsError, match=match):
         load_state(tmp_path / "a.pth")
-    assert time.perf_counter() - start < 10                             # it takes 0.2 to 0.8
+    assert time.process_time() - start < 10                             # it takes 0.2 to 0.8, however busy the machine is
 
 
 def test_many_names_for_one_large_dict(tmp_path):
@@ -612,10 +612,10 @@ def test_many_names_for_one_large_dict(tmp_path):
     inner += operations("last") + b"}u"
     outer = b"}(" + operations("x") + inner + b"q\x01" + b"".join(operations(str(n)) + b"h\x01" for n in range(20_000)) + b"u"
     write_pth(tmp_path / "a.pth", b"\x80\x02" + outer + b".")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WeightsError, match="but has 0"):
         load_state(tmp_path / "a.pth")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_refuses_zip_tricks(tmp_path):

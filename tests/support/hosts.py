@@ -11,7 +11,8 @@ import pytest
 from minifcn.files.download import Source
 
 BYTES = np.random.default_rng(0).bytes(700_001)             # more than two blocks, and a remainder
-STALL = 0.3                                                 # seconds; the timeout that the tests give
+STALL = 0.3                                                 # seconds; the timeout of tests in which a host sends too little
+BUSY = 60                                                   # the timeout of the others, also on a machine that is busy
 
 
 REDIRECTS = {"bracket": "http://[bad/file", "port": "http://127.0.0.1:port/", "empty": "http://a..b/", "nul": "http://a\x01b/",

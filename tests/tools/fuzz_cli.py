@@ -37,7 +37,7 @@ from minifcn.training.run import train  # noqa: E402
 with contextlib.suppress(ImportError):          # an extra
     import onnx  # noqa: F401
 
-SECONDS = 60                                    # for one run, on a machine that has other things to do
+SECONDS = 600                                   # for one run, on a machine that has other things to do
 MEMORY = 6 * 2**30                              # bytes of address space: a network of 65,536 channels does not get it
 LONGEST = 6000                                  # characters on stderr
 RAM = Path("/dev/shm")

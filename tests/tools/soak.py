@@ -29,7 +29,7 @@ from minifcn.training.checkpoint import load  # noqa: E402
 EPOCH = 25                                      # steps
 WARM = 50                                       # steps after which memory is flat
 GROWTH = 2.0                                    # MiB; a batch of images (24 KB) kept at each step makes 2.3 in 100 steps
-PATIENCE = 30                                   # seconds for an interrupted process to end, on a busy machine
+PATIENCE = 600                                  # seconds for an interrupted process to end, on a busy machine
 
 
 class Sample(NamedTuple):

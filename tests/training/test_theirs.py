@@ -11,6 +11,7 @@ from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.data.loader import Batch
 from minifcn.data.synthetic import write_synthetic
 from minifcn.grade.mine import usable
+from minifcn.training import theirs
 from minifcn.training.optim import SGD
 from minifcn.training.step import train_step
 from minifcn.training.theirs import TWINS, in_place_of_definitions
@@ -67,15 +68,22 @@ def test_what_they_did_not_write_is_ours(solutions):
     assert "not called by training: batch_norm" in text and "theirs" in text
 
 
-def test_seconds_count_once():
+def test_seconds_count_once(monkeypatch):
     """A function that calls another is not charged for it."""
-    import time
+    now = [0.0]
+    monkeypatch.setattr(theirs.time, "perf_counter", lambda: now[0])
+
+    def working(seconds, *inner):
+        def work():
+            now[0] += seconds
+            for function in inner:
+                function()
+        return work
 
     with in_place_of_definitions({}) as ledger:
-        inner = ledger.timed("theirs", "inner", lambda: time.sleep(0.05))
-        outer = ledger.timed("theirs", "outer", inner)
-        outer()
-    assert ledger.rows["theirs", "inner"][1] >= 0.05 > ledger.rows["theirs", "outer"][1]
+        inner = ledger.timed("theirs", "inner", working(3))
+        ledger.timed("theirs", "outer", working(2, inner, inner))()
+    assert ledger.rows["theirs", "inner"] == [2, 6] and ledger.rows["theirs", "outer"] == [1, 2]
 
 
 def test_command(tmp_path, monkeypatch, capsys):
