@@ -61,8 +61,11 @@ class Graph:
         return name
 
     def weight(self, name, array, dtype=np.float32):
-        """Write an array; returns its name."""
-        self.weights[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype), name)
+        """Write an array; returns its name. Raises ValueError for NaN and infinity: some runtimes make a 0 of them."""
+        array = np.ascontiguousarray(array, dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"export: {name} holds NaN or infinity (merged with the batch norm, if one follows)")
+        self.weights[name] = self.onnx.numpy_helper.from_array(array, name)
         return name
 
     def window(self, x, size, *settings):

@@ -145,6 +145,14 @@ class Own(nn.Module):
         return nn.cut(self.last(self.up(self.down(x))), x.shape[2:])
 
 
+def test_weights_that_are_no_numbers_are_refused_by_name():
+    """OpenVINO's ReLU would make 0 of them, so that the file seems to work."""
+    layer = nn.Conv2d(1, 2, 3)
+    layer.weight.data[1, 0, 2, 2] = np.nan
+    with pytest.raises(ValueError, match=r"export: net\.1\.weight holds NaN or infinity"):
+        to_onnx(nn.Sequential(nn.ReLU(), layer), SEVEN)
+
+
 def test_a_network_of_ones_own(runtime):
     @exports(Own)
     def write(graph, name, net, x):
