@@ -211,8 +211,8 @@ def batch(options, seed=0, N=None, size=None):
 
 
 def in_precision(precision, function, readable=False, tuned=False):
-    """The function with both libraries set to a precision, with our definitions only if wanted; tuned: cuDNN tries all its
-    algorithms first, which takes 20 to 30 seconds a network."""
+    """The function with both libraries set to a precision. readable: with our definitions and the walk in blocks, no kernels;
+    tuned: cuDNN tries all its algorithms first, which takes 20 to 30 seconds a network."""
     def run():
         import torch
 
@@ -220,7 +220,7 @@ def in_precision(precision, function, readable=False, tuned=False):
         set_torch_precision(precision)
         torch.backends.cudnn.benchmark = tuned
         backend.set_precision(precision)
-        with readable_only() if readable else contextlib.nullcontext():
+        with readable_only(but=["blocks"]) if readable else contextlib.nullcontext():
             return function()
 
     return run
@@ -247,7 +247,8 @@ def steps(options):
         if full:                                # on its own: it takes tens of gigabytes
             variants.clear()
             release()
-            ms |= alternate({"minifcn definitions fp32": in_precision("fp32", our_step(options, *given)[1], readable=True)}, 3)
+            plain = in_precision("fp32", our_step(options, *given)[1], readable=True)
+            ms |= alternate({"minifcn definitions and blocks.py, fp32": plain}, 3)
         show([f"one training step, {what}", "ms", "images/s"], [(n, t, 1e3 * N / t) for n, t in ms.items()])
         result[what] = {name: {"ms": t, "images_per_second": 1e3 * N / t} for name, t in ms.items()}
         for precision in precisions:

@@ -10,8 +10,9 @@ An array function may be replaced, or a composition of layers as in nn/blocks.py
 all hold; without such a twin it runs the definition. fast/__init__.py states the order of the twins. A condition is a function
 of some arguments of the replaced function; it gets them by their names, as in `kernel_3x3(w)`. If a twin raises an error, the
 definition does not run in its place: faults must be seen. `with readable_only():` and the environment variable
-MINIFCN_READABLE=1 switch all twins off. `explain(f, x)` runs f(x) and prints which twins ran, and why the others did not;
-MINIFCN_EXPLAIN=1 does so for a whole run, once for each kind of call.
+MINIFCN_READABLE=1 switch all twins off, `readable_only(but=["blocks"])` all but those of one file. `explain(f, x)` runs
+f(x) and prints which twins ran, and why the others did not; MINIFCN_EXPLAIN=1 does so for a whole run, once for each kind of
+call.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from typing import NamedTuple
 REPLACEMENTS: dict = {}                         # definition's wrapper -> [Twin, ...] in the order in which they are asked
 NOTES: list = []                                # functions without arguments; `explain` prints the sentence that each returns
 _readable = os.environ.get("MINIFCN_READABLE", "0") not in ("", "0")
+_but: tuple = ()                                # endings of the names of modules whose twins run even so
 
 
 class Twin(NamedTuple):
@@ -51,7 +53,7 @@ def replaceable(definition):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args = bound.args
-        twin = None if _readable else next((t for t in REPLACEMENTS[call] if t.refusal(args) is None), None)
+        twin = next((t for t in REPLACEMENTS[call] if _asked(t) and t.refusal(args) is None), None)
         for listener in _listeners:
             listener.note(call, args, twin)
         return (definition if twin is None else twin.function)(*args)
@@ -100,22 +102,31 @@ def _places(function, condition):
 
 
 @contextlib.contextmanager
-def readable_only():
+def readable_only(but=()):
     """Inside this context only the readable definitions run, in all threads. Meant for tests and benchmarks.
 
     Run a forward and its backward both inside or both outside: what a twin saves for backward, only the twin can read.
+    but: files of fast/ whose twins run even so, as ["blocks"] or ["gpu.norm"]. Raises ValueError for a file without twins.
     """
-    global _readable
-    before, _readable = _readable, True
+    global _readable, _but
+    files = {twin.function.__module__ for twins in REPLACEMENTS.values() for twin in twins}
+    for name in but:
+        if not any(file.endswith(f".{name}") for file in files):
+            raise ValueError(f"readable_only: no file {name!r} with twins; there are {', '.join(sorted(files))}")
+    before, _readable, _but = (_readable, _but), True, tuple(f".{name}" for name in but)
     try:
         yield
     finally:
-        _readable = before
+        _readable, _but = before
 
 
 def readable():
-    """Whether the twins are switched off now."""
+    """Whether twins are switched off now."""
     return _readable
+
+
+def _asked(twin):
+    return not _readable or twin.function.__module__.endswith(_but)
 
 
 # ---- explain ----
@@ -151,13 +162,14 @@ class _Listener:
 
     def note(self, function, args, ran):
         text = f"{function.__name__}({', '.join(map(_short, args))})\n    {ran.function.__name__ if ran else 'definition'} runs"
-        if _readable:
+        if _readable and not _but:
             text += "; twins are switched off"
         else:
             for twin in REPLACEMENTS[function]:
                 refusal = twin.refusal(args)
+                why = f"not {refusal.__name__}" if refusal else "comes later"
                 if twin is not ran:
-                    text += f"\n    {twin.function.__name__}: " + (f"not {refusal.__name__}" if refusal else "comes later")
+                    text += f"\n    {twin.function.__name__}: {why if _asked(twin) else 'switched off'}"
         self.seen[text] += 1
         if self.file and self.seen[text] == 1:
             print(text, file=self.file)

@@ -88,6 +88,41 @@ def test_a_trivial_replacement(square, monkeypatch):
     assert square(20)[0] == "large"                                      # also after an error
 
 
+def test_all_but_one_file_switched_off(square, monkeypatch, capsys):
+    """The twins of the named file run inside, all of them afterwards; a name without twins is refused."""
+    monkeypatch.setattr(dispatch, "_readable", False)
+    for file in ("gpu.one", "cpu.one", "two"):
+        def twin(x, file=file):
+            return file, x * x
+
+        twin.__module__ = f"fast.{file}"
+        replaces(square, when=(always,))(twin)
+    for but, ran in (((), "definition"), (["two"], "two"), (["cpu.one"], "cpu.one"), (["two", "one"], "gpu.one")):
+        with readable_only(but=but):
+            assert square(3) == (ran, 9) and dispatch.readable()
+            with readable_only():
+                assert square(3)[0] == "definition"
+            assert square(3)[0] == ran
+        assert square(3)[0] == "gpu.one" and not dispatch.readable()
+    with readable_only(but=["two"]):
+        dispatch.explain(square, 3)
+    assert capsys.readouterr().out.endswith("    twin runs\n    twin: switched off\n    twin: switched off\n")
+    with pytest.raises(ValueError, match="no file 'three' with twins; there are .*fast.two"), readable_only(but=["three"]):
+        pass
+
+
+def test_the_head_by_blocks_alone(monkeypatch):
+    """The definitions and blocks.py: 4 views where the definition adds 4,096 taps, and no other twin runs."""
+    monkeypatch.setattr(dispatch, "_readable", False)
+    listener = dispatch._Listener()
+    monkeypatch.setattr(dispatch, "_listeners", [listener])
+    x, w = np.ones((1, 2, 2, 3), np.float32), np.ones((2, 2, 64, 64), np.float32)
+    with readable_only(but=["blocks"]):
+        F.conv_transpose2d(x, w, stride=32, padding=16)
+    ran = {text.split("(")[0]: text.split("\n")[1].split()[0] for text in listener.seen}
+    assert ran["col2im"] == "col2im_blocks" and set(ran.values()) == {"col2im_blocks", "definition"}
+
+
 def test_conditions_get_arguments_by_name_and_defaults(monkeypatch):
     monkeypatch.setattr(dispatch, "_readable", False)
 
