@@ -4,6 +4,7 @@ Reading order, first the kernels in CUDA:
 
     kernels/common.cuh            what all kernels share
     kernels/columns.cu            im2col and col2im
+    kernels/sums.cuh              two sums of a block, added as a tree
     kernels/norm.cu               batch norm, ReLU and shortcut
     kernels/pool.cu               max-pooling
     kernels/stem.cu               norm, ReLU and max-pooling in one sweep

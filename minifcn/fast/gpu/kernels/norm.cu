@@ -10,6 +10,7 @@
 // of four.
 
 #include "common.cuh"
+#include "sums.cuh"
 
 // Mean and centred sum of squares of n numbers. One number is added after Welford (1962), two are merged after Chan, Golub &
 // LeVeque (1983): neither subtracts large numbers that are nearly equal. All is counted from the channel's first pixel until
@@ -130,7 +131,6 @@ extern "C" __global__ void scale_shift_4(const float* x, const float* mean, cons
 template <int V>
 __device__ __forceinline__ void normalize_grad_sums(const float* gy, const float* y, const float* x, const float* mean,
                                                     const float* inv_std, float* partial, int M, int C) {
-  __shared__ float part_b[V][T], part_w[V][T];
   Place at(C, V);
   int c = at.channel(V);
   float b[V] = {}, w[V] = {};
@@ -148,23 +148,7 @@ __device__ __forceinline__ void normalize_grad_sums(const float* gy, const float
       }
     }
   }
-#pragma unroll
-  for (int e = 0; e < V; e++) part_b[e][threadIdx.x] = b[e], part_w[e][threadIdx.x] = w[e];
-  for (int half = at.lanes / 2; half; half /= 2) {
-    __syncthreads();
-    if (at.lane < half)
-#pragma unroll
-      for (int e = 0; e < V; e++) {
-        part_b[e][threadIdx.x] += part_b[e][threadIdx.x + half * at.groups];
-        part_w[e][threadIdx.x] += part_w[e][threadIdx.x + half * at.groups];
-      }
-  }
-  if (at.lane == 0 && c < C)
-#pragma unroll
-    for (int e = 0; e < V; e++) {
-      float* out = partial + ((size_t)blockIdx.y * C + c + e) * 2;
-      out[0] = part_b[e][threadIdx.x], out[1] = part_w[e][threadIdx.x] * inv_std[c + e];
-    }
+  add_lanes<V>(at, b, w, inv_std, partial, C);
 }
 
 extern "C" __global__ void normalize_grad_sums_1(const float* gy, const float* y, const float* x, const float* mean,

@@ -13,6 +13,7 @@
 // so the first sweep reads the windows and their winners, the second each pixel once; gz itself is never written.
 
 #include "common.cuh"
+#include "sums.cuh"
 
 __device__ __forceinline__ float rectified(float value) { return value < 0.f ? 0.f : value; }      // a NaN stays a NaN
 
@@ -62,7 +63,6 @@ template <int V>
 __device__ __forceinline__ void norm_relu_pool_sums(const float* gy, const float* y, const unsigned char* tap, const float* x,
                                                     const float* mean, const float* inv_std, float* partial, int windows,
                                                     int H, int W, int C, int OH, int OW) {
-  __shared__ float part_b[V][T], part_w[V][T];
   Place at(C, V);
   int c = at.channel(V);
   float b[V] = {}, w[V] = {};
@@ -81,23 +81,7 @@ __device__ __forceinline__ void norm_relu_pool_sums(const float* gy, const float
       }
     }
   }
-#pragma unroll
-  for (int e = 0; e < V; e++) part_b[e][threadIdx.x] = b[e], part_w[e][threadIdx.x] = w[e];
-  for (int half = at.lanes / 2; half; half /= 2) {
-    __syncthreads();
-    if (at.lane < half)
-#pragma unroll
-      for (int e = 0; e < V; e++) {
-        part_b[e][threadIdx.x] += part_b[e][threadIdx.x + half * at.groups];
-        part_w[e][threadIdx.x] += part_w[e][threadIdx.x + half * at.groups];
-      }
-  }
-  if (at.lane == 0 && c < C)
-#pragma unroll
-    for (int e = 0; e < V; e++) {
-      float* out = partial + ((size_t)blockIdx.y * C + c + e) * 2;
-      out[0] = part_b[e][threadIdx.x], out[1] = part_w[e][threadIdx.x] * inv_std[c + e];
-    }
+  add_lanes<V>(at, b, w, inv_std, partial, C);
 }
 
 extern "C" __global__ void norm_relu_pool_sums_1(const float* gy, const float* y, const unsigned char* tap, const float* x,
