@@ -17,6 +17,7 @@ Reading order, first the kernels in CUDA:
     kernels/implicit_gemm.cu      a convolution as a product whose columns are never written
     kernels/patch.cu              a pixel is fetched once for nine taps
     kernels/weight_gradient.cu    the gradient of the weights
+    kernels/stem_gradient.cu      the same of the stem, from pictures
     kernels/hopper.cuh            Hopper's tensor core and its barriers
     kernels/warpgroup.cu          the 3 x 3 convolution on Hopper
 

@@ -3,7 +3,7 @@
     correlate, gx, gw   warpgroup          3x3 stride 1, fp16 operands, Hopper's own instruction
                         patch              3x3 stride 1, tf32 or fp16: a pixel is fetched once for nine taps
                         four phases        gx of 3x3 stride 2, tf32
-                        weight gradient    gw of 3x3 stride 1 and 2, tf32
+                        weight gradient    gw of 3x3 stride 1 and 2, and of the 7x7 stem, tf32
                         implicit GEMM      any kernel and stride, tf32
                         columns            everything, in float32 exactly (or cuBLAS's tf32)
 
@@ -47,6 +47,8 @@ WEIGHT_GRADIENT = {                             # stride -> tiles of gy; the sec
     (2, 2): (Tile("weight_gradient_s2", (5, 8), 64, 256, 3 * 4 * (72 * 5 * 8 + 68 * 11 * 17)),
              Tile("weight_gradient_s2_small", (2, 8), 64, 256, 3 * 4 * (72 * 2 * 8 + 68 * 5 * 17))),
 }
+
+STEM_GRADIENT = Tile("stem_gradient", (8, 8), 64, 224, 3 * 4 * (8 * 8 * 72 + 21 * 68))
 
 
 def fitting(tiles, F):
@@ -227,6 +229,29 @@ def correlate_grad_w_patch(gy, x, khw, stride, padding, dilation):
     parts, gw = cupy.empty((count, F, 9, C), np.float32), cupy.empty((F, C, 3, 3), np.float32)
     launch(tile.name, (count, F // 64, C // 64), (last(x), last(gy), parts, N, H, W, C, F, OH, OW), tile.threads, tile.shared)
     launch("add_parts", (blocks_of(gw.size),), (parts, gw, count, F, C, 9))
+    return gw
+
+
+# ---- the stem: the weight gradient ----
+
+def is_stem(x, khw, stride, padding, dilation):
+    """7 x 7 of pictures, stride 2, padding 3."""
+    return x.shape[1] == 3 and khw == (7, 7) and stride == (2, 2) and padding == (3, 3) and dilation == (1, 1)
+
+
+def has_stem_tile(gy):
+    """Whole blocks of 64 filters."""
+    return fitting([STEM_GRADIENT], gy.shape[1]) is not None
+
+
+@replaces(conv.correlate_grad_w, when=(float32_on_gpu, rounded_operands, is_stem, has_stem_tile))
+def correlate_grad_w_stem(gy, x, khw, stride, padding, dilation):
+    cupy, (N, F, OH, OW), (_, H, W), tile = backend.cupy, gy.shape, x.shape[1:], STEM_GRADIENT
+    patches = N * -(-OH // tile.pixels[0]) * -(-OW // tile.pixels[1])
+    count = max(1, min(patches, 2 * _attribute("MultiProcessorCount") // (F // 64)))
+    parts, gw = cupy.empty((count, F, 49, 3), np.float32), cupy.empty((F, 3, 7, 7), np.float32)
+    launch(tile.name, (count, F // 64), (last(x), last(gy), parts, N, H, W, F, OH, OW), tile.threads, tile.shared)
+    launch("add_parts", (blocks_of(gw.size),), (parts, gw, count, F, 3, 49))
     return gw
 
 

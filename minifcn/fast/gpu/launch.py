@@ -21,7 +21,7 @@ T = 256                                         # threads of most blocks, as in 
 BLOCKS = 1024                                   # that fill a large GPU: eight for each of 132 multiprocessors
 DTYPES = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64,
           "double": np.float64}
-NEED_TENSOR_CORES = {"implicit_gemm", "pack", "patch", "weight_gradient"}      # files that no card before Ampere runs
+NEED_TENSOR_CORES = {"implicit_gemm", "pack", "patch", "stem_gradient", "weight_gradient"}  # files for Ampere and later cards
 HOPPER = 90                                     # compute capability times ten; wgmma is on this one alone: file warpgroup
 
 

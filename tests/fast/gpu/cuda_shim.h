@@ -44,7 +44,7 @@ static dim3 blockIdx, blockDim, gridDim;
 
 namespace shim {
 enum State { RUNNABLE, SPINNING, AT_BARRIER, AT_WARP, DONE };
-struct Copy { void* to; const void* from; bool inside; int group; };
+struct Copy { void* to; const void* from; bool inside; int group, bytes; };
 struct Fiber {
   jmp_buf place;
   State state;
@@ -194,20 +194,26 @@ static Shared shared_address(const void* p) { return (Shared)p; }
 
 // An asynchronous copy lands at once (a stage that is still being read is then overwritten) or when it is waited for (a wait
 // that came too early then reads NaN).
-static void copy16(Shared to, const void* from, bool inside) {
-  shim::misaligned |= (uintptr_t)to % 16 || inside && (uintptr_t)from % 16;
-  if (shim::late_copies) shim::current->copies.push_back({to, from, inside, shim::current->group});
-  else if (inside) memcpy(to, from, 16);
-  else memset(to, 0, 16);
+namespace shim {
+static void land(const Copy& c) {
+  if (c.inside) memcpy(c.to, c.from, c.bytes);
+  else memset(c.to, 0, c.bytes);
 }
+static void copy(Shared to, const void* from, bool inside, int bytes) {
+  misaligned |= (uintptr_t)to % bytes || inside && (uintptr_t)from % bytes;
+  Copy c = {to, from, inside, current->group, bytes};
+  if (late_copies) current->copies.push_back(c);
+  else land(c);
+}
+}  // namespace shim
+static void copy16(Shared to, const void* from, bool inside) { shim::copy(to, from, inside, 16); }
+static void copy4(Shared to, const void* from, bool inside) { shim::copy(to, from, inside, 4); }
 static void copy16_cached(Shared to, const void* from, bool inside) { copy16(to, from, inside); }
 static void copies_commit() { shim::current->group++; }
 template <int LEFT> static void copies_wait() {
   auto& copies = shim::current->copies;
   size_t k = 0;
-  for (; k < copies.size() && copies[k].group < shim::current->group - LEFT; k++)
-    if (copies[k].inside) memcpy(copies[k].to, copies[k].from, 16);
-    else memset(copies[k].to, 0, 16);
+  for (; k < copies.size() && copies[k].group < shim::current->group - LEFT; k++) shim::land(copies[k]);
   copies.erase(copies.begin(), copies.begin() + k);
 }
 static void store16(Shared to, const unsigned* four) { shim::misaligned |= (uintptr_t)to % 16; memcpy(to, four, 16); }

@@ -114,6 +114,7 @@ def test_correlate_scale_relu(gpu, case, seed):
 
 PADDED = ((1, 1), (1, 1), (1, 1))               # stride, padding, dilation of a 3 x 3 layer
 HALVING = ((2, 2), (1, 1), (1, 1))
+STEM = ((2, 2), (3, 3), (1, 1))                 # ... and of the 7 x 7 layer
 TILES = {                                       # twin -> cases that fit it, (N, C, F, hw, khw, stride, padding, dilation)
     "correlate_warpgroup": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 128, (3, 17), (3, 3), *PADDED),
                             (3, 64, 192, (1, 1), (3, 3), *PADDED)],
@@ -131,6 +132,8 @@ TILES = {                                       # twin -> cases that fit it, (N,
                                        (1, 128, 36, (7, 8), (3, 3), *PADDED)],
     "correlate_grad_w_patch": [(2, 64, 64, (11, 9), (3, 3), *PADDED), (1, 128, 64, (21, 17), (3, 3), *PADDED),
                                (3, 64, 128, (9, 12), (3, 3), *HALVING), (2, 64, 64, (1, 1), (3, 3), *HALVING)],
+    "correlate_grad_w_stem": [(3, 3, 64, (33, 35), (7, 7), *STEM), (2, 3, 128, (17, 16), (7, 7), *STEM),
+                              (2, 3, 64, (1, 1), (7, 7), *STEM)],
 }
 
 

@@ -267,6 +267,45 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         twin("correlate_grad_w_patch"),
     ),
     "one part is left out": ("pack", "p < count; p++", "p < count - 1; p++", exact, twin("correlate_grad_w_patch")),
+    # -- stem gradient
+    "stem gradient: a stage too late": (
+        "stem_gradient",
+        "copies_wait<STAGES - 2>();",
+        "copies_wait<STAGES - 1>();",
+        exact,
+        twin("correlate_grad_w_stem"),
+    ),
+    "stem gradient: no barrier": ("stem_gradient", "    __syncthreads();\n", "", exact, twin("correlate_grad_w_stem")),
+    "stem gradient: windows one pixel apart": (
+        "stem_gradient",
+        "u * PX + 6 * t + g",
+        "u * PX + 3 * t + g",
+        exact,
+        twin("correlate_grad_w_stem"),
+    ),
+    "stem gradient: rows of the map one apart": ("stem_gradient", "xs + 2 * r * PX", "xs + r * PX", exact, twin("correlate_grad_w_stem")),
+    "stem gradient: a run wraps around": (
+        "stem_gradient",
+        " && (unsigned)at < 3u * W",
+        "",
+        exact,
+        twin("correlate_grad_w_stem"),
+    ),
+    "stem gradient: no rows above": (
+        "stem_gradient",
+        "(unsigned)h < (unsigned)H",
+        "h < H",
+        exact,
+        twin("correlate_grad_w_stem", 2),
+    ),
+    "stem gradient: three columns too many": ("stem_gradient", "if (at < 21) parts", "parts", exact, twin("correlate_grad_w_stem", 1)),
+    "stem gradient: pixels beyond the map": (
+        "stem_gradient",
+        "i < OH && j < OW",
+        "true",
+        exact,
+        twin("correlate_grad_w_stem", 2),
+    ),
     # -- warpgroup
     "weights freed too early": ("warpgroup", "warpgroup_wait<1>();  ", "", exact, twin("correlate_warpgroup", 1)),
     "pixels announced before they are stored": (

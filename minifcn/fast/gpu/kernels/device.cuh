@@ -19,6 +19,9 @@ __device__ __forceinline__ void copy16(Shared to, const void* from, bool inside)
 __device__ __forceinline__ void copy16_cached(Shared to, const void* from, bool inside) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }
+__device__ __forceinline__ void copy4(Shared to, const void* from, bool inside) {          // 4 bytes
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(inside ? 4 : 0) : "memory");
+}
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> __device__ __forceinline__ void copies_wait() {        // until at most LEFT committed groups are under way
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
