@@ -283,7 +283,13 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         exact,
         twin("correlate_grad_w_stem"),
     ),
-    "stem gradient: rows of the map one apart": ("stem_gradient", "xs + 2 * r * PX", "xs + r * PX", exact, twin("correlate_grad_w_stem")),
+    "stem gradient: rows of the map one apart": (
+        "stem_gradient",
+        "xs + 2 * r * PX",
+        "xs + r * PX",
+        exact,
+        twin("correlate_grad_w_stem"),
+    ),
     "stem gradient: a run wraps around": (
         "stem_gradient",
         " && (unsigned)at < 3u * W",
@@ -298,7 +304,13 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         exact,
         twin("correlate_grad_w_stem", 2),
     ),
-    "stem gradient: three columns too many": ("stem_gradient", "if (at < 21) parts", "parts", exact, twin("correlate_grad_w_stem", 1)),
+    "stem gradient: three columns too many": (
+        "stem_gradient",
+        "if (at < 21) parts",
+        "parts",
+        exact,
+        twin("correlate_grad_w_stem", 1),
+    ),
     "stem gradient: pixels beyond the map": (
         "stem_gradient",
         "i < OH && j < OW",
