@@ -27,6 +27,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
 exclude_patterns = ["_build"]
 nitpicky, html_copy_source, html_show_sphinx, autodoc_member_order = True, False, False, "bysource"
 html_show_copyright = False
+autodoc_typehints = "none"                    # the docstrings say more: shapes, ranges, units
 nitpick_ignore_regex = [("py:.*", r"(numpy|np|cupy|pathlib)\..*")]        # not ours
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "colon_fence"], 3
 nb_execution_mode, nb_execution_raise_on_error, nb_execution_timeout, nb_merge_streams = "force", True, 600, True

@@ -73,6 +73,7 @@ def test_direction(module):
 
 def test_no_cycles():
     graph = {module: [o for o in imported(file) if o in MODULES and o != module] for module, file in MODULES.items()}
+    graph["minifcn.core.attached"] = []                               # it imports Tensor for type checkers only
     done, path = set(), []
 
     def visit(module):

@@ -1,5 +1,7 @@
 """Names of torch that minifcn does not have, and what to use instead. The AttributeError for such a name says it."""
 
+from __future__ import annotations
+
 INSTEAD = {
     "Tensor": {
         "cuda": 'x.to("gpu")', "numel": "x.size", "dim": "x.ndim", "tolist": "x.numpy().tolist()", "is_leaf": "x.node is None",
@@ -34,7 +36,7 @@ INSTEAD = {
 }
 
 
-def absent(kind, name, owner=None):
+def absent(kind: str, name: str, owner: str | None = None) -> AttributeError:
     """The AttributeError for a name that is missing. kind: a key of INSTEAD. owner: whose name is missing; None: the kind's.
 
     If INSTEAD has the name, the message says what to use instead.

@@ -4,8 +4,14 @@ There is no global device. An array stays on the device where it was made, and o
 Only the functions of this file move arrays. Source: the convention of `cupy.get_array_module`.
 """
 
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
+Array = np.ndarray                              # in signatures: an ndarray of NumPy or of CuPy
 PRECISIONS = ("fp32", "tf32", "fp16")
 _precision = "fp32"
 
@@ -15,7 +21,7 @@ except ImportError:
     cupy = None                                 # tests assign a module here that imitates CuPy and refuses NumPy's arrays
 
 
-def array_module(*arrays):
+def array_module(*arrays: object) -> ModuleType:
     """The module (`numpy` or `cupy`) that the arrays belong to. Everywhere in minifcn it is called `xp`.
 
     arrays: ndarrays of either kind; anything else (None, numbers) is ignored.
@@ -26,7 +32,7 @@ def array_module(*arrays):
     return np
 
 
-def has_gpu():
+def has_gpu() -> bool:
     """True if CuPy is installed and a CUDA device answers. CuPy without a driver counts as no GPU."""
     if cupy is None:
         return False
@@ -36,7 +42,7 @@ def has_gpu():
         return False
 
 
-def choose_device(name):
+def choose_device(name: str) -> str:
     """Turn "auto", "cpu" or "gpu" into "cpu" or "gpu"; "auto" takes the GPU when there is one.
 
     Raises ValueError for another name, and RuntimeError for "gpu" where CuPy or the device is missing.
@@ -51,17 +57,17 @@ def choose_device(name):
     return name
 
 
-def device_of(array):
+def device_of(array: object) -> str:
     """"gpu" for a CuPy array, "cpu" for everything else."""
     return "cpu" if array_module(array) is np else "gpu"
 
 
-def to_host(array):
+def to_host(array: Array) -> np.ndarray:
     """The array as a numpy.ndarray; a copy if it was on the GPU, else the array itself."""
     return np.asarray(array) if array_module(array) is np else cupy.asnumpy(array)
 
 
-def to_device(array, device):
+def to_device(array: Array, device: str) -> Array:
     """The array on `device` ("cpu" or "gpu"); the array itself if it is there already."""
     if device == "cpu":
         return to_host(array)
@@ -72,17 +78,17 @@ def to_device(array, device):
     raise ValueError(f"device must be 'cpu' or 'gpu', not {device!r}")
 
 
-def has_tensor_cores():
+def has_tensor_cores() -> bool:
     """True if the current GPU multiplies in tf32 or fp16: compute capability 8.0 (Ampere, 2020) or later; a T4 has 7.5."""
     return int(cupy.cuda.Device().compute_capability) >= 80
 
 
-def address(array):
+def address(array: Any) -> int | None:
     """The address in memory at which an array's numbers begin, as an int; None for None."""
     return None if array is None else array.ctypes.data if array_module(array) is np else array.data.ptr
 
 
-def set_precision(name):
+def set_precision(name: str) -> None:
     """Choose how a GPU with tensor cores (NVIDIA's since 2020) rounds the factors of its convolutions.
 
     name: "fp32", the default: no rounding. "tf32": to 11 bits, several times faster. "fp16": to 11 bits as well, and only
@@ -95,6 +101,6 @@ def set_precision(name):
     _precision = name
 
 
-def precision():
+def precision() -> str:
     """"fp32", "tf32" or "fp16": what set_precision was last called with."""
     return _precision

@@ -15,14 +15,18 @@ f(x) and prints which twins ran, and why the others did not; MINIFCN_EXPLAIN=1 d
 call.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import inspect
 import os
 import sys
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+Function = TypeVar("Function", bound=Callable)
 REPLACEMENTS: dict = {}                         # definition's wrapper -> [Twin, ...] in the order in which they are asked
 NOTES: list = []                                # functions without arguments; `explain` prints the sentence that each returns
 _readable = os.environ.get("MINIFCN_READABLE", "0") not in ("", "0")
@@ -35,7 +39,7 @@ class Twin(NamedTuple):
     function: object
     conditions: tuple
 
-    def refusal(self, args):
+    def refusal(self, args: Sequence) -> Callable | None:
         """The first condition that does not hold, or None: then the twin may run."""
         for condition, places in self.conditions:
             if not condition(*(args if places is None else [args[i] for i in places])):
@@ -43,7 +47,7 @@ class Twin(NamedTuple):
         return None
 
 
-def replaceable(definition):
+def replaceable(definition: Function) -> Function:
     """Mark a function as one that fast/ may replace."""
     signature = inspect.signature(definition)
 
@@ -59,10 +63,10 @@ def replaceable(definition):
         return (definition if twin is None else twin.function)(*args)
 
     REPLACEMENTS[call] = []
-    return call
+    return call         # type: ignore[return-value]  # wraps() gives it the definition's signature
 
 
-def replaces(function, when):
+def replaces(function: Callable, when: tuple) -> Callable[[Function], Function]:
     """Register the decorated function as a twin of `function`, used where all conditions of the tuple `when` hold.
 
     A condition takes some arguments of `function` by their names, or all of them as `*arguments`. Together the conditions
@@ -81,7 +85,7 @@ def replaces(function, when):
     return register
 
 
-def ask_in_order(modules):
+def ask_in_order(modules: list[str]) -> None:
     """Sort all twins registered so far: first those of the first module, in the order in which they stand in the module.
 
     modules: names of modules. Raises ValueError if a twin stands in none of them.
@@ -102,7 +106,7 @@ def _places(function, condition):
 
 
 @contextlib.contextmanager
-def readable_only(but=()):
+def readable_only(but: Sequence[str] = ()) -> Iterator[None]:
     """Inside this context only the readable definitions run, in all threads. Meant for tests and benchmarks.
 
     Run a forward and its backward both inside or both outside: what a twin saves for backward, only the twin can read.
@@ -120,7 +124,7 @@ def readable_only(but=()):
         _readable, _but = before
 
 
-def readable():
+def readable() -> bool:
     """Whether twins are switched off now."""
     return _readable
 
@@ -131,7 +135,7 @@ def _asked(twin):
 
 # ---- explain ----
 
-def explain(f, *args, **kwargs):
+def explain(f: Callable, *args: Any, **kwargs: Any) -> Any:
     """Run f(*args, **kwargs) once and print, for every replaceable call inside, which function ran and why not the others.
 
     Calls of one kind (the same shapes, dtypes and settings) are printed once, with their number. Returns what f returns.

@@ -8,27 +8,36 @@ of batch norm is 0, so a backward that returns zeros would pass.
 Source: Christianson & Griewank on directional checks; Hairer et al., "Solving ODEs I", II.4 (Richardson extrapolation).
 """
 
-from collections import namedtuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from minifcn.core.backend import array_module
+from minifcn.core.backend import Array, array_module
 from minifcn.core.tensor import Tensor, no_grad
 
-Check = namedtuple("Check", "error bound")
+
+class Check(NamedTuple):
+    """The largest error that a check found, and the bound that it must not exceed."""
+
+    error: float
+    bound: float
+
 
 STEP = float(np.finfo(np.float64).eps) ** 0.2   # 7e-4: at this h the method's error h^4 is as large as rounding's eps / h
 VJP_BOUND = 1e-8                                # the method's error is near 1e-12, but larger for steep functions
 ADJOINT_BOUND = 1e-12                           # a few thousand roundings of 1e-16
 
 
-def cotangent_generator(seed):
+def cotangent_generator(seed: int) -> np.random.Generator:
     """A random generator that differs from default_rng(seed), with which a caller may have drawn x. With gy = x the gradient
     of batch norm would be 0."""
     return np.random.default_rng((seed, 0xC07A))
 
 
-def check_vjp(f, *arrays, seed=0):
+def check_vjp(f: Callable, *arrays: Array, seed: int = 0) -> Check:
     """Compare the gradients of f with a numerical derivative, in float64.
 
         D = d/dh <gy, f(..., x + h d, ...)> at h = 0, from four evaluations:  (8 (p(h) - p(-h)) - (p(2h) - p(-2h))) / 12 h
@@ -73,7 +82,7 @@ def check_vjp(f, *arrays, seed=0):
     return Check(float(worst), VJP_BOUND)
 
 
-def check_adjoint(f, adjoint, x_shape, y_shape, seed=0):
+def check_adjoint(f: Callable, adjoint: Callable, x_shape: tuple, y_shape: tuple, seed: int = 0) -> Check:
     """Check that <f(x), y> = <x, adjoint(y)> for random x and y, so that `adjoint` is the transpose of the linear map f.
 
     f, adjoint: functions of one float64 Tensor. x_shape, y_shape: shapes of their inputs.

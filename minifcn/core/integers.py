@@ -4,9 +4,11 @@ Operations return it for class indices and comparisons. Nothing is differentiate
 GPU the result is a plain CuPy array, without torch's methods.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
-from minifcn.core.backend import array_module, to_device
+from minifcn.core.backend import Array, array_module, to_device
 from minifcn.core.tensor import Tensor
 
 
@@ -18,35 +20,35 @@ class Integers(np.ndarray):
             return array[()]
         return array.view(Integers if array.dtype.kind in "biu" else np.ndarray)
 
-    def long(self):
+    def long(self) -> Array:
         """As int64."""
         return self.astype(np.int64)
 
-    def float(self):
+    def float(self) -> Tensor:
         """As a Tensor of float32."""
         return Tensor(np.asarray(self, np.float32))
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """As a plain ndarray."""
         return self.view(np.ndarray)
 
-    def to(self, device):
+    def to(self, device: str) -> Array:
         """On a device, "cpu" or "gpu"."""
         return self if device == "cpu" else to_device(self.numpy(), device)
 
-    def cpu(self):
+    def cpu(self) -> Integers:
         """Itself: it is on the host."""
         return self
 
-    def permute(self, *axes):
+    def permute(self, *axes: int) -> Integers:
         """The axes in the given order."""
         return self.transpose(*axes)
 
-    def unsqueeze(self, dim):
+    def unsqueeze(self, dim: int) -> Array:
         """A new axis of length 1."""
         return np.expand_dims(self, dim)
 
 
-def integers(array):
+def integers(array: Array) -> Array:
     """The array as Integers, sharing its memory; an array on a GPU as it is."""
     return np.asarray(array).view(Integers) if array_module(array) is np else array

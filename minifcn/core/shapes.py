@@ -10,10 +10,16 @@ Sizes are capital letters. Each has one meaning everywhere in minifcn:
 Source of the size rules: Dumoulin & Visin 2016, arXiv 1603.07285.
 """
 
+from __future__ import annotations
+
 import operator
+from typing import Any
+
+Pair = tuple[int, int]                          # in signatures: (vertical, horizontal)
+IntOrPair = int | Pair                          # an int stands for both directions
 
 
-def pair(value, name, least):
+def pair(value: IntOrPair, name: str, least: int) -> Pair:
     """An int or a pair of ints as (vertical, horizontal).
 
     name: what to call it in errors, "conv2d: stride". least: the smallest legal value.
@@ -28,10 +34,10 @@ def pair(value, name, least):
     values = tuple(operator.index(v) for v in values)
     if min(values) < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return values
+    return values[0], values[1]
 
 
-def check_counts(layer, **counts):
+def check_counts(layer: str, **counts: int) -> None:
     """Raise TypeError or ValueError unless all are ints of at least 1: the channels and features of a layer."""
     for name, value in counts.items():
         if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -40,7 +46,7 @@ def check_counts(layer, **counts):
             raise ValueError(f"{layer}: {name} must be at least 1, got {value}")
 
 
-def conv_size(H, KH, SH, PH, DH):
+def conv_size(H: int, KH: int, SH: int, PH: int, DH: int) -> int:
     """Output length of a convolution along one axis: OH = floor((H + 2 PH - DH (KH - 1) - 1) / SH) + 1.
 
     The floor drops the last rows when the stride does not divide: 16, 17 and 18 rows under KH=5, PH=2, SH=3 all give 6.
@@ -48,7 +54,7 @@ def conv_size(H, KH, SH, PH, DH):
     return (H + 2 * PH - DH * (KH - 1) - 1) // SH + 1
 
 
-def conv_transpose_size(H, KH, SH, PH, DH, OP):
+def conv_transpose_size(H: int, KH: int, SH: int, PH: int, DH: int, OP: int) -> int:
     """Output length of a transposed convolution along one axis: OH = (H - 1) SH - 2 PH + DH (KH - 1) + 1 + OP.
 
     `conv_size` maps SH different lengths to H. OP = 0 gives the smallest of them; a larger OP (output_padding) gives another.
@@ -60,12 +66,14 @@ class Size(int):
     """What x.size is for a Tensor x. As an int it is the number of elements, as in NumPy. x.size() is the shape and x.size(0)
     a length, as in torch."""
 
+    shape: tuple
+
     def __new__(cls, array):
         size = super().__new__(cls, array.size)
         size.shape = array.shape
         return size
 
-    def __call__(self, dim=None):
+    def __call__(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
 
 

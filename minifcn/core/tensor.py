@@ -20,17 +20,23 @@ This file defines no operators. functional/basic.py, operators.py and linear.py 
 Sources: Baydin et al. 2018, arXiv 1502.05767; mattjj/autodidact.
 """
 
+from __future__ import annotations
+
 import contextlib
 import heapq
 import itertools
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from minifcn.core.absent import absent  # makes the AttributeError for a name that a Tensor lacks
 from minifcn.core.attached import Attached  # an empty class: it tells type checkers which operators a Tensor has
-from minifcn.core.backend import array_module, device_of, to_device, to_host  # array_module(a): numpy, or cupy on a GPU
+
+# Array: an ndarray of NumPy or of CuPy; array_module(a): numpy, or cupy on a GPU
+from minifcn.core.backend import Array, array_module, device_of, to_device, to_host
 from minifcn.core.shapes import Size, dims  # dims(a): the shape as text for messages, such as 2x3x8x8
 
 _clock = itertools.count(1)                     # numbers operations and writes in the order in which they happen
@@ -89,20 +95,20 @@ class Tensor(Attached):
     __array_ufunc__ = None                      # so that `ndarray + Tensor` calls Tensor.__radd__ and not NumPy's addition
     home = None                                 # training/arena.py sets it to (data, grad)
 
-    def __init__(self, array, requires_grad=False):
+    def __init__(self, array: Array | list | float, requires_grad: bool = False) -> None:
         if isinstance(array, Tensor):
             raise TypeError("Tensor: got a Tensor; use x.detach() for one without history")
         self._data, self._grad, self.written = _floats(array), None, [0]        # x.data and x.grad are properties, see below
         self.requires_grad = requires_grad
-        self.node = None
+        self.node: Node | None = None
 
     # path: end
     @property
-    def data(self):
+    def data(self) -> Array:
         return self._data
 
     @data.setter
-    def data(self, value):                      # `p.data -= step` calls this too; then `value` is the array that p has already
+    def data(self, value: Array | Tensor) -> None:     # `p.data -= step` calls this too, with the array that p has already
         array = _floats(value.data if isinstance(value, Tensor) else value)
         if self.home and not _alike(array, self.home[0]):
             self.home = None                    # another dtype or device does not fit; Arena.moved() finds out
@@ -113,14 +119,14 @@ class Tensor(Attached):
         self.mark_written()
 
     @property
-    def grad(self):
+    def grad(self) -> Array | None:
         if self._grad is None and self.node is not None:
             warnings.warn(f"grad: only leaves keep a gradient, this Tensor is the result of {self.node.name!r}; for the "
                           "gradient here start a leaf: Tensor(x.data, requires_grad=True)", UserWarning, stacklevel=2)
         return self._grad
 
     @grad.setter
-    def grad(self, value):
+    def grad(self, value: Array | Tensor | None) -> None:
         self._grad = _kept(value.data if isinstance(value, Tensor) else value, self.home and self.home[1])
 
     shape = property(lambda self: self._data.shape)
@@ -129,7 +135,7 @@ class Tensor(Attached):
     size = property(lambda self: Size(self._data))
     device = property(lambda self: device_of(self._data))
 
-    def mark_written(self):
+    def mark_written(self) -> None:
         """Note that the array was written. A backward that needs the old values then raises an error."""
         self.written[0] = next(_clock)
 
@@ -152,23 +158,23 @@ class Tensor(Attached):
         made = f", op={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({to_host(self.data)}, shape={dims(self)}, dtype={self.dtype}, device={self.device}{made})"
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """The values as a numpy.ndarray on the host; shares memory with `data` on the CPU."""
         return to_host(self.data)
 
-    def item(self):
+    def item(self) -> float:
         """The value of a one-element Tensor as a Python float. On a GPU this waits for the device."""
         if self.size != 1:
             raise ValueError(f"item: only one element can become a number, this Tensor is {dims(self)}")
         return self.numpy().item()
 
-    def detach(self):
+    def detach(self) -> Tensor:
         """The same data (not a copy) as a Tensor without history: a constant."""
         y = Tensor(self.data)
         y.written = self.written
         return y
 
-    def to(self, target):
+    def to(self, target: Any) -> Tensor:
         """This Tensor on another device ("cpu", "gpu") or in another dtype (float32, float64); differentiable.
 
         Returns itself when nothing changes.
@@ -183,7 +189,7 @@ class Tensor(Attached):
         return self if y is self.data else record(y, (self,), back, "to")
 
     # path: begin
-    def backward(self, gy=None, on_leaf=None):
+    def backward(self, gy: Array | Tensor | None = None, on_leaf: Callable | None = None) -> None:
         """Add to every leaf's `.grad` the gradient of sum(gy * self), and free the graph on the way.
 
         gy: the gradient of some loss with respect to this Tensor, same shape (ndarray or Tensor);
@@ -317,7 +323,7 @@ def _numbers(value):
     return array
 
 
-def float_dtype(target):
+def float_dtype(target: Any) -> np.dtype:
     """numpy.dtype of float32 or float64. Raises TypeError for anything else; the message lists the dtypes and the devices."""
     try:
         dtype = None if target is None else np.dtype(target)
@@ -329,7 +335,7 @@ def float_dtype(target):
 
 
 # path: begin
-def record(y, parents, backward, name):
+def record(y: Array, parents: tuple[Tensor | None, ...], backward: Callable, name: str) -> Tensor:
     """Wrap the result of an operation and remember how to differentiate it.
 
     y: the result, an ndarray. parents: the Tensors it depends on (None where an optional one was not given).
@@ -348,7 +354,10 @@ def record(y, parents, backward, name):
     return out
 
 
-def as_tensor(value, like=None):
+Operand = Tensor | Array | float                # in signatures: what an op takes
+
+
+def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
     """A Tensor is returned as it is; an array becomes a constant Tensor. `like`: None, or a Tensor that decides the dtype and
     the device of a number (Python's or NumPy's), and the dtype of an array of integers or bools."""
     if isinstance(value, Tensor):
@@ -361,13 +370,13 @@ def as_tensor(value, like=None):
     return Tensor(value)
 
 
-def recording():
+def recording() -> bool:
     """Does this thread keep history? False inside no_grad."""
     return _recording.on
 
 
 @contextlib.contextmanager
-def no_grad():
+def no_grad() -> Iterator[None]:
     """Inside this context (or a function decorated with it) the operations of this thread keep no history."""
     before, _recording.on = _recording.on, False
     try:

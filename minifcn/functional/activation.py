@@ -3,28 +3,32 @@
 Sources: Maas et al. 2013 (leaky ReLU); Srivastava et al. 2014 (dropout).
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 
 from minifcn.core.backend import array_module, device_of, to_device
-from minifcn.core.tensor import as_tensor, record
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record
 
 _generator = np.random.default_rng()
 
 
-def seed(n):
+def seed(n: int | Sequence[int]) -> None:
     """Restart the generator of dropout's masks; n: an int or a sequence of ints."""
     global _generator
     _generator = np.random.default_rng(n)
 
 
-def sigmoid(x):
+def sigmoid(x: Operand) -> Tensor:
     """y = 1 / (1 + exp(-x)), elementwise; gx = gy y (1 - y). Computed with tanh, since exp(-x) may overflow."""
     x = as_tensor(x)
     y = 0.5 + 0.5 * array_module(x.data).tanh(0.5 * x.data)
     return record(y, (x,), lambda gy: (gy * y * (1 - y),), "sigmoid")
 
 
-def leaky_relu(x, negative_slope=0.01):
+def leaky_relu(x: Operand, negative_slope: float = 0.01) -> Tensor:
     """y = x where x > 0, else negative_slope x; gx = gy times the same factor."""
     x, xp, slope = as_tensor(x), array_module(as_tensor(x).data), float(negative_slope)
 
@@ -34,7 +38,7 @@ def leaky_relu(x, negative_slope=0.01):
     return record(xp.where(x.data > 0, x.data, slope * x.data), (x,), backward, "leaky_relu")
 
 
-def dropout(x, p=0.5, training=True):
+def dropout(x: Operand, p: float = 0.5, training: bool = True) -> Tensor:
     """y = x keep / (1 - p); gx = gy keep / (1 - p). keep is drawn for each element: 0 with probability p, else 1.
 
     p: 0 .. 1. training: False returns x as it is. The mean of y is x, so evaluation needs no factor.

@@ -7,21 +7,27 @@ dtype, but a float64 array beside a float32 Tensor is an error.
 `reshape`, `permute`, `transpose`, `crop` and slices share memory with x.
 """
 
+from __future__ import annotations
+
 import numbers
 import operator
 from collections import namedtuple
+from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from minifcn.core.backend import array_module  # numpy, or cupy for an array on a GPU
+from minifcn.core.backend import Array, array_module  # numpy, or cupy for an array on a GPU
 from minifcn.core.dispatch import replaceable  # marks a function that fast/ may replace
 from minifcn.core.integers import integers  # an integer ndarray with a few of torch's methods
 from minifcn.core.shapes import check_dtypes, dims  # raises unless the dtypes are one; a shape as text
-from minifcn.core.tensor import Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
+
+Axes = int | tuple[int, ...] | None             # in signatures: None stands for all axes
 
 
-def unbroadcast(g, shape):
+def unbroadcast(g: Array, shape: tuple) -> Array:
     """Sum g over the axes along which an array of `shape` was broadcast; returns an array of `shape`."""
     if g.ndim > len(shape):
         g = g.sum(axis=tuple(range(g.ndim - len(shape))))                # the axes that broadcasting added in front
@@ -29,7 +35,7 @@ def unbroadcast(g, shape):
     return g.sum(axis=stretched, keepdims=True) if stretched else g
 
 
-def _operands(op, a, b):                                                 # both as Tensors of one dtype, on one device
+def _operands(op, a, b) -> tuple[Tensor, Tensor]:                        # both as Tensors of one dtype, on one device
     like = a if isinstance(a, Tensor) else as_tensor(b if isinstance(b, Tensor) or not hasattr(a, "dtype") else a)
     a, b = as_tensor(a, like), as_tensor(b, like)                        # a number takes dtype and device of the other operand
     check_dtypes(op, a=a, b=b)
@@ -42,7 +48,7 @@ def _operands(op, a, b):                                                 # both 
 
 # ---- arithmetic, with broadcasting ----
 
-def add(a, b):
+def add(a: Operand, b: Operand) -> Tensor:
     """y = a + b; ga = gy, gb = gy, each summed over the axes that were broadcast."""
     a, b = _operands("add", a, b)
 
@@ -52,7 +58,7 @@ def add(a, b):
     return record(a.data + b.data, (a, b), backward, "add")
 
 
-def sub(a, b):
+def sub(a: Operand, b: Operand) -> Tensor:
     """y = a - b; ga = gy, gb = -gy."""
     a, b = _operands("sub", a, b)
 
@@ -62,7 +68,7 @@ def sub(a, b):
     return record(a.data - b.data, (a, b), backward, "sub")
 
 
-def mul(a, b):
+def mul(a: Operand, b: Operand) -> Tensor:
     """y = a b, elementwise; ga = gy b, gb = gy a."""
     a, b = _operands("mul", a, b)
 
@@ -75,7 +81,7 @@ def mul(a, b):
 
 
 # path: end
-def div(a, b):
+def div(a: Operand, b: Operand) -> Tensor:
     """y = a / b, elementwise; ga = gy / b, gb = -gy a / b^2."""
     a, b = _operands("div", a, b)
 
@@ -87,13 +93,13 @@ def div(a, b):
     return record(a.data / b.data, (a, b), backward, "div")
 
 
-def neg(x):
+def neg(x: Operand) -> Tensor:
     """y = -x; gx = -gy."""
     x = as_tensor(x)
     return record(-x.data, (x,), lambda gy: (-gy,), "neg")
 
 
-def power(x, exponent):
+def power(x: Operand, exponent: float) -> Tensor:
     """y = x^p for a constant number p; gx = gy p x^(p-1)."""
     x = as_tensor(x)
     if not isinstance(exponent, numbers.Real):
@@ -106,33 +112,33 @@ def power(x, exponent):
     return record(x.data ** p, (x,), backward, "power")
 
 
-def exp(x):
+def exp(x: Operand) -> Tensor:
     """y = e^x, elementwise; gx = gy y."""
     x = as_tensor(x)
     y = array_module(x.data).exp(x.data)
     return record(y, (x,), lambda gy: (gy * y,), "exp")
 
 
-def log(x):
+def log(x: Operand) -> Tensor:
     """y = ln x, elementwise; gx = gy / x."""
     x = as_tensor(x)
     return record(array_module(x.data).log(x.data), (x,), lambda gy: (gy / x.data,), "log")
 
 
-def sqrt(x):
+def sqrt(x: Operand) -> Tensor:
     """y = x^(1/2), elementwise; gx = gy / (2 y)."""
     x = as_tensor(x)
     y = array_module(x.data).sqrt(x.data)
     return record(y, (x,), lambda gy: (gy / (2 * y),), "sqrt")
 
 
-def abs(x):
+def abs(x: Operand) -> Tensor:
     """y = |x|, elementwise; gx = gy sign(x), 0 at x = 0."""
     x, xp = as_tensor(x), array_module(as_tensor(x).data)
     return record(xp.abs(x.data), (x,), lambda gy: (gy * xp.sign(x.data),), "abs")
 
 
-def clip(x, min=None, max=None):
+def clip(x: Operand, min: float | None = None, max: float | None = None) -> Tensor:
     """y = x, not below `min` and not above `max` (numbers, or None for no limit); gx = gy where min <= x <= max, else 0."""
     x, xp = as_tensor(x), array_module(as_tensor(x).data)
     low, high = -np.inf if min is None else float(min), np.inf if max is None else float(max)
@@ -143,7 +149,7 @@ def clip(x, min=None, max=None):
     return record(xp.minimum(xp.maximum(x.data, low), high), (x,), backward, "clip")             # a NaN stays a NaN
 
 
-def where(condition, a, b):
+def where(condition: Array, a: Operand, b: Operand) -> Tensor:
     """y = a where the condition (a bool ndarray) holds, else b, with broadcasting; ga = gy there, gb = gy elsewhere."""
     if getattr(condition, "dtype", None) != np.bool_:
         raise TypeError(f"where: condition must be a bool ndarray, such as x > 0, got {type(condition).__name__}")
@@ -161,7 +167,7 @@ def rectify_grad(gy, y):
     return array_module(gy).where(y > 0, gy, 0)                          # not gy * (y > 0): inf * 0 is no number
 
 
-def relu(x):
+def relu(x: Operand) -> Tensor:
     """y = max(x, 0), elementwise; gx = gy where x > 0, else 0 (so relu'(0) = 0).
 
     x: any shape. Returns the same shape. Keeps y, which has the sign of x and is needed by the next layer anyway.
@@ -173,14 +179,14 @@ def relu(x):
 
 # ---- shape ----
 
-def reshape(x, *shape):
+def reshape(x: Operand, *shape: Any) -> Tensor:
     """The same values in another shape (one axis may be -1); gx = gy in the old shape."""
     x = as_tensor(x)
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     return record(x.data.reshape(shape), (x,), lambda gy: (gy.reshape(x.shape),), "reshape")
 
 
-def permute(x, *axes):
+def permute(x: Operand, *axes: Any) -> Tensor:
     """The axes in the given order, as torch.permute; gx = gy with the inverse order."""
     x = as_tensor(x)
     axes = _axes(x, axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes)
@@ -190,13 +196,13 @@ def permute(x, *axes):
     return record(x.data.transpose(axes), (x,), lambda gy: (gy.transpose(inverse),), "permute")
 
 
-def transpose(x, dim0, dim1):
+def transpose(x: Operand, dim0: int, dim1: int) -> Tensor:
     """Exchange two axes, as torch.transpose; gx = gy with the same two exchanged."""
     x = as_tensor(x)
     return record(x.data.swapaxes(dim0, dim1), (x,), lambda gy: (gy.swapaxes(dim0, dim1),), "transpose")
 
 
-def unsqueeze(x, dim):
+def unsqueeze(x: Operand, dim: int) -> Tensor:
     """A new axis of length 1 before axis `dim` (0 .. ndim, or counted from the end)."""
     x = as_tensor(x)
     if not -x.ndim - 1 <= dim <= x.ndim:
@@ -205,13 +211,13 @@ def unsqueeze(x, dim):
     return reshape(x, (*x.shape[:dim], 1, *x.shape[dim:]))
 
 
-def squeeze(x, dim=None):
+def squeeze(x: Operand, dim: Axes = None) -> Tensor:
     """Without the axes of length 1: those in `dim` (an int or a tuple; longer ones stay), or all."""
     x = as_tensor(x)
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in _axes(x, dim)))
 
 
-def flatten(x, start_dim=0, end_dim=-1):
+def flatten(x: Operand, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """The axes start_dim .. end_dim as one."""
     x = as_tensor(x)
     first, last = (_axis(x, d) for d in (start_dim, end_dim)) if x.ndim else (0, -1)
@@ -220,13 +226,13 @@ def flatten(x, start_dim=0, end_dim=-1):
     return reshape(x, (*x.shape[:first], prod(x.shape[first:last + 1]), *x.shape[last + 1:]))
 
 
-def clone(x):
+def clone(x: Operand) -> Tensor:
     """A copy of the values; gx = gy."""
     x = as_tensor(x)
     return record(x.data.copy(), (x,), lambda gy: (gy,), "clone")
 
 
-def getitem(x, index):
+def getitem(x: Operand, index: Any) -> Tensor:
     """x[index] for anything NumPy accepts; gx is zero but for gy added at index (repeated positions add up)."""
     x, xp = as_tensor(x), array_module(as_tensor(x).data)
     parts = index if isinstance(index, tuple) else (index,)
@@ -243,7 +249,7 @@ def getitem(x, index):
     return record(x.data[index], (x,), backward, "getitem")
 
 
-def pad(x, pad, mode="constant", value=0):
+def pad(x: Operand, pad: Sequence[int], mode: str = "constant", value: float = 0) -> Tensor:
     """Surround the last two axes: pad = (left, right, top, bottom), as torch.nn.functional.pad; gx = gy without the border.
 
     Raises NotImplementedError for another mode, ValueError for a negative amount (crop removes rows).
@@ -261,7 +267,7 @@ def pad(x, pad, mode="constant", value=0):
     return record(y, (x,), lambda gy: (gy[..., top:top + H, left:left + W],), "pad")
 
 
-def crop(x, top, left, height, width):
+def crop(x: Operand, top: int, left: int, height: int, width: int) -> Tensor:
     """x[..., top:top+height, left:left+width]; gx is gy with a border of zeros.
 
     Raises ValueError if the rectangle does not lie inside x.
@@ -273,7 +279,7 @@ def crop(x, top, left, height, width):
     return getitem(x, (..., slice(top, top + height), slice(left, left + width)))
 
 
-def concatenate(tensors, dim=0):
+def concatenate(tensors: Sequence, dim: int = 0) -> Tensor:
     """Join along `dim`; each input's gradient is its slice of gy.
 
     Raises ValueError if the shapes differ in another axis than `dim`.
@@ -297,7 +303,7 @@ def concatenate(tensors, dim=0):
     return record(y, tuple(tensors), backward, "concatenate")
 
 
-def stack(tensors, dim=0):
+def stack(tensors: Sequence, dim: int = 0) -> Tensor:
     """Join along a new axis `dim`."""
     return concatenate([unsqueeze(t, dim) for t in tensors], dim)
 
@@ -328,7 +334,7 @@ def _kept(x, axes):
     return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
 
 
-def sum(x, dim=None, keepdim=False):
+def sum(x: Operand, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Sum over `dim` (an int, a tuple, or None for all); gx = gy, spread over what was summed."""
     x = as_tensor(x)
     _check_keepdim("sum", keepdim)
@@ -340,7 +346,7 @@ def sum(x, dim=None, keepdim=False):
     return record(x.data.sum(axis=axes, keepdims=keepdim), (x,), backward, "sum")
 
 
-def mean(x, dim=None, keepdim=False):
+def mean(x: Operand, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Mean over `dim`: the sum divided by the number of elements summed."""
     x = as_tensor(x)
     _check_keepdim("mean", keepdim)
@@ -350,7 +356,7 @@ def mean(x, dim=None, keepdim=False):
 Maximum = namedtuple("Maximum", "values indices")
 
 
-def max(x, dim=None, keepdim=False):
+def max(x: Operand, dim: int | None = None, keepdim: bool = False) -> Any:
     """The maximum: over everything as a Tensor, or along one `dim` as (values, indices), as torch.max.
 
     gx: gy goes to the first maximum in row-major order; all other positions get 0.
@@ -372,7 +378,7 @@ def max(x, dim=None, keepdim=False):
     return Maximum(record(y.reshape(shape), (x,), backward, "max"), integers(indices.reshape(shape)))
 
 
-def argmax(x, dim=None, keepdim=False):
+def argmax(x: Operand, dim: int | None = None, keepdim: bool = False) -> Array:
     """The position of the first maximum, as an integer ndarray on x's device; not differentiable."""
     x, xp = as_tensor(x), array_module(as_tensor(x).data)
     _check_keepdim("argmax", keepdim)
@@ -382,7 +388,7 @@ def argmax(x, dim=None, keepdim=False):
     return integers(indices)
 
 
-def _transposed(x):
+def _transposed(x: Tensor) -> Tensor:
     if x.ndim > 2:
         raise ValueError(f"T: only for up to 2 axes, got x: {dims(x)}; use permute or transpose")
     return permute(x, *reversed(range(x.ndim)))

@@ -8,14 +8,17 @@ The normalising variance is biased (divided by M), the running variance unbiased
 Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
 
-from minifcn.core.backend import array_module
+from minifcn.core.backend import Array, array_module
 from minifcn.core.dispatch import replaceable
 from minifcn.core.shapes import check_channels, check_dtypes, dims
-from minifcn.core.tensor import Tensor, as_tensor, record
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record
 
 # xhat = (x - mean) / sqrt(var + eps) with mean, var over the M = N*H*W pixels of a channel; y = w xhat + b.
 #
@@ -28,7 +31,9 @@ from minifcn.core.tensor import Tensor, as_tensor, record
 # so gx sums to 0, and a uniform gy has the gradient 0. With eps = 0, gx is orthogonal to xhat as well.
 
 
-def batch_norm(x, running_mean, running_var, w=None, b=None, training=False, momentum=0.1, eps=1e-5, *, reduce=None):
+def batch_norm(x: Operand, running_mean: Array | None, running_var: Array | None, w: Operand | None = None,
+               b: Operand | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *,
+               reduce: Callable | None = None) -> Tensor:
     """y = (x - mean) / sqrt(var + eps) * w + b, per channel; the gradients stand above.
 
     x: (N, C, H, W), or (N, C). w, b: (C,), or None for 1 and 0.
@@ -160,7 +165,7 @@ def move_running(running_mean, running_var, mean, var, M, momentum):
         running_var[...], running_mean[...] = moved_var, moved_mean
 
 
-def check_batch_norm(x, running_mean, running_var, w, b, training, eps, reduce=None):
+def check_batch_norm(x, running_mean, running_var, w, b, training, eps, reduce=None) -> tuple[Tensor, Tensor, Tensor, float]:
     """(x, w, b, eps): Tensors and a float; w is 1 and b is 0 where they were None. Raises the errors of batch_norm."""
     op, x = "batch_norm", as_tensor(x)
     if x.ndim < 2:

@@ -15,19 +15,22 @@ turned into columns at a time.
 Sources: Chellapilla et al. 2006 (im2col); Dumoulin & Visin 2016, arXiv 1603.07285 (the arithmetic).
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from minifcn.core.backend import array_module  # numpy, or cupy for an array on a GPU
 from minifcn.core.dispatch import replaceable  # marks a function that fast/ may replace
 
 # pair(2, ...) = (2, 2); conv_size: OH of one axis, as below; dims: a shape as text; each check_... raises a clear error
-from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, conv_size, dims, pair
-from minifcn.core.tensor import as_tensor, record  # record(y, parents, backward, name): y as a Tensor
+from minifcn.core.shapes import IntOrPair, check_channels, check_dtypes, check_ndim, conv_size, dims, pair
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
 
 COLUMN_BYTES = {"numpy": 2**25, "cupy": 2**30}  # size of the columns at a time: fits a CPU's caches nearly; fills a GPU
 
 
-def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, *, form="gemm"):
+def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
+           dilation: IntOrPair = 1, *, form: str = "gemm") -> Tensor:
     """Two-dimensional convolution (cross-correlation, as in every deep-learning library):
 
         y[n,f,i,j] = b[f] + sum_{c,u,v} w[f,c,u,v] x[n,c, i*SH + u*DH - PH, j*SW + v*DW - PW]

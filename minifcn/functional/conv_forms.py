@@ -10,13 +10,15 @@ kernel, 320 x 480 image) would have 3,150 x 3.2 million numbers, 40.6 GB.
 Source: Dumoulin & Visin 2016, arXiv 1603.07285, section 4.1.
 """
 
+from __future__ import annotations
+
 from math import prod
 
 import numpy as np
 
-from minifcn.core.backend import array_module
-from minifcn.core.shapes import check_ndim, pair
-from minifcn.core.tensor import as_tensor
+from minifcn.core.backend import Array, array_module
+from minifcn.core.shapes import IntOrPair, Pair, check_ndim, pair
+from minifcn.core.tensor import Operand, as_tensor
 from minifcn.functional.conv import FORMS, output_size
 
 MATRIX_BYTES = 2**30                            # conv_matrix refuses above 1 GiB
@@ -65,7 +67,7 @@ def taps(i, j, khw, stride, dilation):
 
 # ---- matrix: row (f,i,j), column (c,h,k) ----
 
-def conv_matrix(w, input_hw, stride=1, padding=0, dilation=1):
+def conv_matrix(w: Operand, input_hw: Pair, stride: IntOrPair = 1, padding: IntOrPair = 0, dilation: IntOrPair = 1) -> Array:
     """The dense W with `conv2d(x, w).reshape(-1) == W @ x.reshape(-1)`; W.T does the transposed convolution.
 
         W[(f,i,j), (c,h,k)] = w[f,c,u,v] where h = i*SH + u*DH - PH and k = j*SW + v*DW - PW, else 0
@@ -76,17 +78,18 @@ def conv_matrix(w, input_hw, stride=1, padding=0, dilation=1):
     return dense_matrix(*_arguments(w, input_hw, stride, padding, dilation))
 
 
-def conv_matrix_entries(w, input_hw, stride=1, padding=0, dilation=1):
+def conv_matrix_entries(w: Operand, input_hw: Pair, stride: IntOrPair = 1, padding: IntOrPair = 0,
+                        dilation: IntOrPair = 1) -> tuple[Array, Array, Array]:
     """The nonzero positions of `conv_matrix`: (rows, cols, values), ready for scipy.sparse.coo_array.
 
     Each of the three has one element for every filter, channel, tap and output position whose pixel lies inside the image.
     """
-    w, *geometry = _arguments(w, input_hw, stride, padding, dilation)
-    rows, cols, tap = entries(array_module(w), w.shape, *geometry)
-    return rows, cols, w.reshape(-1)[tap]
+    values, *geometry = _arguments(w, input_hw, stride, padding, dilation)
+    rows, cols, tap = entries(array_module(values), values.shape, *geometry)
+    return rows, cols, values.reshape(-1)[tap]
 
 
-def _arguments(w, input_hw, stride, padding, dilation):
+def _arguments(w, input_hw, stride, padding, dilation) -> tuple[Array, Pair, Pair, Pair, Pair, Pair]:
     w, hw = as_tensor(w).data, pair(input_hw, "conv_matrix: input_hw", 1)
     check_ndim("conv_matrix", "w", w, 4, "F, C, KH, KW")
     stride, padding = pair(stride, "conv_matrix: stride", 1), pair(padding, "conv_matrix: padding", 0)

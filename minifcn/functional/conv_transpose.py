@@ -7,13 +7,16 @@ So there is no new arithmetic here. Forward is conv.py's `correlate_grad_x`; the
 Sources: Long, Shelhamer & Darrell 2015 (FCN); Dumoulin & Visin 2016, arXiv 1603.07285 ("fractionally strided").
 """
 
+from __future__ import annotations
+
 # pair(2, ...) = (2, 2); conv_transpose_size: OH of one axis, as below; dims: a shape as text; check_... raise a clear error
-from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, conv_transpose_size, dims, pair
-from minifcn.core.tensor import as_tensor, record  # record(y, parents, backward, name): y as a Tensor
+from minifcn.core.shapes import IntOrPair, check_channels, check_dtypes, check_ndim, conv_transpose_size, dims, pair
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
 from minifcn.functional.conv import array_functions  # -> correlate, correlate_grad_x, correlate_grad_w
 
 
-def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, *, dilation=1, form="gemm"):
+def conv_transpose2d(x: Operand, w: Operand, b: Operand | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
+                     output_padding: IntOrPair = 0, *, dilation: IntOrPair = 1, form: str = "gemm") -> Tensor:
     """Two-dimensional transposed convolution: every input pixel, times the kernel, is added to a window of the output.
 
         y[n,f,h,k] = b[f] + sum of x[n,c,i,j] w[c,f,u,v] over all c,i,j,u,v with h = i*SH + u*DH - PH, k = j*SW + v*DW - PW

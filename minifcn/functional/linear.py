@@ -3,12 +3,14 @@
 conv.py turns a convolution into these products.
 """
 
+from __future__ import annotations
+
 from minifcn.core.shapes import check_channels, check_dtypes, check_ndim, dims
-from minifcn.core.tensor import Tensor, as_tensor, record
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record
 from minifcn.functional.basic import unbroadcast
 
 
-def matmul(a, b):
+def matmul(a: Operand, b: Operand) -> Tensor:
     """y[..., i, j] = sum_k a[..., i, k] b[..., k, j]; ga = gy b^T, gb = a^T gy.
 
     a: (..., I, K) or (K,); b: (..., K, J) or (K,); leading axes broadcast. A vector is a row on the left and a column
@@ -37,7 +39,7 @@ def matmul(a, b):
     return record(y.reshape(shape), (a, b), backward, "matmul")
 
 
-def linear(x, w, b=None):
+def linear(x: Operand, w: Operand, b: Operand | None = None) -> Tensor:
     """y[n, f] = sum_c x[n, c] w[f, c] + b[f]; gx = gy w, gw = gy^T x, gb = sum_n gy[n].
 
     x: (..., C). w: (F, C). b: (F,) or None. Returns (..., F).

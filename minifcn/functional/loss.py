@@ -10,15 +10,17 @@ Here t is the true class. A pixel labelled `ignore_index` (255, "void", in Pasca
 Source: Bishop 2006, section 4.3.4; torch.nn.functional.cross_entropy.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
-from minifcn.core.backend import array_module  # numpy, or cupy for an array on a GPU
+from minifcn.core.backend import Array, array_module  # numpy, or cupy for an array on a GPU
 from minifcn.core.dispatch import replaceable  # marks a function that fast/ may replace
 from minifcn.core.shapes import dims  # a shape as text for messages
-from minifcn.core.tensor import Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
 
 
-def log_softmax(x, dim):
+def log_softmax(x: Operand, dim: int) -> Tensor:
     """y = x - log sum_dim exp(x); gx = gy - softmax(x) sum_dim gy. dim: one axis. Exact for logits of any size."""
     x = as_tensor(x)
     xp, (top, rest) = array_module(x.data), log_sum_exp(x.data, dim)
@@ -30,7 +32,7 @@ def log_softmax(x, dim):
     return record(y, (x,), backward, "log_softmax")
 
 
-def softmax(x, dim):
+def softmax(x: Operand, dim: int) -> Tensor:
     """y = exp(x) / sum_dim exp(x); gx = y (gy - sum_dim gy y). dim: one axis."""
     x = as_tensor(x)
     xp, (top, rest) = array_module(x.data), log_sum_exp(x.data, dim)
@@ -52,7 +54,8 @@ def log_sum_exp(x, axis):
     return top, xp.log(xp.exp(x - top).sum(axis=axis, keepdims=True))
 
 
-def cross_entropy(x, labels, weight=None, *, ignore_index=-100, reduction="mean"):
+def cross_entropy(x: Operand, labels: Array, weight: Array | None = None, *, ignore_index: int = -100,
+                  reduction: str = "mean") -> Tensor:
     """loss[n,i,j] = weight[t] (log sum_c exp(x[n,c,i,j]) - x[n,t,i,j]) with t = labels[n,i,j];  0 where t is ignored.
 
     gx[n,c,i,j] = gloss[n,i,j] weight[t] (softmax_c(x[n,:,i,j]) - [c == t]). Its sum over the classes c is 0.

@@ -10,20 +10,24 @@ Each write sets the Tensor's `written` to a new time. A backward that still need
 Source: torch's rules for operations in place.
 """
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Callable
 from numbers import Number
+from typing import Any
 
 import numpy as np
 
-from minifcn.core.backend import array_module
+from minifcn.core.backend import Array, array_module
 from minifcn.core.integers import integers
 from minifcn.core.shapes import dims
-from minifcn.core.tensor import Tensor, as_tensor, recording
+from minifcn.core.tensor import Operand, Tensor, as_tensor, recording
 from minifcn.functional.basic import abs as abs_
 from minifcn.functional.basic import add, div, mul, power, sub
 
 
-def compare(symbol, op, x, value):
+def compare(symbol: str, op: Callable, x: Tensor, value: Any) -> Any:
     """x == value and the like, elementwise: a boolean ndarray on x's device. value: a Tensor, an ndarray or a number."""
     b = value.data if isinstance(value, Tensor) else value
     if not hasattr(b, "dtype") and not isinstance(b, Number):
@@ -37,7 +41,7 @@ def compare(symbol, op, x, value):
     return integers(array_module(x.data).asarray(op(x.data, b)))
 
 
-def change(symbol, op, write, x, value):
+def change(symbol: str, op: Callable, write: Callable, x: Tensor, value: Operand) -> Tensor:
     """x += value and the like: in place if nothing is recorded, else a new Tensor."""
     value = as_tensor(value, like=x)
     if recording() and (x.requires_grad or value.requires_grad):
@@ -50,7 +54,7 @@ def change(symbol, op, write, x, value):
     return x
 
 
-def change_power(x, exponent):
+def change_power(x: Tensor, exponent: float) -> Tensor:
     """x **= exponent, by the same rules."""
     if recording() and x.requires_grad:
         _refuse_leaf("**=", x)
@@ -64,7 +68,7 @@ def _refuse_leaf(symbol, x):
                            "backward")
 
 
-def setitem(x, index, value):
+def setitem(x: Tensor, index: Any, value: Operand) -> None:
     """x[index] = value, in place. Raises RuntimeError if x or value needs a gradient: the write would not be recorded."""
     if recording() and (x.requires_grad or isinstance(value, Tensor) and value.requires_grad):
         raise RuntimeError(f"x[...] = value: writing into x ({dims(x)}) is not recorded, so a gradient would be lost; write "
@@ -73,13 +77,13 @@ def setitem(x, index, value):
     x.mark_written()
 
 
-def copy_(x, value):
+def copy_(x: Tensor, value: Operand) -> Tensor:
     """Write value (a Tensor, an ndarray or a number) into x, in place, and return x; the rules of `x[...] = value`."""
     setitem(x, ..., value)
     return x
 
 
-def to_array(x, dtype=None, copy=None):
+def to_array(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     """For np.asarray(x), plt.imshow(x) and `a[...] = x`. Raises TypeError if x is on a GPU or needs a gradient."""
     if x.requires_grad or x.device != "cpu":
         raise TypeError("NumPy takes a Tensor only on the CPU and without gradient: use x.detach(), x.numpy(), or "
@@ -87,7 +91,7 @@ def to_array(x, dtype=None, copy=None):
     return np.array(x.data, dtype, copy=copy)
 
 
-def to_integers(x):
+def to_integers(x: Tensor) -> Array:
     """The values without their fractions, as an int64 ndarray (a Tensor holds floats only)."""
     return integers(x.data.astype(np.int64))
 

@@ -4,17 +4,19 @@ Max-pooling saves which tap (u, v) of its window holds the maximum; the gradient
 it is the first in row-major order, as in PyTorch. Padding counts as -inf for max and as 0 for the mean.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable
-from minifcn.core.shapes import check_image, pair
-from minifcn.core.tensor import as_tensor, record
+from minifcn.core.shapes import IntOrPair, Pair, check_image, pair
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record
 from minifcn.functional.conv import check_window, output_size, tap_views
 from minifcn.functional.resize import separable
 
 
-def max_pool2d(x, kernel_size, stride=None, padding=0):
+def max_pool2d(x: Operand, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0) -> Tensor:
     """y[n,c,i,j] = max_{u,v} x[n,c, i*SH + u - PH, j*SW + v - PW]; gx: gy goes to the first maximum of each window.
 
     x: (N, C, H, W). kernel_size, stride (default: kernel_size), padding (-inf, at most half the kernel): int or pair.
@@ -61,7 +63,7 @@ def maximum_of_windows_grad(gy, saved, hw, khw, stride, padding):
     return frame[:, :, PH:PH + H, PW:PW + W]
 
 
-def avg_pool2d(x, kernel_size, stride=None, padding=0):
+def avg_pool2d(x: Operand, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0) -> Tensor:
     """y[n,c,i,j] = 1/(KH KW) sum_{u,v} x[n,c, i*SH + u - PH, j*SW + v - PW]; gx adds gy/(KH KW) to each pixel of the window.
 
     Arguments, result and errors as `max_pool2d`, but the border is 0 and is part of the mean (torch's count_include_pad=True).
@@ -88,7 +90,7 @@ def avg_pool2d(x, kernel_size, stride=None, padding=0):
     return record(y / (KH * KW), (x,), backward, "avg_pool2d")
 
 
-def adaptive_avg_pool2d(x, output_size):
+def adaptive_avg_pool2d(x: Operand, output_size: IntOrPair) -> Tensor:
     """The mean over OH x OW bins; bin i covers rows floor(i H / OH) to ceil((i+1) H / OH) - 1.
 
     x: (N, C, H, W). output_size: int or (OH, OW); 1 is the global mean. Returns (N, C, OH, OW).
@@ -98,7 +100,8 @@ def adaptive_avg_pool2d(x, output_size):
     x = as_tensor(x)
     check_image("adaptive_avg_pool2d", x)
     size = pair(output_size, "adaptive_avg_pool2d: output_size", 1)
-    return separable(x, *(averaging_matrix(H, O) for H, O in zip(x.shape[2:], size)), "adaptive_avg_pool2d")
+    A, B = (averaging_matrix(H, O) for H, O in zip(x.shape[2:], size))   # (OH, H), (OW, W)
+    return separable(x, A, B, "adaptive_avg_pool2d")
 
 
 def averaging_matrix(H, O):
@@ -108,7 +111,7 @@ def averaging_matrix(H, O):
     return ((h >= first) & (h < end)) / (end - first)
 
 
-def _arguments(op, x, kernel_size, stride, padding):
+def _arguments(op, x, kernel_size, stride, padding) -> tuple[Tensor, Pair, Pair, Pair]:
     x = as_tensor(x)
     check_image(op, x)
     khw = pair(kernel_size, f"{op}: kernel_size", 1)

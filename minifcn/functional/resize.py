@@ -7,16 +7,20 @@ Adaptive pooling (pool.py) is the same product with averaging matrices.
 Source: torch.nn.functional.interpolate (conventions for the half pixel).
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from minifcn.core.backend import array_module
-from minifcn.core.shapes import check_image, dims, pair
-from minifcn.core.tensor import as_tensor, record
+from minifcn.core.shapes import IntOrPair, check_image, dims, pair
+from minifcn.core.tensor import Operand, Tensor, as_tensor, record
 
 
-def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None):
+def interpolate(x: Operand, size: IntOrPair | None = None, scale_factor: float | Sequence[float] | None = None,
+                mode: str = "nearest", align_corners: bool | None = None) -> Tensor:
     """Resize: y[n,c,i,j] = sum_{h,w} R[i,h] Q[j,w] x[n,c,h,w]; gx = R^T gy Q.
 
     x: (N, C, H, W). size: (OH, OW) or int; or scale_factor: number or pair, and OH = floor(H * scale).
@@ -37,21 +41,21 @@ def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=N
         raise ValueError("interpolate: give either size or scale_factor")
     hw = x.shape[2:]
     if size is not None:
-        size = pair(size, "interpolate: size", 1)
-        ratios = [H / O for H, O in zip(hw, size)]
+        OH, OW = pair(size, "interpolate: size", 1)
+        ratios = [H / O for H, O in zip(hw, (OH, OW))]
     else:
         scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
         if len(scales) != 2 or not all(0 < s < math.inf for s in scales):
             raise ValueError(f"interpolate: scale_factor must be one or two positive numbers, got {scale_factor}")
-        size = [math.floor(H * s) for H, s in zip(hw, scales)]
+        OH, OW = (math.floor(H * s) for H, s in zip(hw, scales))
         ratios = [1 / s for s in scales]
-        if min(size) < 1:
+        if min(OH, OW) < 1:
             raise ValueError(f"interpolate: scale_factor {scale_factor} leaves no pixel of x: {dims(x)}")
     if mode == "nearest":
-        matrices = [nearest_matrix(H, O, ratio) for H, O, ratio in zip(hw, size, ratios)]
+        R, Q = (nearest_matrix(H, O, ratio) for H, O, ratio in zip(hw, (OH, OW), ratios))
     else:
-        matrices = [bilinear_matrix(H, O, ratio, align_corners) for H, O, ratio in zip(hw, size, ratios)]
-    return separable(x, *matrices, "interpolate")
+        R, Q = (bilinear_matrix(H, O, ratio, align_corners) for H, O, ratio in zip(hw, (OH, OW), ratios))
+    return separable(x, R, Q, "interpolate")
 
 
 def bilinear_matrix(H, O, ratio, align_corners):
