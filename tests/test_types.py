@@ -6,8 +6,8 @@ import inspect
 import pytest
 
 # Packages: what they export. Modules: every function and class in them whose name has no underscore in front.
-PACKAGES = ["minifcn.functional"]
-MODULES = ["core.absent", "core.backend", "core.dispatch", "core.gradcheck", "core.integers"]
+PACKAGES = ["minifcn.functional", "minifcn.nn", "minifcn.models"]
+MODULES = ["core.absent", "core.backend", "core.dispatch", "core.gradcheck", "core.integers", "nn.init", "nn.summary"]
 ENGINE = ["Tensor", "record", "as_tensor", "recording", "no_grad", "float_dtype"]           # Node is only made by record
 
 

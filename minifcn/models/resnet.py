@@ -12,9 +12,12 @@ A trunk is the network without its classifier. Its names are torchvision's, so w
 Sources: He et al. 2015, arXiv 1512.03385; He et al. 2016, arXiv 1603.05027.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 from minifcn import nn
+from minifcn.core.tensor import Operand, Tensor
 from minifcn.nn import init
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}           # blocks in each stage
@@ -86,14 +89,14 @@ class ResNetTrunk(nn.Module):
         self.layer3 = stage(BasicBlock, depths[2], 2 * width, 4 * width, 2)
         self.layer4 = stage(BasicBlock, depths[3], 4 * width, 8 * width, 2)
 
-    def features(self, x):
+    def features(self, x: Operand) -> tuple[Tensor, Tensor, Tensor]:
         """The maps at 1/8, 1/16 and 1/32 of the image, for the skips of FCN-8s and FCN-16s."""
         x = nn.conv_norm_relu_pool(self.conv1, self.bn1, self.maxpool, x)                        # (N, width, H/4, W/4)
         x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
         x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
         return x8, x16, self.layer4(x16)                                 # (N, 8*width, H/32, W/32)
 
-    def forward(self, x):
+    def forward(self, x: Operand) -> Tensor:
         return self.features(x)[-1]
 
 
@@ -114,14 +117,14 @@ class ResNetV2Trunk(nn.Module):
         self.bn2 = nn.BatchNorm2d(8 * width)
         self.relu2 = nn.ReLU()
 
-    def features(self, x):
+    def features(self, x: Operand) -> tuple[Tensor, Tensor, Tensor]:
         """The maps at 1/8, 1/16 and 1/32 of the image. The first two are sums to which no ReLU was applied."""
         x = nn.conv_norm_relu_pool(self.conv1, self.bn1, self.maxpool, self.bn_data(x))          # (N, width, H/4, W/4)
         x8 = self.layer2(self.layer1(x))                                 # (N, 2*width, H/8, W/8)
         x16 = self.layer3(x8)                                            # (N, 4*width, H/16, W/16)
         return x8, x16, nn.norm_relu(self.bn2, self.layer4(x16))         # (N, 8*width, H/32, W/32)
 
-    def forward(self, x):
+    def forward(self, x: Operand) -> Tensor:
         return self.features(x)[-1]
 
 
@@ -145,17 +148,17 @@ def _classifier(trunk_class):
 ResNet, ResNetV2 = _classifier(ResNetTrunk), _classifier(ResNetV2Trunk)
 
 
-def resnet18(num_classes=1000, width=64):
+def resnet18(num_classes: int = 1000, width: int = 64) -> nn.Module:
     """ResNet-18 v1, torchvision's names and layers: 11,689,512 parameters. (N, 3, H, W) -> (N, num_classes)."""
     return ResNet(num_classes, width)
 
 
-def resnet34(num_classes=1000, width=64):
+def resnet34(num_classes: int = 1000, width: int = 64) -> nn.Module:
     """ResNet-34 v1, torchvision's names and layers: 21,797,672 parameters. (N, 3, H, W) -> (N, num_classes)."""
     return ResNet(num_classes, width, depths=DEPTHS["resnet34"])
 
 
-def resnet18_v2(num_classes=1000, width=64):
+def resnet18_v2(num_classes: int = 1000, width: int = 64) -> nn.Module:
     """ResNet-18 v2, pre-activation, as MXNet's resnet18_v2. (N, 3, H, W) -> (N, num_classes)."""
     return ResNetV2(num_classes, width)
 

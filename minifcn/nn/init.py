@@ -6,6 +6,9 @@ variance of the gradients in backward. Xavier's rule takes the mean of both.
 Sources: Glorot & Bengio 2010; He et al. 2015, arXiv 1502.01852.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from math import prod, sqrt
 
 import numpy as np
@@ -13,35 +16,35 @@ import numpy as np
 _generator = np.random.default_rng()
 
 
-def seed(n):
+def seed(n: int | Sequence[int]) -> None:
     """Restart the generator that all layers draw their initial weights from."""
     global _generator
     _generator = np.random.default_rng(n)
 
 
-def fans(shape):
+def fans(shape: tuple) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight (F, C, KH, KW) or (F, C): the terms of one output, and the outputs that use one input."""
     return shape[1] * prod(shape[2:]), shape[0] * prod(shape[2:])
 
 
-def default(shape, fan_in):
+def default(shape: int | tuple, fan_in: int) -> np.ndarray:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives the weights and biases of Conv2d and Linear."""
     bound = 1 / sqrt(fan_in)
     return _generator.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def he(shape):
+def he(shape: tuple) -> np.ndarray:
     """N(0, 2 / fan_out): He's rule for the backward pass, as torchvision's ResNets use it."""
     return (_generator.standard_normal(shape) * sqrt(2 / fans(shape)[1])).astype(np.float32)
 
 
-def xavier(shape):
+def xavier(shape: tuple) -> np.ndarray:
     """U(-a, a) with a = sqrt(6 / (fan_in + fan_out))."""
     bound = sqrt(6 / sum(fans(shape)))
     return _generator.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def bilinear_kernel(in_channels, out_channels, kernel_size):
+def bilinear_kernel(in_channels: int, out_channels: int, kernel_size: int) -> np.ndarray:
     """Weights (in, out, K, K) with which a transposed convolution of stride (K+1)//2 enlarges bilinearly.
 
         w[c,c,u,v] = (1 - |u - centre| / factor) (1 - |v - centre| / factor),  factor = (K+1)//2,  0 between channels

@@ -9,14 +9,18 @@ Nothing is registered: children and weights have the order in which they were as
 layers or Parameters in a list, tuple, set or dict (use ModuleList), and a Tensor that needs a gradient but is no Parameter.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections import namedtuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 
 from minifcn.core.absent import absent
-from minifcn.core.backend import array_module, to_device, to_host
-from minifcn.core.tensor import Tensor, float_dtype
+from minifcn.core.backend import Array, array_module, to_device, to_host
+from minifcn.core.tensor import Operand, Tensor, float_dtype
 
 LoadReport = namedtuple("LoadReport", "missing_keys unexpected_keys")
 
@@ -24,7 +28,7 @@ LoadReport = namedtuple("LoadReport", "missing_keys unexpected_keys")
 class Parameter(Tensor):
     """A Tensor that is trained: a leaf with requires_grad=True. array: an ndarray, or a Tensor; its array is shared."""
 
-    def __init__(self, array):
+    def __init__(self, array: Array | Tensor | list) -> None:
         super().__init__(array.data if isinstance(array, Tensor) else array, requires_grad=True)
 
 
@@ -71,7 +75,7 @@ class Module:
 
     training = True                             # batch norm's switch, set by train() and eval()
 
-    def __call__(self, *inputs, **settings):
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
         return self.forward(*inputs, **settings)
 
     def __setattr__(self, name, value):
@@ -88,32 +92,32 @@ class Module:
 
     # ---- looking ----
 
-    def named_children(self):
+    def named_children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the direct children, in order of assignment."""
         for name, value in vars(self).items():
             _refuse_hidden(self, name, value)   # check again: a list may have got a layer after it was assigned
             if isinstance(value, Module):
                 yield name, value
 
-    def children(self):
+    def children(self) -> Iterator[Module]:
         """The direct children: `list(net.children())[:-2]` cuts a network's head off."""
         return (child for _, child in self.named_children())
 
-    def modules(self):
+    def modules(self) -> Iterator[Module]:
         """This module and everything below it."""
         yield self
         for child in self.children():
             yield from child.modules()
 
-    def named_parameters(self, prefix=""):
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """(name, Parameter) of the whole tree; names are joined by dots."""
         return self._named(lambda v: isinstance(v, Parameter), prefix)
 
-    def parameters(self):
+    def parameters(self) -> Iterator[Parameter]:
         """The Parameters of the whole tree, each once, even if two layers share one."""
         return iter({id(p): p for _, p in self.named_parameters()}.values())
 
-    def named_buffers(self, prefix=""):
+    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Array]]:
         """(name, ndarray) of the whole tree: the arrays that are not trained, such as running means."""
         return self._named(_is_array, prefix)
 
@@ -130,7 +134,7 @@ class Module:
 
     # ---- changing ----
 
-    def add_module(self, name, module):
+    def add_module(self, name: str, module: Module) -> None:
         """Append a child under a name. Raises TypeError unless it is a Module (wrap a function in one, as nn.ReLU does)."""
         if not isinstance(module, Module):
             raise TypeError(f"add_module: {name!r} must be a Module, got {type(module).__name__}")
@@ -138,18 +142,18 @@ class Module:
             raise ValueError(f"add_module: {name!r} cannot be a name: it is empty, holds a dot or hides a method of Module")
         setattr(self, name, module)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """Training mode for the whole tree: batch norm uses and collects the statistics of the batch."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self):
+    def eval(self) -> Self:
         """Evaluation mode: batch norm uses its running statistics."""
         return self.train(False)
 
     @contextlib.contextmanager
-    def evaluating(self):
+    def evaluating(self) -> Iterator[Self]:
         """Evaluation mode inside this context; afterwards every module has its earlier mode again."""
         before = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -159,12 +163,12 @@ class Module:
             for module, mode in before:
                 module.training = mode
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Forget all gradients."""
         for p in self.parameters():
             p.grad = None
 
-    def to(self, target):
+    def to(self, target: Any) -> Self:
         """Move every weight and buffer to a device ("cpu", "gpu") or dtype (float32, float64), in place; drops gradients."""
         if target in ("cpu", "gpu"):
             move = lambda a: to_device(a, target)  # noqa: E731
@@ -183,11 +187,11 @@ class Module:
 
     # ---- saving and loading ----
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, np.ndarray]:
         """name -> numpy.ndarray on the host, a copy of every weight and buffer: a snapshot."""
         return {name: np.array(to_host(a)) for name, a in self._arrays().items()}
 
-    def load_state_dict(self, state, strict=True):
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Copy arrays into the weights and buffers of the same names, converting dtype and device.
 
         state: name -> array, Tensor or torch tensor. PyTorch's entries `num_batches_tracked` are ignored. strict: every name
@@ -218,7 +222,7 @@ class Module:
 
     # ---- printing ----
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """What a layer prints between its brackets."""
         return ""
 
@@ -231,28 +235,28 @@ class Module:
 class ModuleList(Module):
     """A list of Modules, named "0", "1", ..., that are trained, saved and moved. It has no forward: its owner calls them."""
 
-    def __init__(self, modules=()):
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
         self.extend(modules)
 
-    def append(self, module):
+    def append(self, module: Module) -> Self:
         """Add one at the end, under the number after the largest; returns the list."""
         numbers = [int(name) for name, _ in self.named_children() if name.isdecimal()]
         self.add_module(str(max(numbers, default=-1) + 1), module)
         return self
 
-    def extend(self, modules):
+    def extend(self, modules: Iterable[Module]) -> Self:
         """Add several at the end; returns the list."""
         for module in modules:
             self.append(module)
         return self
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(list(self.children()))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Module]:
         return self.children()
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         """One module, or for a slice a ModuleList of several, numbered from 0."""
         modules = list(self.children())[index]
         return type(self)(modules) if isinstance(index, slice) else modules
@@ -261,18 +265,18 @@ class ModuleList(Module):
 class Sequential(ModuleList):
     """Modules applied one after the other; named "0", "1", ..., or by add_module, or by a dict of names."""
 
-    def __init__(self, *modules):
+    def __init__(self, *modules: Any) -> None:
         named = modules[0] if len(modules) == 1 and isinstance(modules[0], dict) else {str(i): m for i, m in enumerate(modules)}
         for name, module in named.items():
             self.add_module(name, module)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         """One module, or for a slice a Sequential of several, which keep their names."""
         if not isinstance(index, slice):
             return super().__getitem__(index)
         return Sequential(dict(list(self.named_children())[index]))
 
-    def forward(self, x):
+    def forward(self, x: Operand) -> Any:
         for module in self.children():
             x = module(x)
         return x

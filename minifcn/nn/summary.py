@@ -3,17 +3,21 @@
 `minifcn check CHECKPOINT` prints it.
 """
 
+from __future__ import annotations
+
 from collections import namedtuple
+from collections.abc import Iterator
 from math import prod
 
 from minifcn.core.dispatch import readable_only
-from minifcn.core.tensor import no_grad
+from minifcn.core.tensor import Operand, no_grad
 from minifcn.nn import layers
+from minifcn.nn.module import Module
 
 Row = namedtuple("Row", "name layer shape parameters flops")
 
 
-def summary(net, x):
+def summary(net: Module, x: Operand) -> list[Row]:
     """A Row for every call of a layer (a Module without children) while net(x) is computed, in evaluation mode.
 
     x: the input, an array or Tensor. Row.shape: the shape of the layer's output. Row.parameters: how many numbers are trained.
@@ -46,7 +50,7 @@ def summary(net, x):
     return rows
 
 
-def named_layers(module, prefix=""):
+def named_layers(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
     """Yield (name, layer) of all Modules without children below a module; of the module itself if it has no children."""
     children = list(module.named_children())
     if not children:
@@ -55,7 +59,7 @@ def named_layers(module, prefix=""):
         yield from named_layers(child, f"{prefix}{name}.")
 
 
-def flops(layer, x, y):
+def flops(layer: Module, x: tuple, y: tuple) -> int:
     """Additions and multiplications of one call from shape x to shape y. A layer without products counts 1 for each output."""
     if isinstance(layer, layers.Conv2d):
         return 2 * prod(y) * layer.in_channels * prod(layer.kernel_size)

@@ -284,7 +284,8 @@ def xp(request):
 
 @pytest.mark.parametrize("function, twin", TWINS, ids=NAMES)
 def test_signatures(function, twin):
-    assert inspect.signature(twin) == inspect.signature(function)
+    plain = [[(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()] for f in (twin, function)]
+    assert plain[0] == plain[1]                     # annotations stand on the definition only
 
 
 @pytest.fixture(scope="module")
