@@ -136,13 +136,6 @@ def test_jitter(folder):
     assert abs(images[:, 0].astype(int) + 2 * images[:, 1].astype(int) - labels)[valid].max() <= 3
 
 
-def test_void(folder):
-    kept, background = (stream(Loader(folder, 23, (30, 40), void=void))[0] for void in ("ignore", "background"))
-    assert (kept.labels == 255).any() and not (background.labels == 255).any()
-    np.testing.assert_array_equal(np.where(kept.labels == 255, 0, kept.labels), background.labels)
-    np.testing.assert_array_equal(kept.images, background.images)
-
-
 # ------------------------------------------------------------------------------------------------ the stream, the seed
 SETTINGS = {"batch_size": 4, "crop": (24, 32), "jitter": (0.7, 1.5)}
 

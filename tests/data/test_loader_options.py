@@ -1,0 +1,142 @@
+"""The loader's options together: every pair of their values, some of them in threes, in what a batch must be whatever they are.
+
+A mask is drawn into its image, each class in a corner of the colour cube: a pixel that has a class's pure colour, also after
+resizing, is a pixel of that class.
+"""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from covering import covering, words
+from PIL import Image
+
+from minifcn.data.classes import Classes, write_classes
+from minifcn.data.loader import Loader
+from minifcn.data.masks import write_labels
+from minifcn.data.voc import Folder
+
+COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]], np.uint8)         # of classes 0, 1, 2 and of void
+VOID = 3                                                                                 # its place in COLOURS
+CLASSES = Classes(("red", "green", "blue"), COLOURS[:3])
+
+OPTIONS = {
+    "images": [9, 70],                      # fewer than are read ahead, and many
+    "size": ["one", "several"],             # of all images; several: some are smaller than the large crop
+    "scale": [1.0, 0.5],                    # of the folder
+    "crop": ["image", "smaller", "larger"],
+    "flip": [True, False],
+    "jitter": [(1.0, 1.0), (0.6, 1.7)],
+    "void": ["ignore", "background"],
+    "shuffle": [True, False],
+    "drop_last": [False, True],
+    "workers": [1, 2, 3, 4],
+    "cache": ["full", "part", "off"],
+    "share": ["all", "halves"],
+}
+CROPS = {"image": (16, 24), "smaller": (11, 14), "larger": (18, 26)}                     # at scale 1
+BATCH = 4                               # 9 and 70 images, and those of 9 that are large, leave some over
+
+
+def drawn(root, count, several):
+    """A folder of images of 16 x 24 pixels; several: 3 of 4 have up to 20 x 35; for the others `larger` is too large."""
+    rng = np.random.default_rng(count)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    ids = [f"{k:02}" for k in range(count)]
+    for k, name in enumerate(ids):
+        h, w = (18 + k % 3, 26 + 3 * (k % 4)) if several and k % 4 else (16, 24)
+        labels = rng.integers(4, size=(3, 4)).repeat(8, 0).repeat(9, 1)[:h, :w]          # patches of 8 x 9 pixels
+        Image.fromarray(COLOURS[labels]).save(root / "JPEGImages" / f"{name}.jpg", "PNG")        # the content decides
+        labels = np.where(labels == VOID, 255, labels).astype(np.uint8)
+        write_labels(root / "SegmentationClass" / f"{name}.png", labels, CLASSES)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(ids))
+    write_classes(root, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """(number of images, of several sizes?) -> folder."""
+    made = {(count, several): tmp_path_factory.mktemp("data") / "voc" for count in (9, 70) for several in (False, True)}
+    for (count, several), root in made.items():
+        drawn(root, count, several)
+    return made
+
+
+def half(part, count):
+    """The first half of a batch, or the second."""
+    return slice(0, count // 2) if part == 0 else slice(count // 2, count)
+
+
+def assert_equal(a, b):
+    assert len(a) == len(b) and all(x.ids == y.ids for x, y in zip(a, b))
+    for x, y in zip(a, b):
+        np.testing.assert_array_equal(x.images, y.images)
+        np.testing.assert_array_equal(x.labels, y.labels)
+
+
+def every(batches):
+    """Images and labels of all batches."""
+    return np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches])
+
+
+# "larger" with images of one size is an error, which tests/data/test_loader.py has.
+ROWS = [row for row in covering(OPTIONS) if not (row["crop"] == "larger" and row["size"] == "one")]
+ROWS += [row | {"size": "several"} for row in covering(OPTIONS) if row["crop"] == "larger" and row["size"] == "one"]
+# A mirrored or resized image in the cache shows only where the crop is the whole image, and nothing else is computed anew.
+ROWS += [dict(zip(OPTIONS, (70, "one", scale, "image", True, jitter, "ignore", True, False, workers, "full", "all")))
+         for scale, jitter, workers in ((1.0, (1.0, 1.0), 3), (0.5, (1.0, 1.0), 4), (1.0, (0.6, 1.7), 1))]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=words)
+def test_options(row, roots):
+    scale, h, w = row["scale"], *CROPS[row["crop"]]
+    crop = int(h * scale), int(w * scale)
+    folder = Folder(roots[row["images"], row["size"] == "several"], "train", scale).at_least(crop)
+    decoded = 4 * sum(H * W for H, W in folder.sizes())                                  # bytes
+    settings = {name: row[name] for name in ("flip", "jitter", "void", "shuffle", "drop_last")} | {"seed": 5}
+    make = partial(Loader, folder, BATCH, crop)
+    more = {"workers": row["workers"], "cache_bytes": {"full": decoded, "part": decoded // 2, "off": 0}[row["cache"]]}
+    loader = make(**settings, **more)
+    epochs = [list(loader.epoch(e)) for e in range(2)]                                   # the second finds the first's cache
+
+    # Each image once in every epoch.
+    used = len(folder) // BATCH * BATCH if row["drop_last"] else len(folder)
+    for batches in epochs:
+        ids = [name for batch in batches for name in batch.ids]
+        assert len(ids) == len(set(ids)) == used and (row["drop_last"] or sorted(ids) == folder.ids)
+        assert row["shuffle"] or ids == folder.ids[:used]
+    assert not row["shuffle"] or [b.ids for b in epochs[0]] != [b.ids for b in epochs[1]]
+
+    # The stream depends on the seed alone: one worker, nothing cached, the second epoch first, and from its second batch on.
+    plain = make(**settings, workers=1, cache_bytes=0)
+    for e in (1, 0):
+        assert_equal(epochs[e], list(plain.epoch(e)))
+    assert_equal(epochs[1][1:], list(loader.epoch(1, 1)))
+    if row["share"] == "halves":
+        parts = [list(make(**settings, **more, share=partial(half, k)).epoch(1)) for k in (0, 1)]
+        for batch, first, second in zip(epochs[1], *parts, strict=True):
+            assert batch.ids == first.ids == second.ids
+            np.testing.assert_array_equal(batch.images, np.concatenate([first.images, second.images]))
+            np.testing.assert_array_equal(batch.labels, np.concatenate([first.labels, second.labels]))
+
+    # Image and mask are cut, scaled and mirrored together.
+    for e, batches in enumerate(epochs):
+        images, labels = every(batches)                                                  # (n, 3, h, w), (n, h, w)
+        pure = (images[:, None] == COLOURS[:, :, None, None]).all(axis=2)                # (n, 4, h, w)
+        truth = pure.argmax(axis=1)                                                      # (n, h, w)
+        where = pure.any(axis=1)
+        void = 255 if row["void"] == "ignore" else 0
+        np.testing.assert_array_equal(labels[where], np.where(truth == VOID, void, truth)[where])
+        assert where.mean() > 0.1 and len(np.unique(truth[where])) == 4
+
+        # The flip is a mirror of the same picture; the rule for void changes only void.
+        straight, marked = (every(list(make(**settings | change, workers=1, cache_bytes=0).epoch(e)))
+                            for change in ({"flip": False}, {"void": "ignore"}))
+        same = [[np.array_equal(a, b) and np.array_equal(c, d) for a, b, c, d in zip(images, turned[0], labels, turned[1])]
+                for turned in (straight, (straight[0][..., ::-1], straight[1][..., ::-1]))]
+        mirrored = ~np.array(same[0])
+        assert np.logical_or(*same).all() and mirrored.sum() <= used * row["flip"]
+        assert not row["flip"] or used < 30 or 0.2 < mirrored.mean() < 0.8               # of 70: 0.5 +- 5 standard deviations
+        np.testing.assert_array_equal(images, marked[0])
+        np.testing.assert_array_equal(labels, np.where(marked[1] == 255, void, marked[1]))
