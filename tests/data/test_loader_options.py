@@ -1,24 +1,14 @@
-"""The loader's options together: every pair of their values, some of them in threes, in what a batch must be whatever they are.
-
-A mask is drawn into its image, each class in a corner of the colour cube: a pixel that has a class's pure colour, also after
-resizing, is a pixel of that class.
-"""
+"""The loader's options together: whatever they are, a batch must be what is written here. Every pair of values is tried."""
 
 from functools import partial
 
 import numpy as np
 import pytest
 from covering import covering, words
-from PIL import Image
+from drawn import COLOURS, VOID, draw
 
-from minifcn.data.classes import Classes, write_classes
 from minifcn.data.loader import Loader
-from minifcn.data.masks import write_labels
 from minifcn.data.voc import Folder
-
-COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]], np.uint8)         # of classes 0, 1, 2 and of void
-VOID = 3                                                                                 # its place in COLOURS
-CLASSES = Classes(("red", "green", "blue"), COLOURS[:3])
 
 OPTIONS = {
     "images": [9, 70],                      # fewer than are read ahead, and many
@@ -38,28 +28,12 @@ CROPS = {"image": (16, 24), "smaller": (11, 14), "larger": (18, 26)}            
 BATCH = 4                               # 9 and 70 images, and those of 9 that are large, leave some over
 
 
-def drawn(root, count, several):
-    """A folder of images of 16 x 24 pixels; several: 3 of 4 have up to 20 x 35; for the others `larger` is too large."""
-    rng = np.random.default_rng(count)
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / name).mkdir(parents=True)
-    ids = [f"{k:02}" for k in range(count)]
-    for k, name in enumerate(ids):
-        h, w = (18 + k % 3, 26 + 3 * (k % 4)) if several and k % 4 else (16, 24)
-        labels = rng.integers(4, size=(3, 4)).repeat(8, 0).repeat(9, 1)[:h, :w]          # patches of 8 x 9 pixels
-        Image.fromarray(COLOURS[labels]).save(root / "JPEGImages" / f"{name}.jpg", "PNG")        # the content decides
-        labels = np.where(labels == VOID, 255, labels).astype(np.uint8)
-        write_labels(root / "SegmentationClass" / f"{name}.png", labels, CLASSES)
-    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(ids))
-    write_classes(root, CLASSES)
-
-
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     """(number of images, of several sizes?) -> folder."""
     made = {(count, several): tmp_path_factory.mktemp("data") / "voc" for count in (9, 70) for several in (False, True)}
     for (count, several), root in made.items():
-        drawn(root, count, several)
+        draw(root, several, train=count)
     return made
 
 

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "support")]
 import matplotlib.backends.backend_agg  # noqa: E402, F401   here once, and not in each process
@@ -235,12 +236,13 @@ def stamps(root):
 def run(runs, seed=0, report=print):
     """Run drawn commands; returns (Counter of exit codes, list of (command, complaint, stderr) of those that broke a rule)."""
     codes, faults = Counter(), []
-    with tempfile.TemporaryDirectory(dir=RAM if RAM.is_dir() else None) as folder:
+    # Nobody listens there: a download is refused at once, without a network.
+    nowhere = {name: source._replace(urls=("http://127.0.0.1:9/file",)) for name, source in download.SOURCES.items()}
+    ram = RAM if RAM.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=ram) as folder, mock.patch.dict(download.SOURCES, nowhere):
         root, work = Path(folder) / "pool", Path(folder) / "work"
         root.mkdir(), work.mkdir()
         paths, wild = lay_out(root)
-        for name, source in download.SOURCES.items():           # nobody listens there: refused at once, without a network
-            download.SOURCES[name] = source._replace(urls=("http://127.0.0.1:9/file",))
         before, drawer = stamps(root), Drawer(seed, paths, wild)
         for _ in range(runs):
             line = drawer.command()
