@@ -35,7 +35,7 @@ def announce(options):
     options: Options. Raises DataError if a set has no such image, or too few for one batch.
     """
     for split in ("train", "val"):
-        print(f"read {len(_loader(options, split).folder)} examples")
+        print(f"read {len(crops(options, split).folder)} examples")
 
 
 def report(out):
@@ -54,7 +54,7 @@ def report(out):
     result = {
         "loss": loss,
         "train_accuracy": accuracy,
-        "test_accuracy": crop_accuracy(net.to(device), _loader(options, "val"), device),
+        "test_accuracy": crop_accuracy(net.to(device), crops(options, "val"), device),
         "examples_per_second": state.images / (state.seconds - state.waited),
         "end_to_end": state.images / state.seconds,
     }
@@ -74,7 +74,7 @@ def crop_accuracy(net, loader, device="cpu"):
     return right / pixels
 
 
-def _loader(options, split):
+def crops(options, split):
     """Random crops of a split, in the order of its list, not mirrored, not scaled, without a last batch that is not full."""
     if split == "train":
         folder = training_folders(options)[-1]

@@ -73,7 +73,7 @@ def test_void_is_scored_as_background_on_one_crop_each(data, run):
     options = saved.options
     net.final_conv.weight.data[...] = 0
     net.transpose_conv.bias.data[...] = [1, 0, 0, 0, 0]
-    loader = chapter._loader(options, "val")
+    loader = chapter.crops(options, "val")
     assert len(loader) == 1 and loader.batch_size == 4                   # 6 images: the last 2 are never scored
     shown = np.concatenate([batch.labels for batch in loader.epoch(0)])
     assert shown.shape == (4, 64, 64) and 255 not in shown
