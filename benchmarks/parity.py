@@ -68,7 +68,7 @@ def theirs(options):
     nn.init.seed(options.seed)
     start = checkpoint.build(options, len(folder.classes.names))
     pretrained = load_pretrained(start, options.pretrained, folder.classes) if options.pretrained else set()
-    net = torch_fcn.with_weights(start.state_dict()).to(memory_format=torch.channels_last).train()
+    net = torch_fcn.with_weights(start.state_dict()).train()
     groups = [{"params": [p for name, p in net.named_parameters() if (name in pretrained) == loaded], "rate": rate}
               for loaded, rate in ((False, options.lr), (True, options.lr * options.lr_pretrained))]
     sgd = torch.optim.SGD([group for group in groups if group["params"]], options.lr, options.momentum,
@@ -78,8 +78,8 @@ def theirs(options):
         for batch in tqdm(loader.epoch(epoch), f"PyTorch, epoch {epoch + 1}/{options.epochs}", len(loader), disable=None):
             for group in sgd.param_groups:
                 group["lr"] = group["rate"] * schedule(step, steps)
-            x = torch.from_numpy(normalize(batch.images)).contiguous(memory_format=torch.channels_last)     # (N, 3, h, w)
-            labels = torch.from_numpy(batch.labels.astype(np.int64))                                        # (N, h, w)
+            x = torch.from_numpy(normalize(batch.images)).contiguous()                  # (N, 3, h, w)
+            labels = torch.from_numpy(batch.labels.astype(np.int64))                    # (N, h, w)
             valid = np.count_nonzero(batch.labels != folder.classes.void)
             total = F.cross_entropy(net(x), labels, ignore_index=folder.classes.void, reduction="sum")
             sgd.zero_grad()

@@ -119,3 +119,29 @@ def test_that_comparison_notices_ten_mantissa_bits(monkeypatch):
     with readable_only():
         ours, theirs = distances(0, 2)
     assert ours > 10 * theirs, (ours, theirs)
+
+
+@pytest.mark.parametrize("chapters", [False, True])
+def test_the_benchmark_trains_both_alike(chapters, tmp_path):
+    """benchmarks.parity: after three steps the two networks are 100 times nearer to each other than to where they started.
+    Other batches, another loss, rate or schedule bring them apart as far as that."""
+    from benchmarks import parity
+    from minifcn.data import write_synthetic
+    from minifcn.training import Options, chapter, checkpoint
+
+    recipe = chapter.RECIPES["pytorch"] if chapters else {"momentum": 0.9, "weight_decay": 1e-2, "jitter": (0.8, 1.2)}
+    data = write_synthetic(tmp_path / "data", 10, 4, size=(96, 96))
+    options = Options(**recipe | {"data": str(data), "width": 4, "crop": (64, 64), "batch_size": 3, "epochs": 1, "lr": 1e-2,
+                                  "model": "fcn8s", "device": "cpu"})
+    ours, theirs = parity.ours(options, tmp_path / "run")[0], parity.theirs(options)[0]
+    init.seed(0)
+    start = checkpoint.build(options, 5).state_dict()
+
+    def distance(a, b):
+        return sum(np.square(a[name] - b[name]).sum() for name in start) ** 0.5
+
+    mine, other = ours.state_dict(), {name: a.numpy() for name, a in theirs.net.state_dict().items()}
+    assert distance(mine, other) <= 0.01 * distance(other, start)
+    figures = [parity.scores(net, 1.0, options, chapters) for net in (ours, theirs)]
+    assert figures[0]["pixel_accuracy"] == pytest.approx(figures[1]["pixel_accuracy"], abs=0.01)
+    assert ("crop_accuracy" in figures[1]) == chapters
