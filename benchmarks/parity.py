@@ -83,7 +83,7 @@ def theirs(options):
             valid = np.count_nonzero(batch.labels != folder.classes.void)
             total = F.cross_entropy(net(x), labels, ignore_index=folder.classes.void, reduction="sum")
             sgd.zero_grad()
-            (total / REDUCTIONS[options.reduction](*labels.shape, np.array(valid)).item()).backward()
+            (total / float(REDUCTIONS[options.reduction](*labels.shape, np.array(valid)))).backward()
             sgd.step()
             step += 1
     return Theirs(net), (time.perf_counter() - begin) / 60
