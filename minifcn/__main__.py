@@ -31,7 +31,7 @@ from minifcn.training.checkpoint import CheckpointError, load_model
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.options import DOWNLOADS, PRECISION_HELP, SYNTHETIC, Options, add_arguments, device, within
 from minifcn.training.report import score_table
-from minifcn.training.run import Interrupted, TrainingError, resume, train
+from minifcn.training.run import RESULTS, Interrupted, TrainingError, resume, train
 from minifcn.training.scoring import evaluate
 from minifcn.training.theirs import in_place_of_definitions
 
@@ -151,7 +151,7 @@ def _train_plainly(args):
     if best := metrics["best"]:                     # none in a run that an older version ended
         print(f"best.npz: mean IoU {best['mean_iou']:.3f} after epoch {best['epoch']} of {metrics['epochs']}")
     print(f"training: {metrics['images_per_second']:.1f} images/s end to end, {metrics['training_seconds']:.0f} s in all")
-    names = ["checkpoint.npz", *["best.npz"] * bool(best), "log.csv", "metrics.json", "curves.png", "predictions.png"]
+    names = [name for name in RESULTS if best or name != "best.npz"]
     say(f"written to {args.out}: {', '.join(names)}")
     return 0
 
@@ -310,10 +310,10 @@ def _check(args):
 COMMANDS = {
     "train": (
         _train, _train_arguments, "train a network",
-        "Train a network and write checkpoint.npz (the last epoch), best.npz (the one with the highest mean IoU), log.csv, "
-        "metrics.json, curves.png and predictions.png. Without --data, small synthetic images are drawn first and their own "
-        "defaults apply. Ctrl-C finishes the step and saves; --resume "
-        "goes on from there, or from the last checkpoint after a crash."),
+        "Train a network and write checkpoint.npz (the last epoch), best.npz (the one with the highest mean IoU), "
+        "model-card.md, log.csv, metrics.json, curves.png and predictions.png. Without --data, small synthetic images are "
+        "drawn first and their own defaults apply. Ctrl-C finishes the step and saves; --resume goes on from there, or from "
+        "the last checkpoint after a crash."),
     "evaluate": (
         _evaluate, _evaluate_arguments, "score a checkpoint on whole images",
         "Score a checkpoint on every pixel of whole images of any size; void is left out."),

@@ -610,7 +610,8 @@ def with_remains(reference, tmp_path):
     (tmp_path / "checkpoint.npz.tmp").write_bytes(b"half a checkpoint")
     ends_as_the_reference(reference, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".lock", "checkpoint.npz", "checkpoint.npz.tmp", "curves.png", "log.csv", "metrics.json", "predictions.png"]
+        ".lock", "checkpoint.npz", "checkpoint.npz.tmp", "curves.png", "log.csv", "metrics.json", "model-card.md",
+        "predictions.png"]
 
 
 def started_again_by_mistake(reference, tmp_path, capsys):

@@ -12,6 +12,7 @@ Reading order:
     scoring      the scores of a network over whole images
     checkpoint   a run in one file
     pretrained   weights that were trained elsewhere
+    card         what a checkpoint is, in words
     report       log, tables and pictures of a run
     parts        images, class weights and optimiser of a run
     signals      Ctrl-C ends a run after a complete step

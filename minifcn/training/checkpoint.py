@@ -68,7 +68,7 @@ ANY = object()                  # a value that is checked elsewhere
 NUMBER = float                  # any finite number; int: an integer of 0..2^63
 SCORES = {"pixel_accuracy": NUMBER, "mean_accuracy": NUMBER, "mean_iou": NUMBER, "frequency_weighted_iou": NUMBER,
           "loss": NUMBER, "images": int, "iou_per_class": {str: (NUMBER, None)},
-          "always_background": {"pixel_accuracy": NUMBER, "mean_iou": NUMBER}, "epoch?": int, "unscored?": int}
+          "always_background": {"pixel_accuracy": NUMBER, "mean_iou": NUMBER}, "epoch?": int, "unscored?": int, "date?": str}
 ROW = {"epoch": NUMBER, "step": int, "lr": NUMBER, "loss": NUMBER, "accuracy": NUMBER, "images_per_second": NUMBER,
        "waiting": NUMBER, "val_loss": (NUMBER, None), "val_pixel_accuracy": (NUMBER, None), "val_mean_iou": (NUMBER, None)}
 ADDED = ("class_weights", "val_every", "sync_norm")    # options that older checkpoints do not have

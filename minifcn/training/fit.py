@@ -13,7 +13,7 @@ NOT_HERE = {"data", "scale", "limit", "model", "backbone", "width", "pretrained"
 
 
 def fit(net, train, val, loss=None, out="runs/fit", resume=False, overwrite=False, **settings):
-    """Train `net`; write checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png into `out`.
+    """Train `net`; write checkpoint.npz, best.npz, model-card.md, log.csv, metrics.json and two pictures into `out`.
 
     net: a Module from normalised images (N, 3, H, W) to logits (N, K, H, W) of the classes in `train`, for any H and W; it is
         trained in place. Training does not initialise its weights: call nn.init.seed before you make it.

@@ -1,4 +1,4 @@
-"""The reports of a run: the rows of log.csv, metrics.json, a line after each epoch, the table of its scores, two pictures."""
+"""The reports of a run: log.csv, metrics.json, model-card.md, a line after each epoch, a table of its scores, two pictures."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ import warnings
 from minifcn import plotting
 from minifcn.files.atomic import atomic
 from minifcn.inference import predict
+from minifcn.training.card import card
 from minifcn.training.memory import estimated_memory
 
 PICTURES = 6                # columns of predictions.png
@@ -108,6 +109,11 @@ def write_tables(out, state):
     table.writerows(state.history)
     _write(out / "log.csv", text.getvalue().encode())
     _write(out / "metrics.json", (json.dumps(metrics(state), indent=2) + "\n").encode())
+
+
+def write_card(out, saved, parts):
+    """model-card.md in the folder `out`; the other arguments are those of card()."""
+    _write(out / "model-card.md", card(saved, parts).encode())
 
 
 def write_pictures(out, state, net, folder, device):

@@ -40,7 +40,7 @@ from minifcn.training.scoring import evaluate
 from minifcn.training.signals import Signals
 from minifcn.training.step import Step
 
-RESULTS = ("checkpoint.npz", "best.npz", "log.csv", "metrics.json", "curves.png", "predictions.png")
+RESULTS = ("checkpoint.npz", "best.npz", "model-card.md", "log.csv", "metrics.json", "curves.png", "predictions.png")
 GAP = 0.2                   # difference of a batch's accuracy in train mode and eval mode above which a line is printed
 READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
 
@@ -61,9 +61,8 @@ def train(options, out, overwrite=False, own=None):
     """Train from the start and write everything into the folder `out`; returns the content of metrics.json.
 
     own: the arguments of fit(), or None for a network of minifcn.
-    out gets checkpoint.npz, best.npz, log.csv, metrics.json, curves.png, predictions.png. Raises ValueError when it holds a run
-    already (unless overwrite) or another process is training into it; DataError; CheckpointError; TrainingError;
-    Interrupted after SIGINT, SIGTERM or SIGUSR1.
+    out gets the files in RESULTS. Raises ValueError when it holds a run already (unless overwrite) or another process is
+    training into it; DataError; CheckpointError; TrainingError; Interrupted after SIGINT, SIGTERM or SIGUSR1.
     """
     def start():
         held.enter_context(locked(out, "training"))
@@ -162,6 +161,7 @@ class Run:
         if problems := seen.problems(options.void):
             raise DataError(problems[0])
         print(*seen.lines(), sep="\n")
+        self.seen = seen
         report.used(options, listed, large, folder, val, self.val)
         self.images = zlib.crc32("\n".join(folder.ids).encode())                   # which, in which order
         self.data = {name: part.digest for name, part in zip(("train", "val"), seen.parts)}
@@ -281,6 +281,7 @@ class Run:
 
     def _report(self):
         report.write_tables(self.out, self.state)   # again, for a run that was killed just before it wrote them
+        report.write_card(self.out, self._checkpoint(), self.seen.parts)
         report.write_pictures(self.out, self.state, self.net, self.val, self.device)
 
     def _evaluate(self, signals, epoch):
@@ -290,7 +291,7 @@ class Run:
         self._leave_if(signals)
         if not math.isfinite(scores["loss"]):
             raise TrainingError(f"the validation loss is {scores['loss']} after step {state.step}; " + self._advice())
-        state.scores = scores | {"epoch": epoch, "unscored": self.unscored}
+        state.scores = scores | {"epoch": epoch, "unscored": self.unscored, "date": time.strftime("%Y-%m-%d")}
         state.history[-1] |= {f"val_{name}": scores[name] for name in ("loss", "pixel_accuracy", "mean_iou")}
         if state.best is None or scores["mean_iou"] > state.best["mean_iou"]:
             state.best = state.scores
@@ -426,10 +427,15 @@ class Run:
         self._read()
         self.world.on_first(lambda: self._write(path))
 
+    def _checkpoint(self):
+        return Checkpoint(self.classes, self.net.state_dict(), self.optimizer.state_dict(), self.options, self.state,
+                          sorted(self.pretrained), self.images, self.data, self.arithmetic, self.own)
+
     def _write(self, path):
-        model = self.net.state_dict()
-        for name, array in model.items():
+        saved = self._checkpoint()
+        for name, array in saved.model.items():
             if not np.isfinite(array).all():
                 raise TrainingError(f"{name} holds numbers that are not finite after step {self.state.step}; {self._advice()}")
-        checkpoints.save(path, Checkpoint(self.classes, model, self.optimizer.state_dict(), self.options, self.state,
-                                          sorted(self.pretrained), self.images, self.data, self.arithmetic, self.own))
+        checkpoints.save(path, saved)
+        if path == self.path:
+            report.write_card(self.out, saved, self.seen.parts)

@@ -131,6 +131,11 @@ def differences(path, reference):
     return found + ([] if a_rows == b_rows else ["log"])
 
 
+def card(out):
+    """The lines of a run's model card, without that of the dates."""
+    return [line for line in (out / "model-card.md").read_text().splitlines() if not line.startswith("| date ")]
+
+
 def kill_and_resume(folder, moments, data=None):
     """Kill and resume runs at `moments`, an iterable of (saves, delay, in_write), then let the last one end.
 
@@ -146,6 +151,7 @@ def kill_and_resume(folder, moments, data=None):
     def finished():
         for name in ("checkpoint.npz", "best.npz"):
             found.extend(differences(out / name, folder / "reference" / name))
+        found.extend(["model-card.md"] * (card(out) != card(folder / "reference")))
         shutil.rmtree(out)
 
     def killed(saves, delay, in_write):

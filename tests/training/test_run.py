@@ -24,7 +24,7 @@ from minifcn.training.options import Options
 from minifcn.training.run import Interrupted, TrainingError, resume, train
 from minifcn.training.scoring import evaluate
 
-FILES = ("log.csv", "metrics.json", "curves.png", "predictions.png")
+FILES = ("model-card.md", "log.csv", "metrics.json", "curves.png", "predictions.png")
 
 
 @pytest.fixture(scope="module")
