@@ -34,7 +34,7 @@ def real_data(parser):
     group.add_argument("--scale", type=float, default=1.0, help="of the images, before they are cropped")
     group.add_argument("--crop", type=int, nargs=2, default=(320, 480), metavar=("HEIGHT", "WIDTH"))
     group.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--epochs", type=int, help="default 6 for drawn scenes, 30 for photographs")
+    group.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="train only these")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches; each has its own folders")
 
@@ -64,11 +64,10 @@ with no_grad():
 # %%
 if args.data:
     common = {"data": args.data, "pretrained": args.pretrained, "scale": args.scale, "crop": tuple(args.crop),
-              "batch_size": args.batch_size, "epochs": args.epochs or 30, "save_every": 20}
+              "batch_size": args.batch_size, "epochs": args.epochs, "save_every": 20}
     options = {model: Options(model=model, seed=args.seed, **common) for model in args.models}
 else:
-    options = {model: settings(args, scenes(args), model=model, seed=args.seed, epochs=args.epochs or 6)
-               for model in args.models}
+    options = {model: settings(args, scenes(args), model=model, seed=args.seed) for model in args.models}
 folders = {model: args.out / "e6" / Path(option.data).name / f"{model}_seed{args.seed}" for model, option in options.items()}
 scores = {}
 for model, option in options.items():
