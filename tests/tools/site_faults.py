@@ -61,8 +61,10 @@ FAULTS = [
 def build(folder, fault):
     """Build a copy of the site with a fault, or with None; returns (exit code, what it printed)."""
     for name in NEEDED:
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name, **{"ignore": LEFT_OUT} if source.is_dir() else {})
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
+        else:
+            shutil.copy(ROOT / name, folder / name)
     if fault:
         path = folder / fault.file
         before = path.read_text() if path.exists() else ""
@@ -76,7 +78,7 @@ def build(folder, fault):
     else:
         mode = "nb_execution_mode=off"
     command = [sys.executable, folder / "docs" / "build.py", "-D", mode, "-D", "suppress_warnings=myst-nb.lexer"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "400"})
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 
