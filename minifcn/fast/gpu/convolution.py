@@ -1,6 +1,6 @@
 """Convolution on the GPU: from columns and one product, exact in float32, to kernels for tensor cores that need no columns.
 
-    correlate, gx, gw   warpgroup          3x3 stride 1, fp16 operands, Hopper's own instruction
+    correlate, gx, gw   warpgroup          3x3 stride 1, tf32 or fp16, Hopper's own instruction
                         patch              3x3 stride 1, tf32 or fp16: a pixel is fetched once for nine taps
                         four phases        gx of 3x3 stride 2, tf32
                         weight gradient    gw of 3x3 stride 1 and 2, and of the 7x7 stem, tf32
@@ -39,8 +39,9 @@ PHASES = Tile("four_phases_128x64", 128, 64, 128, 3 * 192 * 128)
 PATCH = (Tile("patch_tf32_128", (10, 16), 128, 128, 2 * 12 * 18 * 128 + 3 * 128 * 128),
          Tile("patch_tf32_64", (10, 16), 64, 128, 2 * 12 * 18 * 128 + 3 * 64 * 128))
 PATCH_HALF = (Tile("patch_half_64", (10, 16), 64, 128, 2 * 12 * 18 * 128 + 3 * 64 * 128),)
-WARPGROUP = (Tile("warpgroup_128", (32, 8), 128, 384, 4 * 128 * 128 + 2 * 8 * 341 * 16 + 16 * 6 + 4 * 341),
-             Tile("warpgroup_64", (32, 8), 64, 192, 3 * 64 * 128 + 2 * 8 * 341 * 16 + 16 * 5 + 4 * 341))
+WARPGROUP = (Tile("warpgroup_tf32_128", (32, 8), 128, 384, 4 * 128 * 128 + 2 * 8 * 341 * 16 + 16 * 6 + 4 * 341),)
+WARPGROUP_HALF = (Tile("warpgroup_half_128", (32, 8), 128, 384, 4 * 128 * 128 + 2 * 8 * 341 * 16 + 16 * 6 + 4 * 341),
+                  Tile("warpgroup_half_64", (32, 8), 64, 192, 3 * 64 * 128 + 2 * 8 * 341 * 16 + 16 * 5 + 4 * 341))
 WEIGHT_GRADIENT = {                             # stride -> tiles of gy; the second fits cards with 99 KB of shared memory
     (1, 1): (Tile("weight_gradient_s1", (10, 8), 64, 256, 3 * 4 * 72 * (10 * 8 + 12 * 10)),
              Tile("weight_gradient_s1_small", (5, 8), 64, 256, 3 * 4 * 72 * (5 * 8 + 7 * 10))),
@@ -127,30 +128,39 @@ def packed(w, kernel="pack_tf32", turned=False):
 # ---- 3 x 3, stride 1: warpgroup and patch ----
 
 def has_warpgroup_tile(w):
-    """Whole blocks of 64 channels and of filters, forward."""
-    return w.shape[1] % 64 == 0 and fitting(WARPGROUP, w.shape[0]) is not None
+    """Whole blocks of 128 bytes of channels and of filters, forward."""
+    return w.shape[1] % _channels() == 0 and fitting(_warpgroup_tiles(), w.shape[0]) is not None
 
 
 def has_warpgroup_tile_for_gx(w):
     """The same with the roles exchanged."""
-    return w.shape[0] % 64 == 0 and fitting(WARPGROUP, w.shape[1]) is not None
+    return w.shape[0] % _channels() == 0 and fitting(_warpgroup_tiles(), w.shape[1]) is not None
 
 
-@replaces(conv.correlate, when=(float32_on_gpu, half_operands, hopper, is_3x3_same, has_warpgroup_tile))
+def _warpgroup_tiles():
+    return WARPGROUP_HALF if half_operands() else WARPGROUP
+
+
+def _channels():
+    return 64 if half_operands() else 32
+
+
+@replaces(conv.correlate, when=(float32_on_gpu, rounded_operands, hopper, is_3x3_same, has_warpgroup_tile))
 def correlate_warpgroup(x, w, stride, padding, dilation):
     return _warpgroup(x, w, w.shape[0], turned=False)
 
 
 @replaces(conv.correlate_grad_x,
-          when=(float32_on_gpu, half_operands, hopper, is_3x3_same, of_same_size, has_warpgroup_tile_for_gx))
+          when=(float32_on_gpu, rounded_operands, hopper, is_3x3_same, of_same_size, has_warpgroup_tile_for_gx))
 def correlate_grad_x_warpgroup(gy, w, hw, stride, padding, dilation):
     return _warpgroup(gy, w, w.shape[1], turned=True)
 
 
 def _warpgroup(x, w, F, turned):
-    cupy, (N, C, H, W), tile = backend.cupy, x.shape, fitting(WARPGROUP, F)
-    weights, y = cupy.empty(w.size, np.uint16), cupy.empty((N, H, W, F), np.float32)
-    launch("pack_warpgroup", (blocks_of(w.size),), (contiguous(w), weights, *w.shape[:2], tile.filters, turned))
+    cupy, (N, C, H, W), tile = backend.cupy, x.shape, fitting(_warpgroup_tiles(), F)
+    kernel, number = ("pack_warpgroup_half", np.uint16) if half_operands() else ("pack_warpgroup_tf32", np.float32)
+    weights, y = cupy.empty(w.size, number), cupy.empty((N, H, W, F), np.float32)
+    launch(kernel, (blocks_of(w.size),), (contiguous(w), weights, *w.shape[:2], tile.filters, turned))
     rows, columns = tile.pixels
     tiles = F // tile.filters * -(-W // columns) * -(-(N * (H + 1) - 1) // rows)         # images are stacked, a row between two
     blocks = _attribute("MultiProcessorCount") * (2 if tile.filters == 64 else 1)
@@ -160,16 +170,12 @@ def _warpgroup(x, w, F, turned):
 
 def has_patch_tile(w):
     """Whole blocks of 128 bytes of channels and of filters, forward."""
-    return w.shape[1] % _patch_channels() == 0 and fitting(PATCH_HALF if half_operands() else PATCH, w.shape[0]) is not None
+    return w.shape[1] % _channels() == 0 and fitting(PATCH_HALF if half_operands() else PATCH, w.shape[0]) is not None
 
 
 def has_patch_tile_for_gx(w):
     """The same with the roles exchanged."""
-    return w.shape[0] % _patch_channels() == 0 and fitting(PATCH_HALF if half_operands() else PATCH, w.shape[1]) is not None
-
-
-def _patch_channels():
-    return 64 if half_operands() else 32
+    return w.shape[0] % _channels() == 0 and fitting(PATCH_HALF if half_operands() else PATCH, w.shape[1]) is not None
 
 
 @replaces(conv.correlate, when=(float32_on_gpu, rounded_operands, is_3x3_same, has_patch_tile))

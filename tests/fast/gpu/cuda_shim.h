@@ -288,7 +288,7 @@ static void land_all() {
   now.swap(bulks);
   for (Bulk& b : now) land(b);
 }
-struct Product { float* d[128]; uint64_t a[128], b[128]; int add[128], group; };
+struct Product { float* d[128]; uint64_t a[128], b[128]; int add[128], group, bytes; };    // bytes: of a number, 2 or 4
 struct Warpgroup { std::vector<Product> asked; int committed, arrived; void* given[128]; };
 static std::map<int, Warpgroup> warpgroups;
 static void begin_block() { barriers.clear(), bulks.clear(), warpgroups.clear(); }
@@ -305,16 +305,17 @@ template <class F> static void four_warps_together(void* mine, F work) {
 
 static void run_product(Product& p) {
   static float A[64][16], B[256][16];
+  const int K = 32 / p.bytes, chunk = 16 / p.bytes;                     // numbers of the summed index, of 16 bytes
   for (int t = 1; t < 128; t++) misaligned |= p.a[t] != p.a[0] || p.b[t] != p.b[0] || !p.add[t] != !p.add[0];
-  auto number = [](uint64_t o, int row, int k) {
+  auto number = [&](uint64_t o, int row, int k) {
     unsigned start = (o & 0x3fff) << 4, k_step = (o >> 16 & 0x3fff) << 4, row_step = (o >> 32 & 0x3fff) << 4;
-    size_t at = start + row / 8 * row_step + row % 8 * 16 + k / 8 * k_step + k % 8 * 2;
-    if (at + 2 > dynamic_size) return misaligned = true, 0.f;
-    _Float16 h;
-    memcpy(&h, dynamic_start + at, 2);
-    return (float)h;
+    size_t at = start + row / 8 * row_step + row % 8 * 16 + k / chunk * k_step + k % chunk * p.bytes;
+    if (at + p.bytes > dynamic_size) return misaligned = true, 0.f;
+    unsigned bits = 0;
+    memcpy(&bits, dynamic_start + at, p.bytes);
+    return p.bytes == 2 ? of_half(bits, 0) : of_tf32(bits, 0);
   };
-  for (int k = 0; k < 16; k++) {
+  for (int k = 0; k < K; k++) {
     for (int row = 0; row < 64; row++) A[row][k] = number(p.a[0], row, k);
     for (int row = 0; row < 256; row++) B[row][k] = number(p.b[0], row, k);
   }
@@ -322,7 +323,7 @@ static void run_product(Product& p) {
     for (int i = 0; i < 128; i++) {
       const float *a = A[16 * (t / 32) + 8 * (i / 2 % 2) + t % 32 / 4], *b = B[i / 4 * 8 + t % 4 * 2 + i % 2];
       float sum = p.add[t] ? p.d[t][i] : 0.f;
-      for (int k = 0; k < 16; k++) sum += a[k] * b[k];
+      for (int k = 0; k < K; k++) sum += a[k] * b[k];
       p.d[t][i] = sum;
     }
 }
@@ -358,19 +359,21 @@ static Operand moved(Operand o, int units) { return o + units; }
 
 // A product is made when it is asked for, or when it is waited for: an operand that is freed too early shows in the second.
 static void warpgroup_begin() {}
-static void warpgroup_mma(float (&d)[128], Operand a, Operand b, int add) {
-  struct Given { float* d; Operand a, b; int add; } mine = {d, a, b, add};
+static void warpgroup_mma(float (&d)[128], Operand a, Operand b, int add, int bytes) {
+  struct Given { float* d; Operand a, b; int add, bytes; } mine = {d, a, b, add, bytes};
   shim::four_warps_together(&mine, [](shim::Warpgroup& w) {
     shim::Product p;
     for (int t = 0; t < 128; t++) {
       auto* g = (Given*)w.given[t];
       p.d[t] = g->d, p.a[t] = g->a, p.b[t] = g->b, p.add[t] = g->add;
     }
-    p.group = w.committed;
+    p.group = w.committed, p.bytes = ((Given*)w.given[0])->bytes;
     if (shim::late_copies) w.asked.push_back(p);
     else shim::run_product(p);
   });
 }
+static void warpgroup_mma_half(float (&d)[128], Operand a, Operand b, int add) { warpgroup_mma(d, a, b, add, 2); }
+static void warpgroup_mma_tf32(float (&d)[128], Operand a, Operand b, int add) { warpgroup_mma(d, a, b, add, 4); }
 static void warpgroup_commit() { shim::four_warps_together(nullptr, [](shim::Warpgroup& w) { w.committed++; }); }
 template <int LEFT> static void warpgroup_wait() {
   shim::four_warps_together(nullptr, [](shim::Warpgroup& w) {

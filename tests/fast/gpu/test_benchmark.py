@@ -74,11 +74,12 @@ def test_sections(options, capsys):
 
 
 def test_the_ladder(options, monkeypatch):
-    """Each rung that takes a layer is timed, here of two layers."""
+    """Each rung that takes a layer is timed, here of the stem and of layer1, whose 64 filters are too few for one of them."""
     monkeypatch.setattr(shapes, "CONVS", shapes.CONVS[:2])
     options.sections, options.width, options.size, options.batch, options.rounds = ["ladder"], 64, (32, 32), 1, 0
     result = benchmark.report(options, {}, benchmark.alone)["ladder"]
-    assert {what for what, *_ in benchmark.LADDER} | {"cuDNN, tf32", "seconds"} == result.keys()
+    rungs = {what for what, *_ in benchmark.LADDER if "warpgroup, tf32" not in what}
+    assert rungs | {"cuDNN, tf32", "seconds"} == result.keys()
     stem = {what for what, by in result.items() if what != "seconds" and "stem" in "".join(by)}
     assert stem == {"columns, tf32", "implicit GEMM, tf32", "gw: columns, tf32", "gw: stem, tf32", "cuDNN, tf32"}
     assert all(one["tflops"] > 0 for by in result.values() if isinstance(by, dict) for one in by.values())

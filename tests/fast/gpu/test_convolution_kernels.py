@@ -115,16 +115,20 @@ def test_correlate_scale_relu(gpu, case, seed):
 PADDED = ((1, 1), (1, 1), (1, 1))               # stride, padding, dilation of a 3 x 3 layer
 HALVING = ((2, 2), (1, 1), (1, 1))
 STEM = ((2, 2), (3, 3), (1, 1))                 # ... and of the 7 x 7 layer
-TILES = {                                       # twin -> cases that fit it, (N, C, F, hw, khw, stride, padding, dilation)
-    "correlate_warpgroup": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 128, (3, 17), (3, 3), *PADDED),
-                            (3, 64, 192, (1, 1), (3, 3), *PADDED)],
+# Twin [in a precision] -> cases that fit it, (N, C, F, hw, khw, stride, padding, dilation).
+TILES = {
+    "correlate_warpgroup in fp16": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 128, (3, 17), (3, 3), *PADDED),
+                                    (3, 64, 192, (1, 1), (3, 3), *PADDED)],
+    "correlate_warpgroup in tf32": [(2, 64, 128, (17, 9), (3, 3), *PADDED), (1, 32, 256, (3, 17), (3, 3), *PADDED),
+                                    (3, 96, 128, (1, 1), (3, 3), *PADDED)],
     "correlate_patch": [(2, 64, 64, (11, 17), (3, 3), *PADDED), (1, 64, 128, (10, 16), (3, 3), *PADDED),
                         (3, 128, 64, (1, 1), (3, 3), *PADDED)],
     "correlate_implicit_gemm": [(2, 64, 64, (9, 11), (3, 3), *HALVING), (1, 20, 128, (12, 13), (3, 2), (2, 1), (0, 1), (1, 1)),
                                 (1, 3, 64, (20, 21), (7, 7), (2, 2), (3, 3), (1, 1)),
                                 (2, 4, 64, (16, 15), (15, 1), (1, 1), (7, 0), (1, 1)),
                                 (3, 300, 256, (1, 1), (1, 1), (2, 2), (0, 0), (1, 1))],
-    "correlate_grad_x_warpgroup": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 64, (3, 17), (3, 3), *PADDED)],
+    "correlate_grad_x_warpgroup in fp16": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 64, (3, 17), (3, 3), *PADDED)],
+    "correlate_grad_x_warpgroup in tf32": [(2, 128, 32, (17, 9), (3, 3), *PADDED), (1, 128, 96, (3, 17), (3, 3), *PADDED)],
     "correlate_grad_x_patch": [(2, 64, 64, (11, 17), (3, 3), *PADDED), (1, 128, 64, (10, 15), (3, 3), *PADDED)],
     "correlate_grad_x_phases": [(2, 64, 64, (9, 11), (3, 3), *HALVING), (1, 128, 20, (8, 10), (3, 3), *HALVING),
                                 (2, 64, 300, (1, 1), (3, 3), *HALVING)],
@@ -159,12 +163,17 @@ def needs(gpu, twin):
         pytest.skip("this card has no such tensor cores")
 
 
-PRECISIONS = {"correlate_warpgroup": ["fp16"], "correlate_grad_x_warpgroup": ["fp16"],                # else tf32 alone
-              "correlate_patch": ["tf32", "fp16"], "correlate_grad_x_patch": ["tf32", "fp16"]}
+def twin_of(name):
+    return getattr(convolution, name.split(" in ")[0])
+
+
+def precisions_of(name):
+    """Of a name in TILES: the one that it states, else tf32; the patch kernel takes both."""
+    return name.split(" in ")[1:] or (["tf32", "fp16"] if name in ("correlate_patch", "correlate_grad_x_patch") else ["tf32"])
 
 
 @pytest.mark.parametrize(("twin", "case", "name"), [(twin, case, name) for twin, cases in TILES.items() for case in cases
-                                                    for name in PRECISIONS.get(twin, ["tf32"])])
+                                                    for name in precisions_of(twin)])
 def test_tensor_core_twins_are_exact_on_whole_numbers(gpu, precision, twin, case, name):
     needs(gpu, twin)
     precision(name)
@@ -177,8 +186,8 @@ def exact_on_whole_numbers(gpu, twin, case, seed):
     reorder(gpu, seed)
     definition, arrays, rest = arguments_of(twin, case, lambda shape: rng.integers(-4, 5, shape).astype(float))
     placed = on_device(gpu, *arrays)
-    assert all_hold(getattr(convolution, twin), placed, rest), "the twin would not be asked"
-    check(getattr(convolution, twin)(*placed, *rest), reference(definition, *arrays, *rest), 0, f"seed {seed}")
+    assert all_hold(twin_of(twin), placed, rest), "the twin would not be asked"
+    check(twin_of(twin)(*placed, *rest), reference(definition, *arrays, *rest), 0, f"seed {seed}")
 
 
 def all_hold(twin, arrays, rest):
@@ -190,12 +199,12 @@ def all_hold(twin, arrays, rest):
 @pytest.mark.parametrize("twin", TILES)
 def test_tensor_core_twins_round_their_factors_to_nearest(gpu, precision, twin):
     """Each factor is off by 2^-11 of itself at most, to either side (reading float32 as tf32 would make all smaller)."""
-    precision("fp16" if "warpgroup" in twin else "tf32")
+    precision(precisions_of(twin)[0])
     needs(gpu, twin)
     rng = np.random.default_rng(1)
     definition, arrays, rest = arguments_of(twin, TILES[twin][0], lambda shape: as_float32(rng.uniform(0.5, 1.5, shape))[0])
     exact = reference(definition, *arrays, *rest)
-    got = getattr(convolution, twin)(*on_device(gpu, *arrays), *rest).get()
+    got = twin_of(twin)(*on_device(gpu, *arrays), *rest).get()
     check(got, exact, (2 * 2.0**-11 + 2.0**-22 + gamma(10_000)) * exact)          # all positive: the sum of |products|
     assert abs(np.mean((got - exact) / exact)) < 2.0**-13                # truncated ones would be 3.5e-4 too small
 

@@ -153,10 +153,11 @@ def test_every_kernel_took_part(worlds, precisions):
     are wanted on their own, which test_*_kernels.py run."""
     ran = set().union(worlds[3], *precisions[2].values())
     others = {name for name in launch.signatures() if name.endswith(("_small", "_1"))}
-    others |= {"patch_half_64", "pack_half", "softmax_nll", "softmax_nll_grad", "cells_map", "unscale", "max_pool_4",
-               "max_pool_grad_4"}
+    others |= {"patch_half_64", "pack_half", "patch_tf32_128", "softmax_nll", "softmax_nll_grad", "cells_map", "unscale",
+               "max_pool_4", "max_pool_grad_4"}
     assert set(launch.signatures()) - ran <= others
-    assert {"warpgroup_64", "warpgroup_128"} <= precisions[2]["fp16"] and "patch_tf32_128" in precisions[2]["tf32"]
+    assert {"warpgroup_half_64", "warpgroup_half_128"} <= precisions[2]["fp16"]
+    assert {"warpgroup_tf32_128", "patch_tf32_64", "stem_gradient"} <= precisions[2]["tf32"]
     assert not {name for name in precisions[2]["fp32"] if launch.signatures()[name][0] in launch.NEED_TENSOR_CORES}
 
 

@@ -80,7 +80,7 @@ def test_nothing_outside_is_touched(gpu_on_cpu, what, at_end):
     gpu_on_cpu.ascontiguousarray = lambda a: a if a.flags.c_contiguous else placed(a)
     try:
         for test, arguments in CALLS[what]:
-            backend.set_precision("fp16" if "warpgroup" in str(arguments) else "tf32" if what == "tensor cores" else "fp32")
+            backend.set_precision(convolutions.precisions_of(arguments[0])[0] if what == "tensor cores" else "fp32")
             test(gpu_on_cpu, *arguments)
     except BaseException:
         os._exit(1)

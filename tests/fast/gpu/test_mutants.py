@@ -319,57 +319,93 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         twin("correlate_grad_w_stem", 2),
     ),
     # -- warpgroup
-    "weights freed too early": ("warpgroup", "warpgroup_wait<1>();  ", "", exact, twin("correlate_warpgroup", 1)),
+    "weights freed too early": ("warpgroup", "warpgroup_wait<1>();  ", "", exact, twin("correlate_warpgroup in fp16", 1)),
     "pixels announced before they are stored": (
         "warpgroup",
         "barrier_make(pixels_there(s), 32 * FETCHERS)",
         "barrier_make(pixels_there(s), 1)",
         exact,
-        twin("correlate_warpgroup"),
+        twin("correlate_warpgroup in fp16"),
     ),
     "weights never freed": (
         "warpgroup",
         "if (lane == 0 && block + tap > 0) barrier_arrive(weights_free((kw + WEIGHTS - 1) % WEIGHTS));",
         "",
         exact,
-        twin("correlate_warpgroup"),
+        twin("correlate_warpgroup in fp16"),
     ),
     "the wrong phase": (
         "warpgroup",
         "barrier_wait(weights_there(kw % WEIGHTS), kw / WEIGHTS & 1);",
         "barrier_wait(weights_there(kw % WEIGHTS), (kw / WEIGHTS & 1) ^ 1);",
         exact,
-        twin("correlate_warpgroup"),
+        twin("correlate_warpgroup in fp16"),
     ),
     "bytes not announced": (
         "warpgroup",
         "barrier_arrive_expecting(weights_there(k % WEIGHTS), KERNEL);",
         "barrier_arrive(weights_there(k % WEIGHTS));",
         exact,
-        twin("correlate_warpgroup"),
+        twin("correlate_warpgroup in fp16"),
     ),
     "the steps of an operand exchanged": (
         "warpgroup",
         "POSITIONS * 16, ACROSS * 16)",
         "ACROSS * 16, POSITIONS * 16)",
         exact,
-        twin("correlate_warpgroup"),
+        twin("correlate_warpgroup in fp16"),
     ),
-    "no row between two images": ("warpgroup", "stacked = H + 1", "stacked = H", exact, twin("correlate_warpgroup")),
-    "sums of the tile before": ("warpgroup", "block + tap + c);", "1);", exact, twin("correlate_warpgroup")),
+    "no row between two images": ("warpgroup", "stacked = H + 1", "stacked = H", exact, twin("correlate_warpgroup in fp16")),
+    "sums of the tile before": ("warpgroup", "block + tap + c);", "1);", exact, twin("correlate_warpgroup in fp16")),
     "places read before they are written": (
         "warpgroup",
         "      part_sync<1, 32 * FETCHERS>();\n      for (int block",
         "      for (int block",
         exact,
-        twin("correlate_warpgroup", 1),
+        twin("correlate_warpgroup in fp16", 1),
     ),
     "filters in the order of rows": (
         "warpgroup",
         "row / 16 * 16 + row % 8 * 2 + row / 8 % 2",
         "row",
         exact,
-        twin("correlate_warpgroup"),
+        twin("correlate_warpgroup in fp16"),
+    ),
+    "tf32: rounded towards 0": (
+        "warpgroup",
+        "to[0] = round_tf32(from[0].x), to[1] = round_tf32(from[0].y), to[2] = round_tf32(from[0].z), "
+        "to[3] = round_tf32(from[0].w)",
+        "memcpy(to, from, 16)",
+        convolutions.test_tensor_core_twins_round_their_factors_to_nearest,
+        (backend.set_precision, "correlate_warpgroup in tf32"),
+    ),
+    "tf32: two numbers exchanged": (
+        "warpgroup",
+        "to[0] = round_tf32(from[0].x), to[1] = round_tf32(from[0].y)",
+        "to[1] = round_tf32(from[0].x), to[0] = round_tf32(from[0].y)",
+        exact,
+        twin("correlate_warpgroup in tf32"),
+    ),
+    "tf32: blocks of 64 channels": (
+        "warpgroup",
+        "blocks = C / (8 * Chunk::NUMBERS);",
+        "blocks = C / 64;",
+        exact,
+        twin("correlate_warpgroup in tf32"),
+    ),
+    "tf32: weights not turned": (
+        "warpgroup",
+        "9 + 8 - tap]",
+        "9 + tap]",
+        exact,
+        twin("correlate_grad_x_warpgroup in tf32"),
+    ),
+    "tf32: chunks of the weights in eights": (
+        "warpgroup",
+        "row = k / Chunk::NUMBERS % M;",
+        "row = k / 8 % M;",
+        exact,
+        twin("correlate_warpgroup in tf32"),
     ),
     # -- stem
     "stem: the last of equals wins": (
@@ -511,7 +547,7 @@ def test_mutant_is_caught(gpu_on_cpu, monkeypatch, name):
 
     monkeypatch.setattr(launch, "_kernel", mutated)
     monkeypatch.setattr(norm, "BLOCKS", 8)  # as in test_norm_kernels.py
-    backend.set_precision("fp16" if file == "warpgroup" else "tf32" if test is exact else "fp32")
+    backend.set_precision(convolutions.precisions_of(arguments[0])[0] if test is exact else "fp32")
     try:
         assert any(fails(test, gpu_on_cpu, arguments, seed) for seed in range(6))
     finally:
