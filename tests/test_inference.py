@@ -4,6 +4,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from covering import covering, words
+from drawn import COLOURS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -125,8 +127,42 @@ def test_predict_at_half_the_size_answers_at_full_size():
     small = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BILINEAR))
     logits = F.conv2d(normalize(small.transpose(2, 0, 1)[None].copy()), w)
     expected = F.interpolate(logits, (41, 60), mode="bilinear").data.argmax(axis=1)[0]
-    np.testing.assert_array_equal(labels, expected)
+    for method in inference.METHODS.values():
+        np.testing.assert_array_equal(predict(net, image, method, scale=0.5), expected)
     assert (labels != predict(net, image)).any()
+
+
+PREDICT = {
+    "method": ["whole", "pad", "tile"],
+    "scale": [1.0, 0.5, 0.3, 1.7],
+    "size": [(1, 1), (1, 70), (75, 33), (64, 96), (110, 171)],           # less than a tile of 32 x 64, a tile, and several
+    "panel": [40, 8192],                                                 # columns: several panels, or one
+    "rows": [9, 64],
+    "training": [False, True],
+}
+
+
+@pytest.mark.parametrize("row", covering(PREDICT), ids=words)
+def test_predictions_lie_where_the_classes_are(row, device, monkeypatch):
+    """A picture of large patches in three colours, and a net that knows colours: inside a patch the class is its colour."""
+    monkeypatch.setattr(inference, "PANEL", row["panel"])
+    monkeypatch.setattr(inference, "ROWS", row["rows"])
+    (H, W), scale = row["size"], row["scale"]
+    truth = np.random.default_rng(H).integers(3, size=(4, 6)).repeat(32, 0).repeat(30, 1)[:H, :W]                  # (H, W)
+    net = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False)).train(row["training"]).to(device)
+    net.load_state_dict({"0.weight": np.eye(3)[:, :, None, None]})
+    method = inference.METHODS[row["method"]]
+    if method is tile_and_average:
+        labels = predict_tiled(net, COLOURS[truth], device, scale, (32, 64))
+    else:
+        labels = predict(net, COLOURS[truth], method, device, scale)
+    assert labels.shape == (H, W) and labels.dtype == np.uint8 and net.training == row["training"]
+    r = 0 if scale == 1 else 1 + int(2 / min(scale, 1))                  # a pixel is mixed of others at most so far away
+    padded = np.pad(truth, r, mode="edge")
+    near = np.lib.stride_tricks.sliding_window_view(padded, (2 * r + 1, 2 * r + 1))                    # (H, W, 2r + 1, 2r + 1)
+    inside = (near == truth[:, :, None, None]).all(axis=(2, 3))                                        # (H, W)
+    assert inside.mean() > 0.3
+    np.testing.assert_array_equal(labels[inside], truth[inside])
 
 
 @given(H=st.integers(1, 150), W=st.integers(1, 150), scale=st.sampled_from([1.0, 0.5, 0.3, 1.7]), panel=st.integers(40, 160),

@@ -127,7 +127,8 @@ class SGD:
         return {name: to_host(v).copy() for name, v in self._named_velocities()}
 
     def load_state_dict(self, state):
-        """Copy velocities from state_dict(). Raises ValueError that names a missing or extra one, or one of a wrong shape."""
+        """Copy velocities from state_dict(). Raises ValueError that names a missing or extra one, or one of a wrong shape; then
+        nothing was changed."""
         mine = dict(self._named_velocities())
         if mine.keys() != state.keys():
             odd = sorted(mine.keys() ^ state.keys(), key=int)
@@ -135,6 +136,7 @@ class SGD:
         for name, v in mine.items():
             if v.shape != state[name].shape:
                 raise ValueError(f"SGD: velocity {name} is {state[name].shape} in the state, {v.shape} is wanted")
+        for name, v in mine.items():
             v[...] = array_module(v).asarray(state[name])
 
     def _named_velocities(self):

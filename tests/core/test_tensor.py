@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -217,6 +218,18 @@ def test_no_grad(x):
     with pytest.raises(KeyError), no_grad():
         raise KeyError
     assert (x * 2).requires_grad                                         # also after an error
+
+
+def test_no_grad_is_of_its_thread(x):
+    """One thread evaluates under no_grad while another one trains; and the other way round."""
+    with ThreadPoolExecutor(1) as other:
+        with no_grad():
+            assert other.submit(lambda: (x * 2).requires_grad).result() and not (x * 2).requires_grad
+        context = no_grad()
+        other.submit(context.__enter__).result()
+        assert (x * 2).requires_grad and not other.submit(lambda: (x * 2).requires_grad).result()
+        other.submit(context.__exit__, None, None, None).result()
+        assert other.submit(lambda: (x * 2).requires_grad).result()
 
 
 @pytest.mark.parametrize("wrong, text", [

@@ -36,8 +36,10 @@ def test_names_follow_assignment():
 def test_state_dict_is_a_snapshot_and_loads_back():
     net, other = Net(), Net()
     state = net.state_dict()
-    state["conv.weight"] += 1
-    assert not np.array_equal(net.conv.weight.data, state["conv.weight"])
+    own = [p.data for p in net.parameters()] + [array for _, array in net.named_buffers()]
+    assert len(own) == len(state) and not any(np.shares_memory(a, b) for a in own for b in state.values())
+    for array in state.values():
+        array += 1
     weight = other.conv.weight.data
     other.load_state_dict(state)
     assert other.conv.weight.data is weight                              # copied into place, not rebound
@@ -54,6 +56,20 @@ def test_load_reports_everything_and_changes_nothing():
         net.load_state_dict(state)
     for words in ("conv.weight: expected shape (4, 3, 3, 2), got (4, 3, 3, 3)", "missing: head.1.bias", "unexpected: extra"):
         assert words in str(error.value)
+    for name, a in net.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+
+
+@pytest.mark.parametrize("odd, message", [
+    ({"extra": np.zeros(1)}, "unexpected: extra"), ({"head.1.bias": None}, "missing: head.1.bias"),
+    ({"head.1.bias": np.zeros(3)}, r"expected shape \(2,\), got \(3,\)"),
+    ({"head.1.bias": np.zeros(2, complex)}, "real numbers"), ({"head.1.bias": {}}, "a dict of its own")])
+def test_one_wrong_entry_and_nothing_is_loaded(odd, message):
+    net = Net()
+    before = net.state_dict()
+    state = {name: array + 1 for name, array in before.items()} | odd
+    with pytest.raises(ValueError, match=message):
+        net.load_state_dict({name: array for name, array in state.items() if array is not None})
     for name, a in net.state_dict().items():
         np.testing.assert_array_equal(a, before[name])
 

@@ -30,17 +30,26 @@ def test_two_steps_by_hand():
     assert p.data.tolist() == [-1.171875]
 
 
-@given(momentum=st.sampled_from([0, 0.9]), weight_decay=st.sampled_from([0, 1e-2]), lr2=st.sampled_from([0, 0.3]),
-       nesterov=st.booleans(), seed=st.integers(0, 9))
-def test_equals_torch(momentum, weight_decay, lr2, nesterov, seed):
+SETTINGS = st.fixed_dictionaries({"lr": st.sampled_from([0, 0.1, 0.3]), "momentum": st.sampled_from([0, 0.5, 0.9]),
+                                  "weight_decay": st.sampled_from([0, 1e-2, 0.5]), "nesterov": st.booleans()})
+
+
+@given(groups=st.lists(SETTINGS, min_size=3, max_size=3), stop=st.integers(0, 5), seed=st.integers(0, 9))
+def test_groups_of_their_own_settings_equal_torchs(groups, stop, seed):
+    """After step `stop` ours is a new one that has loaded the state of the old one."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
-    ours = parameters(rng)
+    ours = parameters(rng, [(3,), (2, 3), (4,)])
     theirs = [torch.tensor(p.data, requires_grad=True) for p in ours]
-    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov and momentum > 0}
-    mine = SGD([{"params": ours[:1]}, {"params": ours[1:], "lr": lr2}], **settings)
-    reference = torch.optim.SGD([{"params": theirs[:1]}, {"params": theirs[1:], "lr": lr2}], **settings)
-    for _ in range(5):
+    groups = [group | {"nesterov": group["nesterov"] and group["momentum"] > 0} for group in groups]
+    mine, reference = (sgd([{"params": [p]} | group for p, group in zip(params, groups)], lr=9.0)
+                       for sgd, params in ((SGD, ours), (torch.optim.SGD, theirs)))
+    for step in range(5):
+        if step == stop:
+            state = mine.state_dict()
+            assert state.keys() == {str(i) for i, group in enumerate(groups) if group["momentum"]}
+            mine = SGD([{"params": [p]} | group for p, group in zip(ours, groups)], lr=9.0)
+            mine.load_state_dict(state)
         set_gradients(ours, rng)
         for p, q in zip(ours, theirs):
             q.grad = torch.from_numpy(p.grad.copy())
@@ -48,7 +57,7 @@ def test_equals_torch(momentum, weight_decay, lr2, nesterov, seed):
         reference.step()
     for p, q in zip(ours, theirs):
         # 5 steps of fewer than 8 roundings each, which torch may fuse: 40 u of the largest number
-        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=0, atol=40 * 2**-53 * 4)
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=0, atol=40 * 2**-53 * 8)
 
 
 def test_moves_in_place_and_leaves_gradients_alone():
@@ -83,8 +92,11 @@ def test_factor_scales_every_group():
 
 
 def test_resumes_exactly():
+    def optimizer(params):
+        return SGD([{"params": params[:1]}, {"params": params[1:], "momentum": 0.5, "weight_decay": 0.1}], 0.1, 0.9, 1e-4)
+
     whole, first = (parameters(np.random.default_rng(1), dtype=np.float32) for _ in range(2))
-    a, b = SGD(whole, 0.1, 0.9, 1e-4), SGD(first, 0.1, 0.9, 1e-4)
+    a, b = optimizer(whole), optimizer(first)
     gradients = np.random.default_rng(2)
     for step in range(6):
         set_gradients(whole, gradients)
@@ -94,7 +106,7 @@ def test_resumes_exactly():
         b.step()
         if step == 2:
             state = a.state_dict()                              # the same velocities as of b
-            b = SGD(first, 0.1, 0.9, 1e-4)
+            b = optimizer(first)
             b.load_state_dict(state)
             kept = {name: v.copy() for name, v in state.items()}
     assert all(np.array_equal(p.data, q.data) for p, q in zip(whole, first))
@@ -107,7 +119,8 @@ def test_wrong_state_is_named():
     with pytest.raises(ValueError, match="1 velocities, 2 are wanted"):
         optimizer.load_state_dict({"0": state["0"]})
     with pytest.raises(ValueError, match=r"velocity 1 is \(3, 2\) in the state, \(2, 3\) is wanted"):
-        optimizer.load_state_dict({"0": state["0"], "1": state["1"].T})
+        optimizer.load_state_dict({"0": state["0"] + 1, "1": state["1"].T})
+    assert all(np.array_equal(v, state[name]) for name, v in optimizer.state_dict().items())       # nothing was changed
     many = SGD(parameters(np.random.default_rng(0), [(1,)] * 12), 0.1, momentum=0.9)
     with pytest.raises(ValueError, match=r"differ: \['0', '1', '2', '3', '4'\]"):
         many.load_state_dict({})
