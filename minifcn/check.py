@@ -5,9 +5,12 @@ Each op is checked twice on small odd-sized inputs. In float64 its backward is c
 less precise: the bound is 100 roundings of 2^-24, and one rounding of TF32, 2^-11, is larger.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 from collections import namedtuple
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -17,8 +20,10 @@ from minifcn import nn
 from minifcn.core import backend, dispatch
 from minifcn.core.backend import device_of, to_device
 from minifcn.core.gradcheck import check_vjp, cotangent_generator
+from minifcn.core.shapes import Pair
 from minifcn.core.tensor import Tensor
 from minifcn.functional import activation
+from minifcn.nn.module import Module
 from minifcn.nn.summary import summary
 from minifcn.training.memory import estimated_memory
 
@@ -29,7 +34,7 @@ FLOAT32_BOUND = 100 * 2.0**-24
 
 # ---- a network ----
 
-def network_report(net, crop, batch_size):
+def network_report(net: Module, crop: Pair, batch_size: int) -> Iterator[str]:
     """Lines about a network: its layers for one image of `crop` pixels, the sums, and the memory of a training step."""
     rows = summary(net, np.zeros((1, 3, *crop), np.float32))
     yield f"{'layer':<32} {'kind':<18} {'output':<20} {'parameters':>12} {'MFLOP':>10}"
@@ -44,7 +49,7 @@ def network_report(net, crop, batch_size):
 
 # ---- this installation ----
 
-def installation():
+def installation() -> int:
     """Print the versions and devices of this installation and the table of gradients. Returns 1 if one is wrong, else 0."""
     print(environment())
     print(f"\n{'op':<24} {'form':<8} {'device':<7} {'dtype':<8} {'error':>8} {'bound':>8}")
@@ -59,7 +64,7 @@ def installation():
     return 1 if failed else 0
 
 
-def environment():
+def environment() -> str:
     """Versions, linear algebra, cores, GPU: a text of several lines."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -81,7 +86,7 @@ def environment():
     return "\n".join([*lines, *(f"computing   {note()}" for note in dispatch.NOTES)])
 
 
-def gradcheck_table(device="cpu", seed=0):
+def gradcheck_table(device: str = "cpu", seed: int = 0) -> Iterator[Row]:
     """Check every op on a device; yields one Row per op, form and dtype, with the largest relative error and its bound.
 
     An error above its bound is reported in the row, not raised; a NaN is above every bound.

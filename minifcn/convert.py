@@ -11,6 +11,8 @@ Images are copied unchanged. data/masks.py finds out which labels a mask means; 
 Sources: Hariharan et al. 2011, "Semantic contours from inverse detectors", and its README (SBD's .mat); the tools' own exports.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
@@ -30,7 +32,8 @@ MASK_ENDINGS = (*IMAGE_ENDINGS, ".bmp", ".mat")
 SHOWN = 10                                   # faults in a message
 
 
-def convert(source, out, images=None, masks=None, val=0.2, seed=0):
+def convert(source: str | Path, out: str | Path, images: str | Path | None = None, masks: str | Path | None = None,
+            val: float = 0.2, seed: int = 0) -> list[str]:
     """Write images and masks in another layout as a folder in VOC's layout.
 
     source: folder in one of the layouts above. out: the new folder; it must be missing or empty. images, masks: None, or

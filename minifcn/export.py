@@ -12,13 +12,19 @@ Needs the onnx package.
 Sources: onnx.ai, operators of opset 13; He et al. 2015 (merging is exact).
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minifcn import __version__, nn
 from minifcn.core.backend import to_host
-from minifcn.core.shapes import conv_size, conv_transpose_size, pair
+from minifcn.core.shapes import Pair, conv_size, conv_transpose_size, pair
+from minifcn.data.classes import Classes
 from minifcn.files.atomic import atomic
 from minifcn.functional.step import MEAN, STD
 from minifcn.models.fcn import FCN, Skip
@@ -26,9 +32,10 @@ from minifcn.models.resnet import BasicBlock, PreActivationBlock, ResNetTrunk, R
 
 OPSET = 13                  # the oldest version with all operations that are needed; some runtimes do not read newer ones
 WRITERS: dict = {}          # class of a layer -> function (graph, name, layer, *inputs) -> name(s) of the output
+Writer = TypeVar("Writer", bound=Callable)
 
 
-def exports(layer_class):
+def exports(layer_class: type) -> Callable[[Writer], Writer]:
     """Register the decorated function as the writer of a class of layers."""
     def register(write):
         WRITERS[layer_class] = write
@@ -43,24 +50,24 @@ class Graph:
     size: (H, W) of the input, or None for any size. With a size, `hw` holds the size of every value.
     """
 
-    def __init__(self, onnx, size=None):
+    def __init__(self, onnx: Any, size: Any = None) -> None:
         self.onnx, self.nodes, self.weights, self.hw = onnx, [], {}, {"x": size} if size else None
 
-    def layer(self, name, layer, *inputs):
+    def layer(self, name: str, layer: nn.Module, *inputs: str) -> Any:
         """Write a layer that reads these values. Raises TypeError for a class that has no writer."""
         if type(layer) not in WRITERS:
             raise TypeError(f"export: {name} is a {type(layer).__name__}, which has no writer; there are "
                             f"{', '.join(sorted(c.__name__ for c in WRITERS))}")
         return WRITERS[type(layer)](self, name, layer, *inputs)
 
-    def node(self, name, op, *inputs, hw=None, **settings):
+    def node(self, name: str, op: str, *inputs: str, hw: Any = None, **settings: Any) -> str:
         """Write one node; returns its name, which is also that of its value. hw: the value's size; None: the first input's."""
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [name], name=name, **settings))
         if self.hw is not None:
             self.hw[name] = hw or self.hw.get(inputs[0])
         return name
 
-    def weight(self, name, array, dtype=np.float32):
+    def weight(self, name: str, array: Any, dtype: Any = np.float32) -> str:
         """Write an array; returns its name. Raises ValueError for NaN and infinity: some runtimes make a 0 of them."""
         array = np.ascontiguousarray(array, dtype)
         if not np.isfinite(array).all():
@@ -68,11 +75,11 @@ class Graph:
         self.weights[name] = self.onnx.numpy_helper.from_array(array, name)
         return name
 
-    def window(self, x, size, *settings):
+    def window(self, x: str, size: Callable, *settings: Any) -> Any:
         """The size of the result when a window moves over x; None if the sizes are not fixed."""
         return self.hw and tuple(size(*axis) for axis in zip(self.hw[x], *settings))
 
-    def conv(self, name, layer, x, norm=None):
+    def conv(self, name: str, layer: nn.Conv2d, x: str, norm: nn.BatchNorm2d | None = None) -> str:
         """A convolution, and the batch norm after it: w and b times scale = gamma / sqrt(var + eps), b + beta - mean scale."""
         w, b = layer.weight.numpy().astype(np.float64), 0.0 if layer.bias is None else layer.bias.numpy().astype(np.float64)
         if norm is not None:
@@ -85,19 +92,19 @@ class Graph:
         return self.node(name, "Conv", *inputs, hw=hw, kernel_shape=layer.kernel_size, strides=layer.stride,
                          pads=layer.padding * 2, dilations=layer.dilation)
 
-    def norm(self, name, layer, x):
+    def norm(self, name: str, layer: nn.BatchNorm2d, x: str) -> str:
         """A batch norm with no convolution before it: a product and a sum per channel."""
         scale, shift = (self.weight(f"{name}.{part}", a[:, None, None])
                         for part, a in zip(("scale", "shift"), scale_shift(layer)))
         return self.node(name, "Add", self.node(f"{name}.product", "Mul", x, scale), shift)
 
-    def relu(self, name, x):
+    def relu(self, name: str, x: str) -> str:
         return self.node(f"{name}.relu", "Relu", x)
 
-    def add(self, name, x, y):
+    def add(self, name: str, x: str, y: str) -> str:
         return self.node(f"{name}.add", "Add", x, y)
 
-    def cut(self, name, y, x):
+    def cut(self, name: str, y: str, x: str) -> str:
         """The top left part of y with the height and width of x, which are read at run time unless the size is fixed."""
         if self.hw is not None and self.hw[y] == self.hw[x]:
             return y
@@ -240,7 +247,8 @@ def write_fcn(graph, name, net, x):
 
 # ---- the file ----
 
-def to_onnx(net, classes, image=False, size=None, opset=OPSET, scale=1.0):
+def to_onnx(net: nn.Module, classes: Classes, image: bool = False, size: Pair | None = None, opset: int = OPSET,
+            scale: float = 1.0) -> Any:
     """A network as an onnx.ModelProto.
 
     net: a network in any mode; its evaluation mode is exported. classes: data.Classes, for the metadata.
@@ -263,7 +271,7 @@ def to_onnx(net, classes, image=False, size=None, opset=OPSET, scale=1.0):
         mean, std = (np.array(values, np.float64)[:, None, None] for values in (MEAN, STD))
         scaled = graph.node("image.scaled", "Mul", planes, graph.weight("image.scale", 1 / (255 * std)))
         graph.node("x", "Add", scaled, graph.weight("image.shift", -mean / std))
-        if size:
+        if size and graph.hw:
             graph.hw["x"] = tuple(size)
     else:
         inputs = [helper.make_tensor_value_info("x", kinds.FLOAT, ["N", 3, H, W])]
@@ -293,7 +301,7 @@ def metadata(classes, image, scale):
     }
 
 
-def write_onnx(path, model):
+def write_onnx(path: str | Path, model: Any) -> None:
     """Write a ModelProto, completely or not at all. The same network gives the same bytes."""
     with atomic(path) as file:
         file.write(model.SerializeToString(deterministic=True))

@@ -9,13 +9,17 @@ logits of one band of tiles, and only the classes of the rest of the image.
 Source: Long, Shelhamer, Darrell 2015; d2l.ai, FCN chapter.
 """
 
+from __future__ import annotations
+
 import contextlib
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 
 import minifcn.functional as F
-from minifcn.core.backend import address, array_module, precision, to_device, to_host
+from minifcn.core.backend import Array, address, array_module, precision, to_device, to_host
+from minifcn.core.shapes import Pair
 from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.voc import resized, scaled_size
 from minifcn.functional.step import normalize, repeat
@@ -27,7 +31,7 @@ PANEL = 8192                # columns of an image whose logits are in memory tog
 ROWS = 64                   # rows that are enlarged together
 
 
-def whole(net, x):
+def whole(net: Callable, x: Array) -> Array:
     """Logits of the whole image in one pass.
 
     net: an FCN (it is in eval mode during the call), or another function of a Tensor. x: (1, 3, H, W) floats, normalised.
@@ -62,7 +66,7 @@ class Forward:
 _forwards: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()      # network -> Forward
 
 
-def pad_and_crop(net, x):
+def pad_and_crop(net: Callable, x: Array) -> Array:
     """Logits of the image padded right and below with zeros (the mean colour) to multiples of 32, then cropped.
 
     Arguments and result as in whole(). If H and W are multiples of 32 it is the same as whole().
@@ -71,7 +75,7 @@ def pad_and_crop(net, x):
     return whole(net, _pad(x, -(-H // 32) * 32, -(-W // 32) * 32))[:, :, :H, :W]    # (1, K, H, W)
 
 
-def tile_and_average(net, x, tile=TILE, stride=None):
+def tile_and_average(net: Callable, x: Array, tile: Pair = TILE, stride: Pair | None = None) -> Array:
     """Logits averaged over overlapping tiles that cover the image; the last tile of a row or column is flush with the border.
 
     tile: (height, width) of a tile, multiples of 32; an image smaller than it is padded with zeros first, then cropped.
@@ -118,7 +122,7 @@ def tiled_bands(score, hw, columns, tile=TILE, stride=None):
         count = np.vstack([count[done:], np.zeros((min(done, th), b - a), np.float32)])
 
 
-def starts(length, tile, stride):
+def starts(length: int, tile: int, stride: int) -> list[int]:
     """First positions of tiles along an axis, the last one flush with the end.
 
     >>> starts(100, 32, 30)
@@ -135,7 +139,7 @@ def _pad(x, height, width):
 METHODS = {"whole": whole, "pad": pad_and_crop, "tile": tile_and_average}
 
 
-def predict(net, image, method=whole, device="cpu", scale=1.0):
+def predict(net: Module, image: np.ndarray, method: Callable = whole, device: str = "cpu", scale: float = 1.0) -> np.ndarray:
     """The class of every pixel, (H, W) uint8 on the host: the class with the largest logit, or the first of equal ones.
 
     Arguments as in image_logits. With tile_and_average the logits of the whole image are never in memory at once.
@@ -145,7 +149,7 @@ def predict(net, image, method=whole, device="cpu", scale=1.0):
     return to_host(image_logits(net, image, method, device, scale).argmax(axis=1)[0].astype(np.uint8))      # (H, W)
 
 
-def image_logits(net, image, method=whole, device="cpu", scale=1.0):
+def image_logits(net: Module, image: np.ndarray, method: Callable = whole, device: str = "cpu", scale: float = 1.0) -> Array:
     """Logits of every pixel of an image.
 
     net: an FCN on `device`. image: (H, W, 3) uint8 RGB on the host. method: one of METHODS' functions.
@@ -164,7 +168,7 @@ def image_logits(net, image, method=whole, device="cpu", scale=1.0):
     return logits
 
 
-def predict_tiled(net, image, device="cpu", scale=1.0, tile=TILE):
+def predict_tiled(net: Module, image: np.ndarray, device: str = "cpu", scale: float = 1.0, tile: Pair = TILE) -> np.ndarray:
     """`predict` by tiles. Memory holds the logits of one band of tiles; a very wide image is also cut into panels of columns.
 
     Arguments and result as in predict. A progress bar counts the pixels.

@@ -4,19 +4,24 @@ All file names are checked before anything is read. Files are written completely
 into memory is an error before the network starts.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from minifcn.data.classes import DataError
+from minifcn.core.shapes import Pair
+from minifcn.data.classes import Classes, DataError
 from minifcn.data.masks import read_image, write_labels
 from minifcn.data.voc import scaled_size
 from minifcn.files.atomic import atomic
 from minifcn.files.outputs import check_outputs
 from minifcn.inference import predict, tile_and_average, whole
+from minifcn.nn.module import Module
 from minifcn.plotting import overlay
 
 LARGEST = 2**28             # pixels of a photograph (16,384 x 16,384)
@@ -35,7 +40,8 @@ class Incomplete(RuntimeError):
     """Some images could not be segmented, all others were; the message lists them with their reasons."""
 
 
-def predict_files(net, paths, out, classes, method=whole, device="cpu", scale=1.0, reads=()):
+def predict_files(net: Module, paths: Sequence[str | Path], out: str | Path, classes: Classes, method: Callable = whole,
+                  device: str = "cpu", scale: float = 1.0, reads: Sequence[str | Path] = ()) -> Iterator[str]:
     """Segment image files: for each NAME.jpg write out/NAME.png, its classes, and out/NAME_overlay.png, the image under them.
 
     net, method, device, scale: as in inference.predict. reads: other files that must not be overwritten, such as the
@@ -87,7 +93,7 @@ def _predict_file(net, path, mask, picture, classes, method, device, scale):
     yield f"{path} ({W} x {H}): {found} -> {mask}, {picture}"
 
 
-def memory_needed(net, hw, K, method, scale):
+def memory_needed(net: Module, hw: Pair, K: int, method: Callable, scale: float) -> float:
     """Bytes that `predict` needs at its peak on a CPU. Measured on two small images; each further pixel needs the same."""
     h, w = scaled_size(hw, scale)
     if h * w < SMALL:
@@ -109,7 +115,7 @@ def _peak(net, side, method):
         tracemalloc.stop()
 
 
-def free_memory():
+def free_memory() -> int | None:
     """Bytes that this process can still allocate on Linux: the least of what the machine, the control group and its own limit
     allow. None on other systems (macOS, Windows).
     """

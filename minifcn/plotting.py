@@ -5,14 +5,21 @@ without pyplot: this needs no display and changes no matplotlib settings of the 
 training/report.py calls this.
 """
 
+from __future__ import annotations
+
 import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minifcn.data.classes import VOID_COLOUR, index_to_colour
+from minifcn.data.classes import VOID_COLOUR, Classes, index_to_colour
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def png(draw):
+def png(draw: Callable) -> bytes:
     """The Figure that draw() returns, as the bytes of a PNG. The reader's matplotlib settings (usetex, ...) have no effect."""
     import matplotlib
 
@@ -23,7 +30,7 @@ def png(draw):
     return buffer.getvalue()
 
 
-def overlay(image, labels, classes, alpha=0.6):
+def overlay(image: np.ndarray, labels: np.ndarray, classes: Classes, alpha: float = 0.6) -> np.ndarray:
     """The image, with the colour of its class over every pixel that is not background (class 0).
 
     image: (H, W, 3) uint8. labels: (H, W) integers, class indices or void. alpha: strength of the colour, 0..1.
@@ -36,7 +43,7 @@ def overlay(image, labels, classes, alpha=0.6):
     return np.where(labels[:, :, None] == 0, image, mixed)                          # (H, W, 3)
 
 
-def curves(history, baseline=None):
+def curves(history: list[dict], baseline: dict | None = None) -> Figure:
     """Two panels over the epochs: the loss, and the scores with always-background's as dotted lines.
 
     history: rows as in log.csv: dicts with epoch, loss, accuracy, and for whole epochs val_loss, val_pixel_accuracy,
@@ -72,7 +79,7 @@ def curves(history, baseline=None):
     return figure
 
 
-def prediction_rows(images, predictions, truths, classes):
+def prediction_rows(images: list, predictions: list, truths: list, classes: Classes) -> Figure:
     """Three rows, image / prediction / truth, one column per image, and a legend of the classes that occur.
 
     images: list of (H, W, 3) uint8, of any sizes. predictions, truths: lists of (H, W) integers (truths may hold void).
@@ -81,7 +88,7 @@ def prediction_rows(images, predictions, truths, classes):
     return picture_rows({"image": images, "prediction": predictions, "truth": truths}, classes)
 
 
-def picture_rows(rows, classes, titles=()):
+def picture_rows(rows: dict[str, list], classes: Classes, titles: Sequence[str] = ()) -> Figure:
     """A grid of images and masks, with a legend of the classes that occur.
 
     rows: {name: list of images (H, W, 3) or masks (H, W)}; pictures in one column should have one shape. titles: of the
@@ -118,7 +125,7 @@ def picture_rows(rows, classes, titles=()):
     return figure
 
 
-def show_mask(axes, labels, classes, fontsize=8):
+def show_mask(axes: Any, labels: np.ndarray, classes: Classes, fontsize: float = 8) -> None:
     """Draw a mask in its colours, a line around every region, and the class's name in every region with room for it.
 
     axes: of matplotlib. labels: (H, W) integers, class indices or void. Background and void get neither line nor name.
@@ -140,7 +147,7 @@ def show_mask(axes, labels, classes, fontsize=8):
             name.set_in_layout(False)                                               # a long name must not move the axes
 
 
-def roomy(inside):
+def roomy(inside: np.ndarray) -> list[tuple[int, int]]:
     """Where a name can be written: [(row, column)] of the pixel farthest from the edge, in each region that is wide enough.
 
     inside: (H, W) bool. The distance to the edge is counted in blocks of 4 x 4 pixels: blocks at the edge are removed again

@@ -6,9 +6,16 @@ import inspect
 import pytest
 
 # Packages: what they export. Modules: every function and class in them whose name has no underscore in front.
-PACKAGES = ["minifcn.functional", "minifcn.nn", "minifcn.models"]
-MODULES = ["core.absent", "core.backend", "core.dispatch", "core.gradcheck", "core.integers", "nn.init", "nn.summary"]
-ENGINE = ["Tensor", "record", "as_tensor", "recording", "no_grad", "float_dtype"]           # Node is only made by record
+PACKAGES = ["minifcn", "minifcn.functional", "minifcn.nn", "minifcn.models", "minifcn.data", "minifcn.training"]
+MODULES = ["core.absent", "core.backend", "core.dispatch", "core.gradcheck", "core.integers", "nn.init", "nn.summary",
+           "data.classes", "data.masks", "training.optim", "training.checkpoint", "training.pretrained", "files.weights",
+           "photos", "plotting", "convert"]
+PARTS = {
+    "core.tensor": ["Tensor", "record", "as_tensor", "recording", "no_grad", "float_dtype"],
+    "inference": ["whole", "pad_and_crop", "tile_and_average", "predict", "image_logits", "predict_tiled"],
+    "export": ["to_onnx", "write_onnx", "exports", "Graph"],
+    "check": ["network_report", "installation", "environment", "gradcheck_table"],
+}
 
 
 def exported():
@@ -19,7 +26,8 @@ def exported():
         module = importlib.import_module(f"minifcn.{name}")
         yield from (thing for key, thing in vars(module).items()
                     if getattr(thing, "__module__", None) == module.__name__ and not key.startswith("_"))
-    yield from (getattr(importlib.import_module("minifcn.core.tensor"), name) for name in ENGINE)
+    for name, parts in PARTS.items():
+        yield from (getattr(importlib.import_module(f"minifcn.{name}"), part) for part in parts)
 
 
 def functions():
@@ -29,7 +37,8 @@ def functions():
             yield f"{thing.__module__}.{thing.__name__}", thing
         elif inspect.isclass(thing):
             for key, method in vars(thing).items():
-                for f in (method.fget, method.fset) if isinstance(method, property) else (getattr(method, "__func__", method),):
+                inner = [getattr(method, name, None) for name in ("fget", "fset", "func", "__func__")]       # of properties
+                for f in (method, *inner):
                     if inspect.isfunction(f) and f.__name__ != "<lambda>" and (key == "__init__" or not key.startswith("_")):
                         yield f"{thing.__module__}.{thing.__name__}.{key}", f
 

@@ -9,6 +9,8 @@ Sources: Everingham et al., The PASCAL Visual Object Classes Challenge 2012 (VOC
 VOCcode/VOClabelcolormap.m; the names "potted plant" and "tv/monitor" are spelt as in Dive into Deep Learning, 14.9.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +29,7 @@ class DataError(ValueError):
     """A fault in a data set: the message names the file and the rule that it breaks."""
 
 
-def voc_palette(count=256):
+def voc_palette(count: int = 256) -> np.ndarray:
     """The first `count` <= 256 colours of VOC: uint8 (count, 3).
 
     The bits of the index go to r, g, b in turn, the lowest bit to the highest bit of a colour and so on. So neighbouring
@@ -37,7 +39,7 @@ def voc_palette(count=256):
     """
     i, c = np.arange(count)[:, None], np.arange(3)                                       # (count, 1), (3,)
     colours = sum((i >> (3 * k + c) & 1) << (7 - k) for k in range(3))                   # (count, 3)
-    return colours.astype(np.uint8)
+    return np.asarray(colours, np.uint8)
 
 
 VOC_COLOURS = tuple(map(tuple, voc_palette().tolist()))
@@ -75,13 +77,14 @@ class Classes:
         if not K <= self.void <= 255:
             raise DataError(f"with {K} classes the void index must be in {K}..255, got {self.void}")
         if self.map is not None:
-            object.__setattr__(self, "_parsed_map", self._parse_map())
+            _ = self._parsed_map                 # raises now, not at the first mask
 
     def __eq__(self, other):
         return (isinstance(other, Classes) and self.names == other.names and self.void == other.void
                 and self.map == other.map and np.array_equal(self.palette, other.palette))
 
-    def _parse_map(self):
+    @cached_property
+    def _parsed_map(self):
         """({index or (r, g, b): label}, label of all other values or -1, True if the keys are colours)"""
         labels = {name: k for k, name in enumerate(self.names)} | {None: self.void}
         parsed = {}
@@ -103,12 +106,12 @@ class Classes:
         return parsed, labels[self.map[OTHERS]] if OTHERS in self.map else -1, kinds.pop()
 
     @property
-    def by_colour(self):
+    def by_colour(self) -> bool:
         """True if the map's keys are colours. Then a palette mask too is read by its colours, never by its indices."""
         return self.map is not None and self._parsed_map[2]
 
     @cached_property
-    def values(self):
+    def values(self) -> np.ndarray:
         """int16 (256,): the label of each index in a mask; -1 for an index that means nothing."""
         table = np.full(256, -1, np.int16)                                               # (256,)
         if self.map is None or self.by_colour:
@@ -121,7 +124,7 @@ class Classes:
         return table
 
     @cached_property
-    def colours(self):
+    def colours(self) -> dict:
         """{(r, g, b): the index in a mask that it stands for}. With a map of indices, colour i of VOC stands for index i."""
         if self.map is None:
             return {tuple(c): k for k, c in enumerate(self.palette.tolist())} | {tuple(VOID_COLOUR.tolist()): self.void}
@@ -130,7 +133,7 @@ class Classes:
         return {VOC_COLOURS[i]: i for i in range(256) if self.values[i] >= 0}
 
     @cached_property
-    def palette_256(self):
+    def palette_256(self) -> np.ndarray:
         """uint8 (256, 3): the palette of a mask file of these classes. Indices without a class have VOC's colours."""
         palette = voc_palette()
         palette[:len(self.names)] = self.palette
@@ -138,17 +141,17 @@ class Classes:
         return palette
 
     @property
-    def other_colours(self):
+    def other_colours(self) -> int:
         """The label of all colours that are not in `colours`; -1 if they have none."""
         return self._parsed_map[1] if self.by_colour else -1
 
-    def content(self):
+    def content(self) -> dict:
         """A dict for JSON, from which Classes.of makes these classes again."""
         content = {"names": list(self.names), "palette": self.palette.tolist(), "void": self.void}
         return content if self.map is None else content | {"map": self.map}
 
     @staticmethod
-    def of(content):
+    def of(content: dict) -> Classes:
         """The Classes of what a JSON file holds. Raises DataError for anything but what content() gives."""
         keys = {"names", "palette", "void", "map"}
         if not isinstance(content, dict) or not {"names", "palette"} <= set(content) <= keys:
@@ -173,7 +176,7 @@ VOC = Classes(
 
 
 # -------------------------------------------------------------------------------------------------------- class lists
-def class_file(root):
+def class_file(root: str | Path) -> Path | None:
     """The file in the folder `root` that names its classes; None if there is none (the classes are VOC's then).
 
     classes.json, or the list of another tool: labelmap.txt (Datumaro, CVAT), class_names.txt (labelme), classification.txt
@@ -192,7 +195,7 @@ def class_file(root):
     return found[0] if found else None
 
 
-def read_classes(root):
+def read_classes(root: str | Path) -> Classes:
     """The Classes of the folder `root`, from its class_file; VOC where there is none.
 
     classes.json: {"names": ["background", ...], "palette": [[r, g, b], ...], "void": 255, "map": {"0": null, ...}}; the last
@@ -209,7 +212,7 @@ def read_classes(root):
         raise DataError(f"{path}: {error}") from None
 
 
-def read_text(path, largest):
+def read_text(path: str | Path, largest: int) -> str:
     """The text of a UTF-8 file of at most `largest` bytes. Raises DataError; FileNotFoundError where there is none."""
     try:
         text = read_regular(path, largest).decode("utf-8-sig")       # a byte order mark is dropped
@@ -220,7 +223,7 @@ def read_text(path, largest):
         raise DataError(f"not a readable UTF-8 text: {error}") from error
 
 
-def write_classes(root, classes):
+def write_classes(root: str | Path, classes: Classes) -> None:
     """Write ROOT/classes.json, which read_classes reads back."""
     (Path(root) / "classes.json").write_text(json.dumps(classes.content()) + "\n", encoding="utf-8")
 
@@ -276,7 +279,7 @@ REFUSED = {
 
 
 # -------------------------------------------------------------------------------------------- labels and their colours
-def index_to_colour(labels, classes):
+def index_to_colour(labels: np.ndarray, classes: Classes) -> np.ndarray:
     """The picture of a label map: colour[i,j] = palette[labels[i,j]], void drawn (224, 224, 192).
 
     labels: integer (H, W), class indices or void. Returns uint8 (H, W, 3). Raises DataError for any other index or dtype.
@@ -285,7 +288,7 @@ def index_to_colour(labels, classes):
     return classes.palette_256[labels]                                                  # (H, W, 3)
 
 
-def colour_to_index(image, classes):
+def colour_to_index(image: np.ndarray, classes: Classes) -> np.ndarray:
     """The label map of a picture, inverse of index_to_colour (where the classes have no map).
 
     image: uint8 (H, W, 3). Returns uint8 (H, W). A colour outside the palette (an edge blurred by resizing, a mask
@@ -314,7 +317,7 @@ def _colour_codes(colours):
     return colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
-def check_indices(labels, classes):
+def check_indices(labels: np.ndarray, classes: Classes) -> None:
     """Raise DataError unless labels are integers, each a class or void."""
     if labels.dtype.kind not in "iu":
         raise DataError(f"class indices are integers, got {labels.dtype}: take argmax over the classes first")
@@ -323,7 +326,7 @@ def check_indices(labels, classes):
         raise DataError(f"index {labels[i, j]} at row {i}, column {j} {no_class(classes)}")
 
 
-def are_labels(labels, classes):
+def are_labels(labels: np.ndarray, classes: Classes) -> bool:
     """Whether all integers in an array are class indices or void."""
     return not _wrong(labels, classes).any()
 
@@ -332,7 +335,7 @@ def _wrong(labels, classes):
     return ((labels < 0) | (labels >= len(classes.names))) & (labels != classes.void)    # (H, W)
 
 
-def no_class(classes):
+def no_class(classes: Classes) -> str:
     """The end of a message about a wrong index."""
     K = len(classes.names)
     return f"is neither one of the {K} classes (0..{K - 1}) nor void ({classes.void})"

@@ -5,8 +5,11 @@ Sources: the crop rule and the statistics are those of Dive into Deep Learning, 
 pytorch/vision, references/segmentation/presets.py.
 """
 
+from __future__ import annotations
+
 import math
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -14,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minifcn.core.integers import integers
+from minifcn.core.shapes import Pair
 from minifcn.core.tensor import Tensor
 from minifcn.data.classes import DataError
+from minifcn.data.voc import Folder
 from minifcn.functional.step import normalize
 
 PREFETCH = 2                        # batches decoded ahead of the one in use
@@ -46,8 +51,9 @@ class Loader:
     of an epoch from (e, start).
     """
 
-    def __init__(self, folder, batch_size, crop, seed=0, flip=True, jitter=(1.0, 1.0), void="ignore", shuffle=True,
-                 drop_last=False, workers=2, cache_bytes=1 << 30, share=slice):
+    def __init__(self, folder: Folder, batch_size: int, crop: Pair, seed: int = 0, flip: bool = True,
+                 jitter: tuple[float, float] = (1.0, 1.0), void: str = "ignore", shuffle: bool = True, drop_last: bool = False,
+                 workers: int = 2, cache_bytes: int = 1 << 30, share: Callable = slice) -> None:
         if batch_size < 1 or workers < 1 or min(crop) < 1:
             raise ValueError(f"Loader: batch_size, workers and both sides of crop must be at least 1, got "
                              f"{batch_size}, {workers}, {crop}")
@@ -70,12 +76,12 @@ class Loader:
         self._cached = np.cumsum([4 * H * W for H, W in sizes]) <= cache_bytes   # (len(folder),), 3 + 1 bytes a pixel
         self._cache, self._epochs = {}, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches in an epoch."""
         n = len(self.folder)
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield (x, labels): normalised float32 Tensors (N, 3, h, w) and integer arrays (N, h, w), for `loss(net(x), labels)`.
 
         Every loop is a new epoch. A loop over epoch(e) gives the images as uint8."""
@@ -83,15 +89,15 @@ class Loader:
         for batch in self.epoch(self._epochs - 1):
             yield Tensor(normalize(batch.images)), integers(batch.labels)
 
-    def epoch(self, e, start=0):
+    def epoch(self, e: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the Batches of epoch e, from batch number `start` on.
 
         At most PREFETCH + 1 batches are in memory. The threads end when the iterator is exhausted or closed; leaving a for
         loop closes it. A worker's DataError is raised here, when its batch is asked for.
         """
         order = self._order(e)
-        groups = iter(np.split(order, range(self.batch_size, len(order), self.batch_size)))
-        groups = enumerate(islice(groups, start, len(self)), start)
+        parts = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        groups = enumerate(islice(parts, start, len(self)), start)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
         ahead = deque()
 

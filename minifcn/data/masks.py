@@ -7,14 +7,20 @@ Sources: Portable Network Graphics (PNG) Specification, third edition, W3C 2025 
 (orientation); the WebP container specification, developers.google.com/speed/webp/docs/riff_container.
 """
 
+from __future__ import annotations
+
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from minifcn.data.classes import DataError, are_labels, check_indices, colour_to_index, no_class, voc_palette
+from minifcn.core.shapes import Pair
+from minifcn.data.classes import Classes, DataError, are_labels, check_indices, colour_to_index, no_class, voc_palette
 from minifcn.files.regular import open_regular
 
 MAX_PIXELS = 89_478_485                      # Pillow's default limit, 256 MiB as RGB: beyond it Pillow only warns
@@ -36,7 +42,7 @@ NEAR = 8                                     # levels by which a lossy tool may 
 
 # ---------------------------------------------------------------------------------------------------------- any image
 @contextmanager
-def opened(path, data=None, most=MAX_PIXELS):
+def opened(path: str | Path, data: bytes | None = None, most: int = MAX_PIXELS) -> Iterator[tuple]:
     """(open file, Pillow image of which only the header is read). Any error inside the context becomes one DataError.
 
     data: None, or the bytes of the file if they have been read already. most: pixels; a larger image is an error.
@@ -82,7 +88,7 @@ def _unpacked(file, most):
         Image.MAX_IMAGE_PIXELS = before
 
 
-def read_bytes(path):
+def read_bytes(path: str | Path) -> bytes:
     """The bytes of an image or mask. Raises DataError."""
     try:
         with _open(path) as file:
@@ -93,7 +99,8 @@ def read_bytes(path):
         raise DataError(f"{path}: {error}") from None
 
 
-def read_image(path, exif=False, fit=None, data=None, most=MAX_PIXELS):
+def read_image(path: str | Path, exif: bool = False, fit: Pair | None = None, data: bytes | None = None,
+               most: int = MAX_PIXELS) -> np.ndarray:
     """Any 8-bit image as uint8 (H, W, 3), RGB; grey is repeated, CMYK converted, alpha dropped.
 
     exif: turn the picture as its EXIF orientation says (viewers show it so). fit: None, or the (H, W) of a mask: turn the
@@ -112,7 +119,7 @@ def read_image(path, exif=False, fit=None, data=None, most=MAX_PIXELS):
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))          # (H, W, 3)
 
 
-def orientation(image):
+def orientation(image: Any) -> int:
     """The EXIF orientation of an open image, 1..8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
@@ -121,12 +128,12 @@ def orientation(image):
     return value if value in TURNS else 1
 
 
-def turned_size(image, turn):
+def turned_size(image: Any, turn: int) -> Pair:
     """(H, W) of an open image after it has been turned."""
     return (image.width, image.height) if turn >= 5 else (image.height, image.width)
 
 
-def header(path, mask, data=None):
+def header(path: str | Path, mask: bool, data: bytes | None = None) -> tuple[Pair, int, Pair]:
     """((H, W), EXIF orientation, (H, W) after turning) from the header alone; a mask is never turned.
 
     If the file does not end as its format says, it is decoded to see whether it is complete.
@@ -161,7 +168,7 @@ def _may_turn(file, image):
     return any(key in content for key in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
 
 
-def check_inside(path, data):
+def check_inside(path: str | Path, data: bytes) -> None:
     """Raise DataError for a JPEG from which a part was cut out, or in which a part was overwritten, for example by zeros.
 
     libjpeg raises no error for missing or extra data. But a sound picture is complete with the last bytes of its file, and not
@@ -195,7 +202,7 @@ def _completes(data):
 
 
 # --------------------------------------------------------------------------------------------------------------- masks
-def read_labels(path, classes):
+def read_labels(path: str | Path, classes: Classes) -> np.ndarray:
     """A mask as uint8 (H, W): class indices and classes.void.
 
     Palette and grey files hold the indices; the colours of their palette do not matter. If `meaning` finds that a tool has
@@ -208,7 +215,7 @@ def read_labels(path, classes):
     return labels
 
 
-def decode_labels(path, classes, data=None):
+def decode_labels(path: str | Path, classes: Classes, data: bytes | None = None) -> tuple[np.ndarray, str]:
     """(labels, uint8 (H, W); a key of READINGS or ""), without the warning. data: the file's bytes, where they are at hand."""
     from PIL import Image
 
@@ -251,7 +258,7 @@ def _decode_colours(image, classes):
         return labels.astype(np.uint8), "grey RGB"
 
 
-def meaning(present, palette, depth, classes):
+def meaning(present: np.ndarray, palette: bytes | None, depth: int, classes: Classes) -> tuple:
     """What the values that occur in a palette or grey mask mean: (labels, a key of READINGS or ""). -1: a value means nothing.
 
     present: the values, integers 0..255. palette: bytes r, g, b, r, g, b, ..., or None for grey. depth: bits of a value.
@@ -301,7 +308,7 @@ def _nearly(entries, present, classes):
                 and (indices[nearest] != present).any())
 
 
-def write_labels(path, labels, classes):
+def write_labels(path: str | Path, labels: np.ndarray, classes: Classes) -> None:
     """Write integer (H, W) labels as a palette PNG, as VOC's own masks are stored."""
     from PIL import Image
 

@@ -6,12 +6,16 @@
 `train` does this once for the images that it uses. `check --data` does it for all images, and decodes them too.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -44,7 +48,7 @@ class Survey:
     parts: list
     seconds: float
 
-    def shared(self):
+    def shared(self) -> list[tuple[str, str]]:
         """[(id in the first folder, id in the second)]: pictures with the same id, or with the same bytes, in both."""
         if len(self.parts) < 2:
             return []
@@ -54,7 +58,7 @@ class Survey:
         pairs |= {(first.images[digest], second.images[digest]): None for digest in first.images if digest in second.images}
         return list(pairs)
 
-    def problems(self, void="ignore"):
+    def problems(self, void: str = "ignore") -> list[str]:
         """A list of reasons why nothing can be learned from the first folder; empty if training makes sense.
 
         void: "background" counts void pixels as class 0, as training with --void background does.
@@ -77,7 +81,7 @@ class Survey:
                      f'"map": {{"0": "{names[0]}", "{index}": "{names[1]}"}}')
         return [text]
 
-    def lines(self):
+    def lines(self) -> list[str]:
         """The report, a list of lines."""
         classes, splits = self.parts[0].folder.classes, [part.folder.split for part in self.parts]
         masks = sum(len(part.folder) for part in self.parts)
@@ -118,7 +122,7 @@ class Survey:
                    f"{part.holding[k]} masks that hold it: {_some(ids)}")
 
 
-def survey(*folders, decode=False, faults=None):
+def survey(*folders: Folder, decode: bool = False, faults: list[str] | None = None) -> Survey:
     """Read the masks and the bytes of all images of one or two Folders (train, and val): returns a Survey.
 
     decode: decode the images too, to find damage inside a picture. faults: None, or a list: messages about files that cannot
@@ -205,7 +209,8 @@ def _some(names):
     return ", ".join(names[:SHOWN]) + f" and {len(names) - SHOWN} more" * (len(names) > SHOWN)
 
 
-def check_folder(root, splits=("train", "val"), quick=False, report=None):
+def check_folder(root: str | Path, splits: Sequence[str] = ("train", "val"), quick: bool = False,
+                 report: list[str] | None = None) -> list[str]:
     """A list of messages about everything that is wrong in a VOC-layout folder; empty if nothing is.
 
     Every image and mask of the splits is decoded, on all cores (about 8 ms on one core for each pair of VOC's). quick: read

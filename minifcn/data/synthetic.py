@@ -6,6 +6,8 @@ Sources: Inigo Quilez, "2D distance functions" (iquilezles.org), for drawing by 
 VOC's (VOC2012 Development Kit, section 3.3).
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifcn.core.shapes import Pair
 from minifcn.data.classes import Classes, DataError, read_classes, write_classes
 from minifcn.data.masks import write_labels
 from minifcn.data.voc import Folder
@@ -107,7 +110,7 @@ def _noise(rng, size, cells):
     return np.asarray(grid.resize(size[::-1], Image.Resampling.BICUBIC))                 # (H, W)
 
 
-def write_synthetic(root, train=600, val=100, seed=0, size=(128, 192)):
+def write_synthetic(root: str | Path, train: int = 600, val: int = 100, seed: int = 0, size: Pair = (128, 192)) -> Path:
     """Write the data set to the folder `root`, once; returns root as a Path.
 
     train, val: images in the splits, at least 1 each. size: their (height, width) in pixels. Image number i of a split

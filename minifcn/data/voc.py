@@ -8,6 +8,8 @@
 Source: Everingham et al., VOC2012 Development Kit, section 3.
 """
 
+from __future__ import annotations
+
 import copy
 import math
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifcn.core.shapes import Pair
 from minifcn.data.classes import DataError, read_classes, read_text
 from minifcn.data.masks import READINGS, decode_labels, header, read_image
 
@@ -74,7 +77,7 @@ class Folder:
     (masks are drawn on what people see); else it stays as it is stored.
     """
 
-    def __init__(self, root, split="train", scale=1.0, faults=None):
+    def __init__(self, root: str | Path, split: str = "train", scale: float = 1.0, faults: list[str] | None = None) -> None:
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"Folder: scale must be a positive number, got {scale}")
         self.root, self.split, self.scale = Path(root), split, scale
@@ -84,17 +87,17 @@ class Folder:
         if problems:
             faults += problems
         self.classes = read_classes(root)
-        self._sizes = None
+        self._sizes: list[Pair] | None = None
         self._images = {}                                            # id -> names of its images, shared with subsets
         self._said = set()                                           # readings of masks with a warning already; shared too
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
     def __repr__(self):
         return f"Folder({str(self.root)!r}, {self.split!r}, scale={self.scale}): {len(self)} images"
 
-    def image_path(self, i):
+    def image_path(self, i: int) -> Path:
         """The path of image i; ID.jpg if the file is missing. Raises DataError if two images have this id."""
         if not self._images:
             listed = {}
@@ -108,10 +111,10 @@ class Folder:
             raise DataError(f"{self.root / 'JPEGImages'}: which is the image of {self.ids[i]}, {' or '.join(sorted(names))}?")
         return self.root / "JPEGImages" / names[0]
 
-    def mask_path(self, i):
+    def mask_path(self, i: int) -> Path:
         return self.root / "SegmentationClass" / f"{self.ids[i]}.png"
 
-    def sizes(self):
+    def sizes(self) -> list[Pair]:
         """[(H, W), ...] of all images after turning and scaling, from the headers alone. The first call takes 1 ms an image.
 
         It finds the faults that headers show, before training starts: a missing or unreadable file, a file cut short, a mask
@@ -121,7 +124,7 @@ class Folder:
             self._sizes = [scaled_size(self.stored_size(i)[0], self.scale) for i in range(len(self))]
         return self._sizes
 
-    def stored_size(self, i, image=None, mask=None):
+    def stored_size(self, i: int, image: bytes | None = None, mask: bytes | None = None) -> tuple[Pair, int, bool]:
         """((H, W) of mask i, the EXIF orientation of its image, whether that is followed), from the headers.
 
         image, mask: the bytes of the two files, where they have been read already.
@@ -132,7 +135,7 @@ class Folder:
         self._check_size(i, turned if follows else hw, mask_hw)
         return mask_hw, turn, follows
 
-    def read(self, i):
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), scaled. Raises what read_whole does."""
         image, labels = self.read_whole(i)                                               # (H, W, 3), (H, W)
         h, w = scaled_size(labels.shape, self.scale)
@@ -140,7 +143,7 @@ class Folder:
             return image, labels
         return resized(image, (h, w)), shrunk(labels, (h, w))                            # (h, w, 3), (h, w)
 
-    def read_whole(self, i):
+    def read_whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Image i, uint8 (H, W, 3), and its labels, uint8 (H, W), in the size of the files. Raises DataError.
 
         If a tool has renumbered a mask, the labels that were meant are read; a warning says so, once for each kind.
@@ -158,7 +161,7 @@ class Folder:
             raise DataError(f"{self.mask_path(i)}: the mask has {mask_hw[0]} x {mask_hw[1]} pixels (height x width) but its "
                             f"image {image_hw[0]} x {image_hw[1]}")
 
-    def at_least(self, crop_hw):
+    def at_least(self, crop_hw: Pair) -> Folder:
         """The Folder without the images that are smaller than crop_hw = (h, w) in height or width, as in the chapters."""
         h, w = crop_hw
         kept = [i for i, (H, W) in enumerate(self.sizes()) if H >= h and W >= w]
@@ -167,7 +170,7 @@ class Folder:
                             f"{self.scale}; choose a smaller crop")
         return self._subset(kept)
 
-    def first(self, n):
+    def first(self, n: int) -> Folder:
         """The Folder of the first n images (of all images, if there are fewer)."""
         if n < 1:
             raise ValueError(f"Folder.first: at least 1 image wanted, got {n}")

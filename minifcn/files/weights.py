@@ -25,6 +25,8 @@ The names in these files are those of models/resnet.py.
 Sources: torch/serialization.py; https://github.com/huggingface/safetensors (format); numpy.lib.format (.npy).
 """
 
+from __future__ import annotations
+
 import ast
 import io
 import json
@@ -32,7 +34,9 @@ import math
 import os
 import re
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,7 +69,7 @@ class Content(NamedTuple):
     notes: list             # sentences: which of several things in the file this is
 
 
-def load_state(path):
+def load_state(path: str | Path) -> dict[str, np.ndarray]:
     """Read a weights file. Its content, not its name, tells which of the formats it has.
 
     path: written by torch.save (any version since 0.1.10), the safetensors library, numpy.savez, numpy.savez_compressed
@@ -91,7 +95,7 @@ def load_state(path):
     return {name: value for name, value in state.items() if name not in opaque}
 
 
-def read_state(path, wanted=lambda names: False):
+def read_state(path: str | Path, wanted: Callable[[list], bool] = lambda names: False) -> Content:
     """As load_state, for callers that want to see what is beside the arrays.
 
     wanted: function of the names in a state dict that says whether it is the right one. If none is, the topmost is taken.
@@ -115,7 +119,7 @@ def read_state(path, wanted=lambda names: False):
             raise WeightsError(f"{path}: {error}") from None
 
 
-def save_safetensors(path, state, metadata=None):
+def save_safetensors(path: str | Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict as .safetensors; the file appears whole or not at all.
 
     state: dict name -> ndarray, of the dtypes that load_state returns.
@@ -128,7 +132,8 @@ def save_safetensors(path, state, metadata=None):
     and there: torch_net.load_state_dict(safetensors.torch.load_file("fcn.safetensors"))
     """
     words = {np.dtype(kind): word for word, kind in SAFETENSORS.items() if kind != "bfloat16"}
-    header, end = {}, 0
+    header: dict[str, Any] = {}
+    end = 0
     if metadata is not None:
         if not all(isinstance(text, str) for item in metadata.items() for text in item):
             raise WeightsError(f"{path}: the metadata of a .safetensors file is str -> str")
@@ -371,7 +376,7 @@ def _candidates(tree):
         level = deeper
 
 
-def show_key(key):
+def show_key(key: Any) -> str:
     """A key of a dict as Python writes it: 'model', 0."""
     return show(key) if type(key) is str else str(key)
 

@@ -5,17 +5,21 @@ META describes the JSON, and `load` checks it. After `load`, no value has a wron
 options fit the weights.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minifcn.data.classes import Classes
 from minifcn.files.atomic import atomic
 from minifcn.files.weights import load_state
-from minifcn.models.fcn import MODELS
+from minifcn.models.fcn import FCN, MODELS
+from minifcn.nn.module import Module
 from minifcn.training.options import Options
 
 FORMAT = "minifcn checkpoint 1"
@@ -89,7 +93,7 @@ META = {
 }
 
 
-def conform(value, schema, place):
+def conform(value: Any, schema: Any, place: str) -> None:
     """Raise ValueError, which names the place, if a value of a JSON text does not fit a schema.
 
     A schema is str, int or float; None; [schema of every item]; {key: schema}; or a tuple of schemas, one of which must fit.
@@ -128,7 +132,7 @@ def conform(value, schema, place):
 
 # ---- writing and reading ----
 
-def save(path, checkpoint):
+def save(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write a Checkpoint to `path`. Raises CheckpointError (disk full, read-only, ...): what was at `path` is still there."""
     options = checkpoint.options
     info = {"options": asdict(options), "state": asdict(checkpoint.state), "pretrained": list(checkpoint.pretrained),
@@ -150,7 +154,7 @@ def save(path, checkpoint):
         raise CheckpointError(f"{path}: the checkpoint could not be written: {error.strerror}") from error
 
 
-def load(path):
+def load(path: str | Path) -> Checkpoint:
     """Read a Checkpoint, every byte of it, checking the CRC-32 of each array.
 
     Raises CheckpointError when the file is missing, cut short, damaged, contradicts itself, or is something else.
@@ -216,7 +220,7 @@ def _parts(arrays):
 
 # ---- the network ----
 
-def build(options, num_classes):
+def build(options: Options, num_classes: int) -> FCN:
     """A new net of an Options' model, backbone and width."""
     return MODELS[options.model](num_classes, backbone=options.backbone, width=options.width)
 
@@ -231,7 +235,7 @@ def _check_width(checkpoint):
         raise ValueError(f"{name} is {shape}, which is not that of a net of width {width}")
 
 
-def restore(checkpoint, path, own=None):
+def restore(checkpoint: Checkpoint, path: str | Path, own: Module | None = None) -> Module:
     """The net of a Checkpoint that was read from `path`, in eval mode on the CPU.
 
     own: the Module that fit() was given, into which the arrays are put. None: a network of minifcn, which is built here.
@@ -251,7 +255,7 @@ def restore(checkpoint, path, own=None):
     return own.eval()
 
 
-def load_model(path):
+def load_model(path: str | Path) -> tuple[Module, Checkpoint]:
     """Rebuild the net that a checkpoint file holds, in eval mode on the CPU; returns (net, Checkpoint).
 
     Raises CheckpointError, as load() and restore() do.

@@ -3,16 +3,23 @@
 demos/5_unet.py trains a U-Net in this way.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from minifcn.data.voc import Folder
+from minifcn.nn.module import Module
 from minifcn.training import run
 from minifcn.training.options import Options
 
 NOT_HERE = {"data", "scale", "limit", "model", "backbone", "width", "pretrained", "lr_pretrained", "reduction"}
 
 
-def fit(net, train, val, loss=None, out="runs/fit", resume=False, overwrite=False, **settings):
+def fit(net: Module, train: Folder, val: Folder, loss: Callable | None = None, out: str | Path = "runs/fit",
+        resume: bool = False, overwrite: bool = False, **settings: Any) -> dict:
     """Train `net`; write checkpoint.npz, best.npz, model-card.md, log.csv, metrics.json and two pictures into `out`.
 
     net: a Module from normalised images (N, 3, H, W) to logits (N, K, H, W) of the classes in `train`, for any H and W; it is

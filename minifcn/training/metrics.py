@@ -4,9 +4,11 @@ Counts are exact integers, so that scores do not depend on the order or the grou
 Source: Long, Shelhamer, Darrell 2015, section 5 ("Metrics").
 """
 
+from __future__ import annotations
+
 import numpy as np
 
-from minifcn.core.backend import array_module, to_host
+from minifcn.core.backend import Array, array_module, to_host
 
 
 class ConfusionMatrix:
@@ -29,12 +31,12 @@ class ConfusionMatrix:
     (0.6666666666666666, 0.5)
     """
 
-    def __init__(self, num_classes, ignore_index=255):
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.counts = np.zeros((num_classes, num_classes), dtype=np.int64)         # (K, K)
 
-    def update(self, labels, prediction):
+    def update(self, labels: Array, prediction: Array) -> None:
         """Count one image or batch.
 
         labels, prediction: integer arrays of one shape on one device; labels 0..K-1 or ignore_index, prediction 0..K-1.
@@ -55,36 +57,36 @@ class ConfusionMatrix:
             raise ValueError(f"confusion matrix: {counts[-1]} pixels have a label or prediction outside 0..{K - 1}")
         self.counts += counts[:-1].reshape(K, K)
 
-    def always(self, index):
+    def always(self, index: int) -> ConfusionMatrix:
         """The matrix of a network that predicts class `index` everywhere, on the same images."""
         other = ConfusionMatrix(self.num_classes, self.ignore_index)
         other.counts[:, index] = self.counts.sum(axis=1)
         return other
 
     @property
-    def pixel_accuracy(self):
+    def pixel_accuracy(self) -> float:
         return float(np.trace(self.counts) / max(self.counts.sum(), 1))
 
     @property
-    def mean_accuracy(self):
+    def mean_accuracy(self) -> float:
         truth = self.counts.sum(axis=1)                                            # (K,)
         present = truth > 0
         return float(np.mean(np.diag(self.counts)[present] / truth[present])) if present.any() else 0.0
 
     @property
-    def iou_per_class(self):
+    def iou_per_class(self) -> np.ndarray:
         """(K,) float64, NaN for classes in neither truth nor prediction."""
         hits = np.diag(self.counts)                                                # (K,)
         union = self.counts.sum(axis=1) + self.counts.sum(axis=0) - hits           # (K,)
         return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
 
     @property
-    def mean_iou(self):
+    def mean_iou(self) -> float:
         iou = self.iou_per_class
         present = ~np.isnan(iou)
         return float(iou[present].mean()) if present.any() else 0.0
 
     @property
-    def frequency_weighted_iou(self):
+    def frequency_weighted_iou(self) -> float:
         truth = self.counts.sum(axis=1)                                            # (K,); IoU is NaN only where it is 0
         return float(np.sum(truth * np.nan_to_num(self.iou_per_class)) / max(truth.sum(), 1))

@@ -4,8 +4,12 @@ To resume a run exactly, only the velocities must be saved: a schedule is a func
 Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +41,8 @@ class SGD:
     >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
     """
 
-    def __init__(self, params, lr, momentum=0, weight_decay=0, *, nesterov=False):
+    def __init__(self, params: Iterable, lr: float, momentum: float = 0, weight_decay: float = 0, *,
+                 nesterov: bool = False) -> None:
         if isinstance(params, Tensor | Module):
             raise TypeError(f"SGD: params must be Parameters, such as net.parameters(), not one {type(params).__name__}")
         params = list(params)
@@ -70,7 +75,7 @@ class SGD:
         self.skipped = None
         self.velocity = self.arena.zeros() if any(group["momentum"] for group in self.param_groups) else None    # flat
 
-    def step(self, factor=1.0, scale=1.0):
+    def step(self, factor: float = 1.0, scale: float = 1.0) -> None:
         """Change every parameter that has a gradient, in place; `factor` (a schedule's value) multiplies every lr.
 
         scale: the power of two by which the loss was multiplied before backward(). If it is not 1 and a gradient is not finite
@@ -106,7 +111,7 @@ class SGD:
         for p in run:
             p.mark_written()
 
-    def check(self):
+    def check(self) -> None:
         """Make a new arena if parameters were moved to another dtype or device. step() and zero_grad() call it."""
         if self.arena.moved():
             before = self._named_velocities()
@@ -115,18 +120,18 @@ class SGD:
             for (_, old), (_, new) in zip(before, self._named_velocities()):
                 new[...] = to_device(old, device_of(new))
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set all gradients to None, so that the next backward() has nothing to add to."""
         self.check()
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, np.ndarray]:
         """The velocities as NumPy copies: {"0": array, "1": ...}, in the order of the parameters."""
         return {name: to_host(v).copy() for name, v in self._named_velocities()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy velocities from state_dict(). Raises ValueError that names a missing or extra one, or one of a wrong shape; then
         nothing was changed."""
         mine = dict(self._named_velocities())
@@ -144,12 +149,12 @@ class SGD:
         return [(str(i), self.arena.piece(self.velocity, p)) for i, (p, momentum) in enumerate(moving) if momentum]
 
 
-def constant(step, steps):
+def constant(step: int, steps: int) -> float:
     """The factor 1 at every step."""
     return 1.0
 
 
-def poly(step, steps, power=0.9):
+def poly(step: int, steps: int, power: float = 0.9) -> float:
     """The factor (1 - step / steps) ** power: from 1 at step 0 to 0 after the last of `steps` steps.
 
     >>> poly(0, 100), round(poly(50, 100), 3)
@@ -158,7 +163,7 @@ def poly(step, steps, power=0.9):
     return (1 - step / steps) ** power
 
 
-def step_decay(step, steps, pieces=3, gamma=0.1):
+def step_decay(step: int, steps: int, pieces: int = 3, gamma: float = 0.1) -> float:
     """The factor gamma ** (number of whole `pieces`-ths of the run that are over).
 
     >>> [round(step_decay(s, 90), 6) for s in (0, 29, 30, 60)]
@@ -174,33 +179,33 @@ class LambdaLR:
     >>> for epoch in range(10): ...; schedule.step()
     """
 
-    def __init__(self, optimizer, lr_lambda):
+    def __init__(self, optimizer: SGD, lr_lambda: Callable[[int], float]) -> None:
         self.optimizer, self.factor, self.last_epoch = optimizer, lr_lambda, -1
         self.first = [group["lr"] for group in optimizer.param_groups]
         self.step()
 
-    def step(self):
+    def step(self) -> None:
         """Set the next learning rates. Call it after each epoch, or after each step, as `factor` counts."""
         self.last_epoch += 1
         for group, lr in zip(self.optimizer.param_groups, self.first):
             group["lr"] = lr * self.factor(self.last_epoch)
 
-    def get_last_lr(self):
+    def get_last_lr(self) -> list[float]:
         """The learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
 
-def StepLR(optimizer, step_size, gamma=0.1):
+def StepLR(optimizer: SGD, step_size: int, gamma: float = 0.1) -> LambdaLR:
     """Multiply the learning rates by gamma after every step_size calls of step()."""
     return LambdaLR(optimizer, lambda n: gamma ** (n // step_size))
 
 
-def MultiStepLR(optimizer, milestones, gamma=0.1):
+def MultiStepLR(optimizer: SGD, milestones: Sequence[int], gamma: float = 0.1) -> LambdaLR:
     """Multiply the learning rates by gamma after each milestone, a number of calls of step()."""
     return LambdaLR(optimizer, lambda n: gamma ** sum(n >= milestone for milestone in milestones))
 
 
-def PolynomialLR(optimizer, total_iters=5, power=1.0):
+def PolynomialLR(optimizer: SGD, total_iters: int = 5, power: float = 1.0) -> LambdaLR:
     """`poly` of the number of calls of step(); 0 after total_iters calls."""
     return LambdaLR(optimizer, lambda n: poly(min(n, total_iters), total_iters, power))
 

@@ -8,12 +8,17 @@ The names are torchvision's, which models/resnet.py uses too. The rules for ever
     all names stand under one prefix    module.conv1.weight, module.bn1.bias, ...: "module." is taken off
 """
 
+from __future__ import annotations
+
 import re
+from pathlib import Path
 
 import numpy as np
 
+from minifcn.data.classes import Classes
 from minifcn.files.regular import printable
 from minifcn.files.weights import Opaque, read_state
+from minifcn.nn.module import Module
 from minifcn.training import checkpoint as checkpoints
 
 # Of Hugging Face transformers' ResNetModel to torchvision's, in this order. The prefix before them (resnet., backbone.) stays.
@@ -28,7 +33,7 @@ TRANSFORMERS = [
 QUIET = ("fc",)             # torchvision's classifier: every file has one, and no FCN takes it
 
 
-def load_pretrained(net, path, classes=None):
+def load_pretrained(net: Module, path: str | Path, classes: Classes | None = None) -> set[str]:
     """Load a weights file into `trunk.*` of an FCN, and from a checkpoint of minifcn into the head too.
 
     classes: data.classes.Classes of the run. The head of a checkpoint with the same classes is loaded layer by layer, if the
@@ -77,7 +82,7 @@ def load_pretrained(net, path, classes=None):
     return set(loaded)
 
 
-def translated(name):
+def translated(name: str) -> str:
     """torchvision's name for a name of transformers' ResNet; any other name unchanged.
 
     >>> translated("resnet.encoder.stages.0.layers.1.layer.0.convolution.weight")

@@ -5,6 +5,8 @@ few steps. So a run that is killed at any moment and resumed ends with the same 
 Source: pytorch/vision references/segmentation.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import signal
@@ -14,7 +16,7 @@ import warnings
 import zlib
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,12 +54,12 @@ class TrainingError(RuntimeError):
 class Interrupted(Exception):
     """A signal ended the run after a complete step, and everything is saved. `signal` is its number."""
 
-    def __init__(self, number, step, path):
+    def __init__(self, number: int, step: int, path: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; everything is in {path}")
         self.signal = number
 
 
-def train(options, out, overwrite=False, own=None):
+def train(options: Options, out: str | Path, overwrite: bool = False, own: Own | None = None) -> dict:
     """Train from the start and write everything into the folder `out`; returns the content of metrics.json.
 
     own: the arguments of fit(), or None for a network of minifcn.
@@ -77,7 +79,7 @@ def train(options, out, overwrite=False, own=None):
         return Run(options, out, own=own).finish()
 
 
-def resume(out, own=None, **given):
+def resume(out: str | Path, own: Own | None = None, **given: Any) -> dict:
     """Go on with the run in the folder `out` from its checkpoint; returns the content of metrics.json.
 
     own: the arguments of fit(), or None for a network of minifcn.

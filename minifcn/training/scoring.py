@@ -3,19 +3,26 @@
 Masks are never scaled here, since shrinking removes small parts of the truth, such as a line one pixel wide.
 """
 
+from __future__ import annotations
+
 import math
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import minifcn.functional as F
 from minifcn.core.backend import to_device
 from minifcn.core.tensor import Tensor
+from minifcn.data.voc import Folder
 from minifcn.inference import image_logits
+from minifcn.nn.module import Module
 from minifcn.training.metrics import ConfusionMatrix
 from minifcn.training.parallel import ALONE
 
 
-def evaluate(net, folder, device="cpu", stopped=lambda: False, loss=None, world=ALONE, matrix=None):
+def evaluate(net: Module, folder: Folder, device: str = "cpu", stopped: Callable[[], bool] = lambda: False,
+             loss: Callable | None = None, world: Any = ALONE, matrix: ConfusionMatrix | None = None) -> dict | None:
     """Scores over every pixel of every mask of a Folder, one whole image at a time, void ignored. Puts net in eval mode.
 
     folder: the net sees its images at folder.scale; the logits are enlarged to the masks, which stay as they are.

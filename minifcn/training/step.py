@@ -3,14 +3,21 @@
 Source: Dive into Deep Learning, FCN chapter (the reductions' names).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from minifcn import nn
-from minifcn.core.backend import address, array_module, precision  # precision(): "fp32", or how a GPU rounds factors
+from minifcn.core.backend import Array, address, array_module, precision  # precision(): "fp32", or how a GPU rounds factors
 from minifcn.core.tensor import Tensor
+from minifcn.data.loader import Batch  # images, labels, ids
 from minifcn.data.upload import Uploader  # copies arrays to a device
 from minifcn.functional.step import normalize  # uint8 images -> floats of about mean 0, variance 1
 from minifcn.models.fcn import FCN
+from minifcn.training.optim import SGD
 from minifcn.training.parallel import ALONE  # stands for training in one process
 
 STAY = Uploader("cpu")      # copies nothing
@@ -31,8 +38,9 @@ REDUCTIONS = {
 LOSS_SCALE = 2.0**16
 
 
-def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, upload=STAY, loss=None, world=ALONE,
-               weight=None):
+def train_step(net: nn.Module, optimizer: SGD, batch: Batch, void: int = 255, reduction: str = "mean", factor: float = 1.0,
+               upload: Callable = STAY, loss: Callable | None = None, world: Any = ALONE,
+               weight: Array | None = None) -> tuple[Array, Array, Array]:
     """One step of gradient descent.
 
     net: a Module from images (N, 3, H, W) to logits (N, K, H, W), in train mode. If it has a method `loss`, that is called;
@@ -46,7 +54,8 @@ def train_step(net, optimizer, batch, void=255, reduction="mean", factor=1.0, up
     predicted right, and the number of valid pixels (with `weight`, the sum of their weights).
     """
     step = Step(net, optimizer, void, reduction, loss, world, weight)
-    return step(*upload(batch.images, batch.labels), factor, len(batch.ids))
+    images, labels = upload(batch.images, batch.labels)
+    return step(images, labels, factor, len(batch.ids))
 
 
 class Step:
