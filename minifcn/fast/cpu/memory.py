@@ -6,6 +6,7 @@ Source: mallopt(3).
 import ctypes
 import platform
 import threading
+from math import prod
 
 import numpy as np
 
@@ -18,7 +19,7 @@ def scratch(name, shape, dtype=np.float32):
     Use it only inside a share of in_parallel: the next operation may ask for the same name and overwrite the content.
     """
     buffers = _local.__dict__
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = prod(shape) * np.dtype(dtype).itemsize                        # np.prod takes 2 us, holding Python's lock
     if name not in buffers or buffers[name].nbytes < size:
         buffers[name] = np.empty(size, np.uint8)
     return buffers[name][:size].view(dtype).reshape(shape)

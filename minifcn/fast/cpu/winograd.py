@@ -32,7 +32,6 @@ import functools
 import weakref
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
@@ -276,10 +275,10 @@ def transform(M, x, th, tw, name):
     (K, R), (n, _, W, C) = M.shape, x.shape
     sn, sh, sw, sc = x.strides
     half = scratch("half", (K, n, th, W, C))
-    rows = as_strided(x, (n, th, R, W * C), (sn, 4 * sh, sh, sc))        # tile rows overlap where R = 6
+    rows = np.ndarray((n, th, R, W * C), np.float32, x, 0, (sn, 4 * sh, sh, sc))                 # they overlap where R = 6
     np.matmul(M, rows, out=half.reshape(K, n, th, W * C).transpose(1, 2, 0, 3))
     sk, sn, st, sw, sc = half.strides
-    columns = as_strided(half, (K, n, th, tw, R, C), (sk, sn, st, 4 * sw, sw, sc))
+    columns = np.ndarray((K, n, th, tw, R, C), np.float32, half, 0, (sk, sn, st, 4 * sw, sw, sc))
     v = scratch(name, (K, K, n, th, tw, C))
     np.matmul(M, columns, out=v.transpose(0, 2, 3, 4, 1, 5))
     return v.reshape(K * K, n * th * tw, C)
