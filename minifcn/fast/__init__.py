@@ -12,7 +12,7 @@ Reading order:
 
 from minifcn.core.dispatch import ask_in_order
 from minifcn.fast import blocks, fused
-from minifcn.fast.cpu import columns, descent, filters, head, loss, pixels, stem, winograd
+from minifcn.fast.cpu import columns, descent, filters, head, lines, loss, pixels, stem, winograd
 from minifcn.fast.cpu.threads import set_threads
 from minifcn.fast.gpu import convolution as gpu_convolution
 from minifcn.fast.gpu import descent as gpu_descent
@@ -24,7 +24,7 @@ from minifcn.fast.gpu import stem as gpu_stem
 
 # The first twin whose conditions hold runs. They are tried file by file in this order, and in a file from top to bottom, so
 # special twins stand before general ones.
-ORDER = (fused, blocks, winograd, head, columns, filters, stem, pixels, loss, descent,
+ORDER = (fused, blocks, winograd, head, lines, columns, filters, stem, pixels, loss, descent,
          gpu_head, gpu_convolution, gpu_norm, gpu_stem, gpu_pool, gpu_descent, gpu_graph)
 ask_in_order([module.__name__ for module in ORDER])
 

@@ -23,7 +23,7 @@ import minifcn.functional as F
 from minifcn import Tensor, nn
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.fast import fused
-from minifcn.fast.cpu import columns, descent, filters, head, pixels, stem, winograd
+from minifcn.fast.cpu import columns, descent, filters, head, lines, pixels, stem, winograd
 from minifcn.fast.cpu import loss as fast_loss
 from minifcn.fast.cpu import threads as cpu
 from minifcn.fast.cpu.layout import channels_first, channels_last
@@ -95,6 +95,11 @@ COLUMNS = [(2, 3, 8, (61, 90), (7, 7), (2, 2), (3, 3), (1, 1)),         # the st
            (1, 20, 30, (41, 52), (1, 1), (2, 2), (0, 0), (1, 1)),
            (2, 9, 7, (40, 31), (3, 2), (2, 3), (4, 3), (2, 1)),
            (1, 2, 3, (1, 1), (3, 3), (1, 1), (4, 4), (1, 1))]
+LINES = [COLUMNS[0],
+         (2, 5, 9, (40, 77), (5, 3), (3, 2), (1, 2), (1, 1)),
+         (1, 4, 16, (33, 140), (3, 3), (1, 1), (2, 0), (1, 1)),         # several products a row
+         (9, 2, 4, (7, 40), (2, 5), (1, 3), (0, 4), (1, 1)),            # several images a block
+         (1, 1, 1, (1, 1), (3, 4), (2, 1), (1, 3), (1, 1))]             # one pixel
 FILTERS = [(1, 40, 200, (9, 13), (3, 3), (1, 1), (1, 1), (1, 1)),       # fewer positions than filters
            (3, 30, 101, (8, 11), (2, 3), (2, 2), (1, 0), (1, 2)),
            (2, 5, 7, (1, 1), (3, 3), (1, 1), (1, 1), (1, 1))]
@@ -106,6 +111,7 @@ WINOGRAD = [(2, 16, 24, (37, 29), (3, 3), (1, 1), (1, 1), (1, 1)),      # tiles 
             (8, 24, 100, (10, 15), (3, 3), (1, 1), (1, 1), (1, 1))]     # fewer tiles than filters
 TWINS = {
     "columns": (columns.correlate_columns, columns.correlate_grad_x_columns, columns.correlate_grad_w_columns),
+    "lines": (lines.correlate_lines, None, lines.correlate_grad_w_lines),              # gx is that of columns.py
     "filters": (filters.correlate_filters, filters.correlate_grad_x_filters, filters.correlate_grad_w_filters),
     "cells": (head.correlate_cells, head.correlate_grad_x_cells, head.correlate_grad_w_cells),
     "winograd": (winograd.correlate_winograd, winograd.correlate_grad_x_winograd, winograd.correlate_grad_w_winograd),
@@ -124,7 +130,8 @@ def calls(form, x, w, gy, settings):
     y, grad_x, grad_w = TWINS[form]
     hw, khw = x.shape[2:], w.shape[2:]
     yield y, conv.correlate, (x, w, *settings), w[0].size
-    yield grad_x, conv.correlate_grad_x, (gy, w, hw, *settings), w[:, 0].size
+    if grad_x:
+        yield grad_x, conv.correlate_grad_x, (gy, w, hw, *settings), w[:, 0].size
     yield grad_w, conv.correlate_grad_w, (gy, x, khw, *settings), gy[:, 0].size
 
 
@@ -133,10 +140,12 @@ def values(result):
 
 
 @pytest.mark.parametrize("form, case", [("columns", c) for c in COLUMNS + WINOGRAD[:1]] +
-                         [("filters", c) for c in FILTERS] + [("cells", c) for c in CELLS])
+                         [("lines", c) for c in LINES] + [("filters", c) for c in FILTERS] + [("cells", c) for c in CELLS])
 def test_convolution(threads, form, case, monkeypatch):
     monkeypatch.setattr(columns, "COLUMNS", 2**15)                       # several blocks
     monkeypatch.setattr(columns, "POSITIONS", 64)
+    monkeypatch.setattr(lines, "NUMBERS", 2**12)
+    monkeypatch.setattr(lines, "SMALL", 2**15)
     x, w, gy, settings = convolution(case)
     for twin, function, args, K in calls(form, x, w, gy, settings):
         mine = values(repeated(twin, *args))
@@ -146,19 +155,19 @@ def test_convolution(threads, form, case, monkeypatch):
         assert (abs(mine - exact) <= gamma(K + 4) * size).all()
 
 
-@pytest.mark.parametrize("case", COLUMNS[:2] + FILTERS[:2] + CELLS[:1] + WINOGRAD[:2])
+@pytest.mark.parametrize("case", COLUMNS[:2] + LINES[1:3] + FILTERS[:2] + CELLS[:1] + WINOGRAD[:2])
 def test_any_order_in_memory(case):
     """Channels-last maps, as fast layers hand them on, and C-ordered ones give the same bits."""
     x, w, gy, settings = convolution(case)
-    form = {"columns": COLUMNS, "filters": FILTERS, "cells": CELLS, "winograd": WINOGRAD}
+    form = {"columns": COLUMNS, "lines": LINES, "filters": FILTERS, "cells": CELLS, "winograd": WINOGRAD}
     form = next(name for name, cases in form.items() if case in cases)
     for twin, _, args, _ in calls(form, x, w, gy, settings):
         last = [channels_first(channels_last(a)) if isinstance(a, np.ndarray) and a is not w else a for a in args]
         np.testing.assert_array_equal(values(twin(*args)), values(twin(*last)))
 
 
-@pytest.mark.parametrize("form, case", [("columns", c) for c in COLUMNS] + [("filters", c) for c in FILTERS] +
-                         [("winograd", c) for c in WINOGRAD])
+@pytest.mark.parametrize("form, case", [("columns", c) for c in COLUMNS] + [("lines", c) for c in LINES] +
+                         [("filters", c) for c in FILTERS] + [("winograd", c) for c in WINOGRAD])
 @pytest.mark.parametrize("with_shortcut", [True, False])
 def test_scale_shift_shortcut_relu(threads, form, case, with_shortcut):
     """The convolution's own values, scaled, shifted, added to and rectified: the same four roundings, the same bits.
@@ -167,8 +176,8 @@ def test_scale_shift_shortcut_relu(threads, form, case, with_shortcut):
     """
     x, w, gy, settings = convolution(case)
     scale, shift, shortcut = *draw(3, len(w), len(w)), gy if with_shortcut else None
-    twin = {"columns": columns.correlate_scale_relu_columns, "filters": filters.correlate_scale_relu_filters,
-            "winograd": winograd.correlate_scale_relu_winograd}[form]
+    twin = {"columns": columns.correlate_scale_relu_columns, "lines": lines.correlate_scale_relu_lines,
+            "filters": filters.correlate_scale_relu_filters, "winograd": winograd.correlate_scale_relu_winograd}[form]
     y = repeated(twin, x, w, scale, shift, shortcut, *settings)
     plain = TWINS[form][0](x, w, *settings) * scale[:, None, None] + shift[:, None, None]
     expected = np.maximum(plain + shortcut if with_shortcut else plain, 0)
@@ -269,7 +278,13 @@ def test_kept_kernels(threads):
     ((1, 2, 200, 200), (2, 2, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),                  # runs of 6 numbers
     ((1, 16, 20, 20), (8, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),                         # soon done
     ((1, 16, 5, 5), (64, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),
-    ((8, 8, 80, 120), (64, 8, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_columns"),          # too few channels
+    ((8, 3, 320, 480), (64, 3, 7, 7), ((2, 2), (3, 3), (1, 1)), "correlate_lines"),
+    ((1, 32, 40, 66), (56, 32, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_lines"),
+    ((1, 32, 40, 60), (56, 32, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),        # rows of 30 positions
+    ((1, 32, 40, 66), (57, 32, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),         # 16416 weights
+    ((1, 32, 99, 66), (56, 32, 3, 3), ((3, 2), (1, 1), (1, 1)), "correlate_columns"),        # rows of windows apart
+    ((1, 32, 40, 66), (56, 32, 3, 3), ((1, 1), (2, 2), (2, 2)), "correlate_columns"),
+    ((8, 8, 80, 120), (64, 8, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_lines"),            # too few channels for winograd
     ((8, 64, 80, 120), (128, 64, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),
     ((8, 64, 80, 120), (64, 64, 3, 3), ((1, 1), (2, 2), (2, 2)), "correlate_columns"),
     ((8, 64, 80, 120), (64, 64, 3, 3), ((1, 1), (3, 3), (1, 1)), "correlate_columns"),
@@ -388,6 +403,20 @@ def test_stem(threads, shape, monkeypatch):
     assert (y == 0).any()
     gy, = draw(7, y.shape)
     mine = repeated(lambda gy: stem.normalize_relu_pool_grad_rows(gy, w, saved), gy)
+    for a, e in zip(mine, definition(fused.normalize_relu_pool_grad, gy, w, saved0), strict=True):
+        close(a, e, 2e-6)
+
+
+def test_stem_with_a_weight_of_zero():
+    """All pixels of that channel are equal after batch norm: the first of each window gets the gradient."""
+    x, w, b = draw(5, (2, 16, 33, 40), (16,), (16,))
+    w[3], b[3] = 0, 1
+    assert not stem.no_weight_is_zero(w) and stem.no_weight_is_zero(b)
+    y, *_, saved = fused.normalize_relu_pool(x, w, b, 1e-5)
+    y0, *_, saved0 = definition(fused.normalize_relu_pool, x, w, b, 1e-5)
+    close(y, y0, 1e-6)
+    gy, = draw(7, y.shape)
+    mine = fused.normalize_relu_pool_grad(gy, w, saved)
     for a, e in zip(mine, definition(fused.normalize_relu_pool_grad, gy, w, saved0), strict=True):
         close(a, e, 2e-6)
 

@@ -176,7 +176,7 @@ def gradient(x, mean, inv_std, w, fill, g, out, shares):
 
     shares: for each thread a list of slices of rows. fill(slice): called before rows of g are read for the first time.
     """
-    (N, C, H, W), rows = x.shape, rows_of(x)                             # (N*H, W*C)
+    C, rows = x.shape[1], rows_of(x)                                     # (N*H, W*C)
     centre, sums = in_row(mean, x), np.zeros((len(shares), 2, C))
 
     def reduce(share):
@@ -189,20 +189,26 @@ def gradient(x, mean, inv_std, w, fill, g, out, shares):
 
     in_parallel(reduce, list(enumerate(shares)))
     gb, gc = sums.sum(axis=0)                                            # sum g, sum g (x - mean)
-    gw, M = gc * inv_std, N * H * W
+    gw = gc * inv_std
+    spread(x, mean, inv_std, w, gw, gb, lambda block: g[block], out, shares)
+    return gw.astype(np.float32), gb.astype(np.float32)
+
+
+def spread(x, mean, inv_std, w, gw, gb, g, out, shares):
+    """Writes gx = a g + slope x + shift to `out`, which may be g; g(slice) returns rows of g."""
+    rows, M = rows_of(x), x.size // x.shape[1]                           # (N*H, W*C)
     a = (w * inv_std).astype(np.float64)
     slope = -a * gw * inv_std / M
     scale, slope, shift = (in_row(v.astype(np.float32), x) for v in (a, slope, -a * gb / M - slope * mean))
 
     def apply(todo):
         for block in todo:
-            t = np.multiply(rows[block], slope, out=scratch("a", rows[block].shape))             # (h, W*C)
+            part = np.multiply(g(block), scale, out=out[block])          # (h, W*C)
+            t = np.multiply(rows[block], slope, out=scratch("a", part.shape))
             t += shift
-            part = np.multiply(g[block], scale, out=out[block])
             part += t
 
     in_parallel(apply, shares)
-    return gw.astype(np.float32), gb.astype(np.float32)
 
 
 @replaces(batchnorm.scale_shift, when=(float32_on_cpu, enough_pixels))
