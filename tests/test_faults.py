@@ -471,7 +471,7 @@ def killed(reference, tmp_path):
 
 
 def killed_in_a_write(reference, tmp_path):
-    half = tmp_path / "checkpoint.npz.tmp"
+    half = tmp_path / ".checkpoint.npz.minifcn"
     kill_resume.end(halted(kill_resume.arguments(reference[0], tmp_path), stops=[kill_resume.writing(4)]))
     assert half.exists() and checkpoints.load(tmp_path / "checkpoint.npz").state.step == 2
     ends_as_the_reference(reference, tmp_path)
@@ -607,10 +607,10 @@ def of_enormous_width(path):
 
 def with_remains(reference, tmp_path):
     shutil.copy(reference[1], tmp_path)
-    (tmp_path / "checkpoint.npz.tmp").write_bytes(b"half a checkpoint")
+    (tmp_path / ".checkpoint.npz.minifcn").write_bytes(b"half a checkpoint")
     ends_as_the_reference(reference, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".lock", "checkpoint.npz", "checkpoint.npz.tmp", "curves.png", "log.csv", "metrics.json", "model-card.md",
+        ".checkpoint.npz.minifcn", ".lock", "checkpoint.npz", "curves.png", "log.csv", "metrics.json", "model-card.md",
         "predictions.png"]
 
 
@@ -715,7 +715,8 @@ ROWS["Runs: `train`, `train --resume`"] = [
      "run: test_a_broken_picture_in_the_midst_of_an_epoch_loses_nothing"),
     ("a picture that cannot be drawn; mathematics in a class's name; matplotlib's settings of the user", "warned of; the run's "
      "results are written", "run: test_a_picture_that_cannot_be_drawn_does_not_fail_a_run"),
-    ("`.lock` or `.tmp` is a link or a pipe", "not followed, and not emptied", "atomic: test_a_lock_that_is_a_link_is_refused"),
+    ("`.lock` or `.NAME.minifcn` is a link or a pipe", "not followed, and not emptied",
+     "atomic: test_a_lock_that_is_a_link_is_refused"),
     ("a file system without locks", "trains; one warning names the folder",
      "atomic: test_without_locks_the_work_goes_on_and_one_warning_names_the_folder"),
     ("one class only, or masks of one class", "said before the first step",

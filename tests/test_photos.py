@@ -80,7 +80,7 @@ def test_links_in_the_folder_are_replaced_not_followed(net, tmp_path):
     path, precious = draw(tmp_path / "a.jpg"), tmp_path / "precious"
     precious.write_text("keep me")
     (tmp_path / "out").mkdir()
-    for name in ("a.png", "a_overlay.png", "a.png.tmp"):
+    for name in ("a.png", "a_overlay.png", ".a.png.minifcn"):
         (tmp_path / "out" / name).symlink_to(precious)
     run(net, [path], tmp_path / "out")
     assert precious.read_text() == "keep me" and read_labels(tmp_path / "out" / "a.png", CLASSES).shape == (45, 70)

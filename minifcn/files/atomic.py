@@ -1,16 +1,20 @@
 """Files that appear whole or not at all, and folders that one process at a time writes into; on Linux, macOS and Windows.
 
-At the names NAME.tmp and .lock somebody else may have put a link. The link is not followed, and no file that existed before is
-emptied.
+At the names .NAME.minifcn (NAME while it is written) and .lock somebody else may have put a link. The link is not followed, and
+no file that existed before is emptied.
 Source: the order write, fsync, rename, fsync of the folder: Pillai et al., OSDI 2014, "All file systems are not created equal".
 """
+
+from __future__ import annotations
 
 import contextlib
 import errno
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 # The errors of file systems that have no locks, or cannot fsync a folder: some network file systems, such as Lustre.
 UNKNOWN = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
@@ -24,16 +28,21 @@ class FolderInUse(ValueError):
     """Another process holds the folder's lock; the message names the folder."""
 
 
+def unfinished(path):
+    """The name that a file has while it is written. A name such as NAME.tmp might be that of a file of the user's."""
+    return path.with_name(f".{path.name}.minifcn")
+
+
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that gets its name only when it is complete and on disk. Readers see the old file or the new one.
 
-    If the process is killed, at most `<name>.tmp` is left; the next write replaces it. After an error it is removed, and an
-    OSError (disk full, read-only folder, ...) names `path`. A link at `path` is replaced by the file. Anything else that is
-    not a regular file, such as /dev/null, is an error.
+    If the process is killed, at most the file `unfinished(path)` is left; the next write replaces it. After an error it is
+    removed, and an OSError (disk full, read-only folder, ...) names `path`. A link at `path` is replaced by the file. Anything
+    else that is not a regular file, such as /dev/null, is an error.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = unfinished(path)
     try:
         _check_replaceable(path)
         temporary.unlink(missing_ok=True)

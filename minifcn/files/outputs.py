@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from minifcn.files.atomic import unfinished
+
 CASELESS = sys.platform in ("darwin", "win32")          # a.png and A.png are one file there
 
 
@@ -22,7 +24,7 @@ def check_outputs(outputs, inputs):
         known[place] = path
     there = {}
     for path in known.values():
-        for place in (path, path.with_name(path.name + ".tmp")):        # atomic() writes the second first
+        for place in (path, unfinished(path)):                          # atomic() writes the second first
             try:
                 status = os.lstat(place)
             except (OSError, ValueError):                               # ValueError: a zero byte in a name

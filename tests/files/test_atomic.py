@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from minifcn.files import atomic as files
-from minifcn.files.atomic import FolderInUse, atomic, locked
+from minifcn.files.atomic import FolderInUse, atomic, locked, unfinished
 
 
 def test_an_error_while_writing_keeps_the_old_file(tmp_path):
@@ -30,7 +30,7 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("name", ["file", "file.tmp"])
+@pytest.mark.parametrize("name", ["file", ".file.minifcn"])
 def test_a_link_is_replaced_and_not_followed(name, tmp_path):
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / name).symlink_to(tmp_path / "precious")
@@ -38,6 +38,20 @@ def test_a_link_is_replaced_and_not_followed(name, tmp_path):
         file.write(b"new")
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()
+
+
+def test_a_file_of_the_users_is_not_taken_for_a_remainder(tmp_path):
+    (tmp_path / "file.tmp").write_bytes(b"mine")
+    with atomic(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "file.tmp").read_bytes() == b"mine" and (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    unfinished(tmp_path / "file").write_bytes(b"half")
+    with atomic(tmp_path / "file") as file:
+        file.write(b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
@@ -51,7 +65,7 @@ def test_what_is_no_file_is_not_replaced(make, tmp_path):
 
 
 def test_a_folder_in_the_place_of_the_temporary_file(tmp_path):
-    (tmp_path / "file.tmp").mkdir()
+    unfinished(tmp_path / "file").mkdir()
     with pytest.raises(OSError, match="file") as error, atomic(tmp_path / "file"):
         pass
     assert error.value.filename == str(tmp_path / "file")

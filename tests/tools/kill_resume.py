@@ -27,6 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from minifcn.__main__ import main  # noqa: E402
 from minifcn.data.synthetic import write_synthetic  # noqa: E402
+from minifcn.files.atomic import unfinished
 from minifcn.training import checkpoint  # noqa: E402
 
 BATCHES = 6                                     # of an epoch
@@ -69,7 +70,7 @@ def saved(nth):
 
 
 def writing(nth):
-    """When all bytes are in checkpoint.npz.tmp, before it gets its name. `nth` as in `saved`."""
+    """When all bytes are in .checkpoint.npz.minifcn, before it gets its name. `nth` as in `saved`."""
     return Stop(np, "savez", nth)
 
 
@@ -169,7 +170,7 @@ def kill_and_resume(folder, moments, data=None):
     for moment in moments:
         while not killed(*moment):
             finished()
-        in_writes += path.with_name(path.name + ".tmp").exists()
+        in_writes += unfinished(path).exists()
         state = checkpoint.load(path).state if path.exists() else None
         positions.append(state and (state.epoch, state.batch))
     run(arguments(data, out, *["--resume"] * path.exists()))
