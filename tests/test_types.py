@@ -14,6 +14,9 @@ PARTS = {
     "core.tensor": ["Tensor", "record", "as_tensor", "recording", "no_grad", "float_dtype"],
     "inference": ["whole", "pad_and_crop", "tile_and_average", "predict", "image_logits", "predict_tiled"],
     "export": ["to_onnx", "write_onnx", "exports", "Graph"],
+    "files.atomic": ["atomic"],
+    "files.download": ["download"],
+    "grade": ["grade", "tests"],
     "check": ["network_report", "installation", "environment", "gradcheck_table"],
 }
 

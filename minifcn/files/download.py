@@ -10,6 +10,8 @@ Sources: torchvision/datasets/voc.py and torchvision/models/resnet.py (addresses
 RFC 9110, section 14 (range requests).
 """
 
+from __future__ import annotations
+
 import hashlib
 import http.client
 import os
@@ -57,7 +59,7 @@ SOURCES = {
 }
 
 
-def download(name, to, everything=False, timeout=30.0):
+def download(name: str, to: str | Path, everything: bool = False, timeout: float = 30.0) -> Path:
     """Get a data set or weights. What is there already is not downloaded again.
 
     name: "voc2012" (2.0 GB) or "resnet18" (47 MB).

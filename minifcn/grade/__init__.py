@@ -28,6 +28,10 @@ Reading order:
     mine        the reader's functions, to be used in training
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 from minifcn.grade import judge
 from minifcn.grade.levels import levels_of
 from minifcn.grade.report import show
@@ -36,7 +40,7 @@ from minifcn.grade.subjects import SUBJECTS
 __all__ = ["grade", "tests", "show"]
 
 
-def grade(function, name, deep=False):
+def grade(function: Callable, name: str, deep: bool = False) -> dict:
     """The verdict on a function as a dict (judge.judge), in this process.
 
     name: what it is meant to be, one of SUBJECTS. deep: 25 times the cases. Raises ValueError for another name.
@@ -44,7 +48,7 @@ def grade(function, name, deep=False):
     return judge.judge(subject_of(name), function, deep=deep)
 
 
-def tests(name, function):
+def tests(name: str, function: Callable) -> Callable:
     """A test function for pytest, with one case for each level; advisory levels are skipped where they fail."""
     import pytest
 
@@ -60,7 +64,7 @@ def tests(name, function):
     return test
 
 
-def as_text(verdict):
+def as_text(verdict: dict) -> str:
     """What show() prints."""
     import io
 
