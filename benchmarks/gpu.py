@@ -333,9 +333,12 @@ def images(options):
 
 
 # The rungs of benchmarks/README.md, and the gradients: what, the twin, the precision it runs in.
-LADDER = (("columns, tf32", "correlate_columns_gpu", "tf32"), ("implicit GEMM, tf32", "correlate_implicit_gemm", "tf32"),
+LADDER = (("columns, fp32", "correlate_columns_gpu", "fp32"), ("implicit GEMM, fp32", "correlate_implicit_gemm", "fp32"),
+          ("columns, tf32", "correlate_columns_gpu", "tf32"), ("implicit GEMM, tf32", "correlate_implicit_gemm", "tf32"),
           ("patch, tf32", "correlate_patch", "tf32"), ("patch, fp16", "correlate_patch", "fp16"),
           ("warpgroup, tf32", "correlate_warpgroup", "tf32"), ("warpgroup, fp16", "correlate_warpgroup", "fp16"),
+          ("gx: columns, fp32", "correlate_grad_x_columns_gpu", "fp32"),
+          ("gx: implicit GEMM, fp32", "correlate_grad_x_implicit_gemm", "fp32"),
           ("gx: patch, tf32", "correlate_grad_x_patch", "tf32"), ("gx: warpgroup, tf32", "correlate_grad_x_warpgroup", "tf32"),
           ("gx: warpgroup, fp16", "correlate_grad_x_warpgroup", "fp16"),
           ("gw: columns, tf32", "correlate_grad_w_columns_gpu", "tf32"),

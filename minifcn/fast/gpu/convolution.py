@@ -1,14 +1,14 @@
-"""Convolution on the GPU: from columns and one product, exact in float32, to kernels for tensor cores that need no columns.
+"""Convolution on the GPU: from columns and one product to kernels for tensor cores that need no columns.
 
     correlate, gx, gw   warpgroup          3x3 stride 1, tf32 or fp16, Hopper's own instruction
                         patch              3x3 stride 1, tf32 or fp16: a pixel is fetched once for nine taps
-                        four phases        gx of 3x3 stride 2, tf32
+                        four phases        gx of 3x3 stride 2, tf32 or float32
                         weight gradient    gw of 3x3 stride 1 and 2, and of the 7x7 stem, tf32
-                        implicit GEMM      any kernel and stride, tf32
+                        implicit GEMM      any kernel and stride, tf32 or float32
                         columns            everything, in float32 exactly (or cuBLAS's tf32)
 
 The twin registered first is asked first; what its conditions leave out (odd channels, dilation, float64) falls to the next
-one. In fp32, and on cards before Ampere, only columns run. The drawings stand in kernels/.
+one. In fp32 products and sums are those of float32. On cards before Ampere only columns run. The drawings stand in kernels/.
 Sources: Chellapilla et al. 2006; Chetlur et al. 2014, arXiv 1410.0759 (implicit GEMM).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from minifcn.core import backend
 from minifcn.core.dispatch import replaces
-from minifcn.fast.gpu.launch import HOPPER, attribute, blocks_of, capability, exact, gemm, launch
+from minifcn.fast.gpu.launch import HOPPER, ampere, attribute, blocks_of, capability, exact, gemm, launch
 from minifcn.fast.gpu.layout import COUNTABLE, by_four, contiguous, first, fits, float32_on_gpu, last, no_dilation, row_blocks
 from minifcn.functional import conv
 
@@ -35,7 +35,9 @@ class Tile(NamedTuple):
 
 IMPLICIT = (Tile("implicit_gemm_160x128", 160, 128, 256, 4 * 288 * 128),
             Tile("implicit_gemm_128x64", 128, 64, 128, 3 * 192 * 128))
+IMPLICIT_FP32 = (Tile("implicit_gemm_fp32", 128, 64, 128, 3 * 192 * 128),)
 PHASES = Tile("four_phases_128x64", 128, 64, 128, 3 * 192 * 128)
+PHASES_FP32 = Tile("four_phases_fp32", 128, 64, 128, 3 * 192 * 128)
 PATCH = (Tile("patch_tf32_128", (10, 16), 128, 128, 2 * 12 * 18 * 128 + 3 * 128 * 128),
          Tile("patch_tf32_64", (10, 16), 64, 128, 2 * 12 * 18 * 128 + 3 * 64 * 128))
 PATCH_HALF = (Tile("patch_half_64", (10, 16), 64, 128, 2 * 12 * 18 * 128 + 3 * 64 * 128),)
@@ -117,8 +119,8 @@ def is_full_gradient(gy, w, hw, stride, padding):
 
 # ---- weights as the kernels want them ----
 
-def packed(w, kernel="pack_tf32", turned=False):
-    """(F, C, KH, KW) -> (F, KH, KW, C), rounded; turned: (C, KH, KW, F), the kernel of gx (kernels/pack.cu)."""
+def packed(w, kernel, turned):
+    """(F, C, KH, KW) -> (F, KH, KW, C), rounded as the kernel does; turned: (C, KH, KW, F), for gx (kernels/pack.cu)."""
     F, C, KH, KW = w.shape
     w, out = contiguous(w), backend.cupy.empty(w.size, np.uint16 if kernel == "pack_half" else np.float32)
     launch(kernel, (blocks_of(w.size),), (w, out, F, C, KH, KW, turned))
@@ -201,16 +203,20 @@ def _patch(x, w, F, turned):
 
 def has_phases_tile(gy, w):
     """Whole 16-byte copies of gy, whole blocks of channels of gx."""
-    return w.shape[0] % 4 == 0 and fitting([PHASES], w.shape[1]) is not None and gy.size < 2**29
+    return w.shape[0] % 4 == 0 and fitting([_phases()], w.shape[1]) is not None and gy.size < 2**29
 
 
-@replaces(conv.correlate_grad_x, when=(float32_on_gpu, rounded_operands, is_3x3_halving, half_as_large, has_phases_tile))
+def _phases():
+    return PHASES_FP32 if exact() else PHASES
+
+
+@replaces(conv.correlate_grad_x, when=(float32_on_gpu, ampere, is_3x3_halving, half_as_large, has_phases_tile))
 def correlate_grad_x_phases(gy, w, hw, stride, padding, dilation):
-    (N, F, OH, OW), C = gy.shape, w.shape[1]
+    (N, F, OH, OW), C, tile = gy.shape, w.shape[1], _phases()
     weights, gx = backend.cupy.empty(w.size, np.float32), backend.cupy.empty((N, *hw, C), np.float32)
-    launch("pack_phases", (blocks_of(w.size),), (contiguous(w), weights, F, C))
-    launch(PHASES.name, (-(-N * OH * OW // PHASES.pixels), C // PHASES.filters, 4),
-           (last(gy), weights, gx, N, OH, OW, F, C, *hw), PHASES.threads, PHASES.shared)
+    launch("pack_phases_fp32" if exact() else "pack_phases_tf32", (blocks_of(w.size),), (contiguous(w), weights, F, C))
+    launch(tile.name, (-(-N * OH * OW // tile.pixels), C // tile.filters, 4),
+           (last(gy), weights, gx, N, OH, OW, F, C, *hw), tile.threads, tile.shared)
     return first(gx)
 
 
@@ -265,12 +271,17 @@ def correlate_grad_w_stem(gy, x, khw, stride, padding, dilation):
 
 def has_implicit_tile(w):
     """Whole blocks of filters, forward."""
-    return fitting(IMPLICIT, w.shape[0]) is not None
+    return fitting(_implicit_tiles(), w.shape[0]) is not None
 
 
 def has_implicit_tile_for_gx(gy, w):
     """Whole pixels of gy and blocks of channels of gx; a 1 x 1 kernel is a plain product, which cuBLAS makes faster."""
-    return w.shape[0] % 4 == 0 and gy.size < 2**29 and fitting(IMPLICIT, w.shape[1]) is not None and w.shape[2:] != (1, 1)
+    return (w.shape[0] % 4 == 0 and gy.size < 2**29 and fitting(_implicit_tiles(), w.shape[1]) is not None
+            and w.shape[2:] != (1, 1))
+
+
+def _implicit_tiles():
+    return IMPLICIT_FP32 if exact() else IMPLICIT
 
 
 def no_plain_product(w, stride):
@@ -278,24 +289,25 @@ def no_plain_product(w, stride):
     return w.shape[2:] != (1, 1) or stride != (1, 1)
 
 
-@replaces(conv.correlate, when=(float32_on_gpu, rounded_operands, no_dilation, few_taps, no_plain_product, whole_pixels,
+@replaces(conv.correlate, when=(float32_on_gpu, ampere, no_dilation, few_taps, no_plain_product, whole_pixels,
                                 has_implicit_tile))
 def correlate_implicit_gemm(x, w, stride, padding, dilation):
     if x.shape[1] == 3:                         # a picture: a fourth channel of zeros makes its pixels 16 bytes
         x, w = with_fourth(x), with_fourth(w)
     ohw = conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
-    return _implicit_gemm(x, packed(w), len(w), w.shape[2:], stride, padding, ohw)
+    return _implicit_gemm(x, w, False, len(w), w.shape[2:], stride, padding, ohw)
 
 
-@replaces(conv.correlate_grad_x, when=(float32_on_gpu, rounded_operands, no_dilation, few_taps, is_full_gradient,
+@replaces(conv.correlate_grad_x, when=(float32_on_gpu, ampere, no_dilation, few_taps, is_full_gradient,
                                        has_implicit_tile_for_gx))
 def correlate_grad_x_implicit_gemm(gy, w, hw, stride, padding, dilation):
     padding = tuple(K - 1 - P for K, P in zip(w.shape[2:], padding))
-    return _implicit_gemm(gy, packed(w, turned=True), w.shape[1], w.shape[2:], (1, 1), padding, hw)
+    return _implicit_gemm(gy, w, True, w.shape[1], w.shape[2:], (1, 1), padding, hw)
 
 
-def _implicit_gemm(x, weights, F, khw, stride, padding, ohw):
-    (N, C, H, W), tile = x.shape, fitting(IMPLICIT, F)
+def _implicit_gemm(x, w, turned, F, khw, stride, padding, ohw):
+    (N, C, H, W), tile = x.shape, fitting(_implicit_tiles(), F)
+    weights = packed(w, "pack_fp32" if exact() else "pack_tf32", turned)
     y = backend.cupy.empty((N, *ohw, F), np.float32)
     launch(tile.name, (-(-N * ohw[0] * ohw[1] // tile.pixels), F // tile.filters),
            (last(x), weights, y, N, H, W, C, F, *khw, *stride, *padding, *ohw), tile.threads, tile.shared)

@@ -57,9 +57,14 @@ def capability(cupy):
     return int(cupy.cuda.Device().compute_capability)
 
 
+def ampere():
+    """Copies to shared memory past the registers, and tensor cores for tf32: on Ampere and later cards."""
+    return capability(backend.cupy) >= 80
+
+
 def exact():
     """Do factors keep their 24 bits? In fp32, and on cards without tensor cores for anything else."""
-    return backend.precision() == "fp32" or capability(backend.cupy) < 80
+    return backend.precision() == "fp32" or not ampere()
 
 
 @functools.cache

@@ -127,11 +127,17 @@ TILES = {
                                 (1, 3, 64, (20, 21), (7, 7), (2, 2), (3, 3), (1, 1)),
                                 (2, 4, 64, (16, 15), (15, 1), (1, 1), (7, 0), (1, 1)),
                                 (3, 300, 256, (1, 1), (1, 1), (2, 2), (0, 0), (1, 1))],
+    "correlate_implicit_gemm in fp32": [(1, 20, 128, (12, 13), (3, 2), (2, 1), (0, 1), (1, 1)),
+                                        (1, 3, 64, (20, 21), (7, 7), (2, 2), (3, 3), (1, 1)),
+                                        (3, 300, 64, (1, 1), (3, 3), *PADDED)],
     "correlate_grad_x_warpgroup in fp16": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 64, (3, 17), (3, 3), *PADDED)],
     "correlate_grad_x_warpgroup in tf32": [(2, 128, 32, (17, 9), (3, 3), *PADDED), (1, 128, 96, (3, 17), (3, 3), *PADDED)],
     "correlate_grad_x_patch": [(2, 64, 64, (11, 17), (3, 3), *PADDED), (1, 128, 64, (10, 15), (3, 3), *PADDED)],
     "correlate_grad_x_phases": [(2, 64, 64, (9, 11), (3, 3), *HALVING), (1, 128, 20, (8, 10), (3, 3), *HALVING),
                                 (2, 64, 300, (1, 1), (3, 3), *HALVING)],
+    "correlate_grad_x_phases in fp32": [(1, 128, 20, (9, 11), (3, 3), *HALVING), (2, 64, 300, (1, 1), (3, 3), *HALVING)],
+    "correlate_grad_x_implicit_gemm in fp32": [(2, 64, 20, (9, 12), (5, 2), (1, 1), (2, 1), (1, 1)),
+                                               (1, 128, 36, (7, 8), (3, 3), *PADDED)],
     "correlate_grad_x_implicit_gemm": [(2, 64, 20, (9, 12), (5, 2), (1, 1), (2, 1), (1, 1)),
                                        (1, 128, 36, (7, 8), (3, 3), *PADDED)],
     "correlate_grad_w_patch": [(2, 64, 64, (11, 9), (3, 3), *PADDED), (1, 128, 64, (21, 17), (3, 3), *PADDED),
@@ -198,14 +204,18 @@ def all_hold(twin, arrays, rest):
 
 @pytest.mark.parametrize("twin", TILES)
 def test_tensor_core_twins_round_their_factors_to_nearest(gpu, precision, twin):
-    """Each factor is off by 2^-11 of itself at most, to either side (reading float32 as tf32 would make all smaller)."""
+    """Each factor is off by 2^-11 of itself at most, to either side (reading float32 as tf32 would make all smaller); in fp32
+    none is off."""
     precision(precisions_of(twin)[0])
     needs(gpu, twin)
     rng = np.random.default_rng(1)
     definition, arrays, rest = arguments_of(twin, TILES[twin][0], lambda shape: as_float32(rng.uniform(0.5, 1.5, shape))[0])
     exact = reference(definition, *arrays, *rest)
     got = twin_of(twin)(*on_device(gpu, *arrays), *rest).get()
-    check(got, exact, (2 * 2.0**-11 + 2.0**-22 + gamma(10_000)) * exact)          # all positive: the sum of |products|
+    N, C, F, _, khw, *_ = TILES[twin][0]
+    length = N * arrays[0][0, 0].size if "grad_w" in twin else (F if "grad_x" in twin else C) * khw[0] * khw[1]
+    rounding = 0 if "fp32" in twin else 2 * 2.0**-11 + 2.0**-22
+    check(got, exact, (rounding + gamma(length)) * exact)                # all positive: the sum of |products|
     assert abs(np.mean((got - exact) / exact)) < 2.0**-13                # truncated ones would be 3.5e-4 too small
 
 

@@ -203,6 +203,48 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         exact,
         twin("correlate_grad_x_patch"),
     ),
+    "fp32: rows side by side": (
+        "implicit_gemm",
+        "return wm + ty + 4 * i; }",
+        "return wm + 8 * ty + i; }",
+        exact,
+        twin("correlate_implicit_gemm in fp32"),
+    ),
+    "fp32: every row in the place of the first": (
+        "implicit_gemm",
+        "(c ^ ty ^ i % 2 * 4)",
+        "(c ^ ty)",
+        exact,
+        twin("correlate_implicit_gemm in fp32"),
+    ),
+    "fp32: filters in their own place": (
+        "implicit_gemm",
+        "((c ^ tx) << 4)",
+        "(c << 4)",
+        exact,
+        twin("correlate_implicit_gemm in fp32", 1),
+    ),
+    "fp32: filters side by side": (
+        "implicit_gemm",
+        "out[wn + tx + 8 * j]",
+        "out[wn + 8 * tx + j]",
+        exact,
+        twin("correlate_implicit_gemm in fp32", 1),
+    ),
+    "fp32: three channels of four": (
+        "implicit_gemm",
+        ", sums[i][j] += a[i].w * b.w;",
+        ";",
+        exact,
+        twin("correlate_grad_x_phases in fp32"),
+    ),
+    "fp32: weights rounded": (
+        "pack",
+        "rounded(float x) { return x; }",
+        "rounded(float x) { return __int_as_float(round_tf32(x)); }",
+        convolutions.test_tensor_core_twins_round_their_factors_to_nearest,
+        (backend.set_precision, "correlate_implicit_gemm in fp32"),
+    ),
     # -- patch
     "a tap before its weights": (
         "patch",

@@ -16,6 +16,10 @@ struct ToTf32 {
   typedef float Number;
   static __device__ __forceinline__ float rounded(float x) { return __int_as_float(round_tf32(x)); }
 };
+struct ToFloat {                                            // as it is, for products in float32
+  typedef float Number;
+  static __device__ __forceinline__ float rounded(float x) { return x; }
+};
 struct ToHalf {
   typedef unsigned short Number;
   static __device__ __forceinline__ unsigned short rounded(float x) { return round_half(x); }
@@ -34,11 +38,16 @@ extern "C" __global__ void pack_tf32(const float* w, float* packed, int F, int C
   pack<ToTf32>(w, packed, F, C, KH, KW, turned);
 }
 
+extern "C" __global__ void pack_fp32(const float* w, float* packed, int F, int C, int KH, int KW, int turned) {
+  pack<ToFloat>(w, packed, F, C, KH, KW, turned);
+}
+
 extern "C" __global__ void pack_half(const float* w, unsigned short* packed, int F, int C, int KH, int KW, int turned) {
   pack<ToHalf>(w, packed, F, C, KH, KW, turned);
 }
 
-extern "C" __global__ void pack_phases(const float* w, float* packed, int F, int C) {
+template <class To>
+__device__ __forceinline__ void pack_phases(const float* w, float* packed, int F, int C) {
   int k = blockIdx.x * T + threadIdx.x;
   if (k >= F * C * 9) return;
   int before = 0, a = 0, b = 0;                                            // numbers before the kernel of this parity
@@ -50,7 +59,15 @@ extern "C" __global__ void pack_phases(const float* w, float* packed, int F, int
   }
   int r = k - before, f = r % F, v = r / F % (1 + b), u = r / F / (1 + b) % (1 + a), c = r / F / (1 + b) / (1 + a);
   int row = a ? 2 - 2 * u : 1, column = b ? 2 - 2 * v : 1;
-  packed[k] = __int_as_float(round_tf32(w[((size_t)f * C + c) * 9 + row * 3 + column]));
+  packed[k] = To::rounded(w[((size_t)f * C + c) * 9 + row * 3 + column]);
+}
+
+extern "C" __global__ void pack_phases_tf32(const float* w, float* packed, int F, int C) {
+  pack_phases<ToTf32>(w, packed, F, C);
+}
+
+extern "C" __global__ void pack_phases_fp32(const float* w, float* packed, int F, int C) {
+  pack_phases<ToFloat>(w, packed, F, C);
 }
 
 extern "C" __global__ void add_parts(const float* parts, float* gw, int count, int F, int C, int taps) {
