@@ -22,7 +22,7 @@ SCALARS = {"int": (np.int32, ctypes.c_int), "float": (np.float32, ctypes.c_float
 POINTERS = {"float": np.float32, "unsigned char": np.uint8, "unsigned short": np.uint16, "int": np.int32, "long long": np.int64,
             "double": np.float64}
 NEED_NOT_ASK = 48 * 1024                        # bytes of shared memory that a launch gets without being asked for more first
-GUARD = 1024                                    # bytes before and after an array
+GUARD = 2**16                                   # bytes before and after an array: blocks that run too far stay in them
 COMPILER = shutil.which("g++")
 
 

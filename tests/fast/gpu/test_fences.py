@@ -12,7 +12,6 @@ from pathlib import Path
 import conftest
 import numpy as np
 import pytest
-import strict_cupy
 import test_convolution_kernels as convolutions
 import test_descent_kernels as descents
 import test_head_kernels as heads
@@ -68,16 +67,7 @@ def test_nothing_outside_is_touched(gpu_on_cpu, what, at_end):
         assert os.waitpid(child, 0)[1] == 0
         return
     faulthandler.disable()
-
-    def placed(a, dtype=None):
-        host = np.asarray(a._host if isinstance(a, strict_cupy.ndarray) else a, dtype)
-        array = fenced(host.shape, host.dtype, at_end)
-        array[...] = host
-        return strict_cupy.ndarray(array)
-
-    conftest.guarded = lambda shape, dtype: fenced(shape, dtype, at_end)
-    gpu_on_cpu.asarray, gpu_on_cpu.zeros = placed, lambda shape, dtype: placed(np.zeros(shape, dtype))
-    gpu_on_cpu.ascontiguousarray = lambda a: a if a.flags.c_contiguous else placed(a)
+    conftest.surround(gpu_on_cpu, lambda shape, dtype: fenced(shape, dtype, at_end))
     try:
         for test, arguments in CALLS[what]:
             backend.set_precision(convolutions.precisions_of(arguments[0])[0] if what == "tensor cores" else "fp32")

@@ -1,12 +1,14 @@
 """Would the tests notice? Bugs that are easily made in CUDA are planted in kernels/, one at a time, and each must be caught.
 
 A mutant is a text edit of one file. The named test is run on it, with the given arguments, under several orders of threads;
-it has to fail for at least one. (The same calls pass on the kernels as they are, or test_*_kernels.py would be red.)
+it has to fail for at least one. The same calls pass on the kernels as they are. All arrays lie between guards of NaN, so that
+no mutant is caught, or missed, for what happens to lie beside its arrays.
 """
 
 import faulthandler
 import os
 
+import conftest
 import numpy as np
 import pytest
 import test_convolution_kernels as convolutions
@@ -14,7 +16,7 @@ import test_descent_kernels as descents
 import test_head_kernels as heads
 import test_norm_kernels as norms
 import test_pool_kernels as pools
-from cuda_on_cpu import RawModule, guarded, intact
+from cuda_on_cpu import GUARD, RawModule, guarded, intact
 from fake_cublas import FakeCublas
 from hypothesis import settings
 
@@ -588,12 +590,17 @@ def test_mutant_is_caught(gpu_on_cpu, monkeypatch, name):
         return function
 
     monkeypatch.setattr(launch, "_kernel", mutated)
-    monkeypatch.setattr(norm, "BLOCKS", 8)  # as in test_norm_kernels.py
-    backend.set_precision(convolutions.precisions_of(arguments[0])[0] if test is exact else "fp32")
-    try:
-        assert any(fails(test, gpu_on_cpu, arguments, seed) for seed in range(6))
-    finally:
-        backend.set_precision("fp32")
+    assert any(fails(test, gpu_on_cpu, arguments, seed) for seed in range(6))
+
+
+# Their calls, each once: words -> (test, arguments).
+CALLS = {f"{test.__name__}{arguments}": (test, arguments) for *_, test, arguments in (MUTANTS[name] for name in CHOSEN)}
+
+
+@pytest.mark.parametrize("call", range(len(CALLS)))
+def test_the_call_passes_on_the_kernels_as_they_are(gpu_on_cpu, call):
+    test, arguments = list(CALLS.values())[call]
+    assert not fails(test, gpu_on_cpu, arguments, 0)
 
 
 def fails(test, gpu_on_cpu, arguments, seed):
@@ -602,6 +609,9 @@ def fails(test, gpu_on_cpu, arguments, seed):
     if child:
         return os.waitpid(child, 0)[1] != 0
     faulthandler.disable()  # a crash is an answer, not news
+    conftest.surround(gpu_on_cpu, guarded)
+    norm.BLOCKS = 8  # as in test_norm_kernels.py
+    backend.set_precision(convolutions.precisions_of(arguments[0])[0] if test is exact else "fp32")
     try:
         if hasattr(test, "hypothesis"):
             test.hypothesis.inner_test(gpu_on_cpu, *arguments, seed)
@@ -623,7 +633,7 @@ def test_canaries_see_a_write_on_either_side():
     assert np.isnan(x).all() and intact(x) and intact(x[1:])
     for offset in (-1, 15):
         x = guarded((3, 5), np.float32)
-        np.ndarray(1, np.float32, x.base, 1024 + 4 * offset)[0] = 0
+        np.ndarray(1, np.float32, x.base, GUARD + 4 * offset)[0] = 0
         assert not intact(x[1:])
 
 
