@@ -50,6 +50,9 @@ def batch_norm(x: Operand, running_mean: Array | None, running_var: Array | None
     >>> batch_norm(np.array([[1.0], [3.0]]), None, None, training=True, eps=0.0).data.tolist()
     [[-1.0], [1.0]]
     """
+    if momentum is None:
+        raise TypeError("batch_norm: momentum must be a number, got None; for the mean of all batches so far, give 1 / n in "
+                        "the n-th batch")
     x, w, b, eps = check_batch_norm(x, running_mean, running_var, w, b, training, eps, reduce)
     if not training:
         return _fixed_batch_norm(x, running_mean, running_var, w, b, eps)

@@ -173,6 +173,7 @@ COMPLAINTS = {
     "running Tensor": ((X, V, Tensor(V)), {}, TypeError, r"running_var must be an ndarray.*got Tensor"),
     "eps": ((X, V, V, V, V, False, 0.1, -1e-5), {}, ValueError, r"eps must be at least 0, got -1e-05"),
     "eps in training": ((X, V, V, V, V, True, 0.1, float("nan")), {}, ValueError, r"eps must be at least 0, got nan"),
+    "momentum": ((X, V, V, V, V, True, None), {}, TypeError, r"momentum must be a number, got None; .* 1 / n in the n-th"),
     "running dtype": ((X, V.astype(np.float32), V.astype(np.float32)), {}, TypeError, r"running_mean: float32"),
     "no statistics": ((X, None, None), {}, ValueError, r"needs running_mean and running_var, or neither in training"),
     "half the statistics": ((X, V, None), {"training": True}, ValueError, r"needs running_mean and running_var"),
