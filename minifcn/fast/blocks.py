@@ -13,7 +13,7 @@ than the kernel, some rows are never read; blocks would copy them too, so the de
 The definitions are in functional/conv.py.
 """
 
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def im2col_blocks(x, khw, ohw, stride, padding, dilation):
 @replaces(conv.col2im, when=(no_dilation, several_taps_a_block))
 def col2im_blocks(cols, hw, khw, ohw, stride, padding, dilation):
     (H, W), (PH, PW) = hw, padding
-    cols = cols.reshape(len(cols), -1, *khw, *ohw)                       # (n, C, KH, KW, OH, OW)
+    cols = cols.reshape(len(cols), cols.shape[1] // prod(khw), *khw, *ohw)                       # (n, C, KH, KW, OH, OW)
     FH, FW = frame_size(ohw, khw, stride)
     frame = array_module(cols).zeros((*cols.shape[:2], max(FH, PH + H), max(FW, PW + W)), cols.dtype)
     for taps, view in views(frame[:, :, :FH, :FW], khw, ohw, stride):

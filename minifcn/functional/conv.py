@@ -196,7 +196,8 @@ def col2im(cols, hw, khw, ohw, stride, padding, dilation):
     cols: (n, C*KH*KW, OH*OW). hw: (H, W). Returns (n, C, H, W).
     """
     (H, W), (PH, PW) = hw, padding
-    cols = cols.reshape(len(cols), -1, *khw, *ohw)                       # (n, C, KH, KW, OH, OW)
+    C = cols.shape[1] // (khw[0] * khw[1])                               # not -1 below, which an empty batch leaves open
+    cols = cols.reshape(len(cols), C, *khw, *ohw)                        # (n, C, KH, KW, OH, OW)
     frame = array_module(cols).zeros((*cols.shape[:2], H + 2 * PH, W + 2 * PW), cols.dtype)
     for (u, v), view in tap_views(frame, khw, ohw, stride, dilation):
         view += cols[:, :, u, v]                                         # (n, C, OH, OW)

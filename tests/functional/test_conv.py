@@ -1,5 +1,7 @@
 """conv2d in its three forms: against the oracle on drawn geometries, its blocks, its bound, its complaints."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from cases import PADDING_ABOVE_REACH, REAL_LAYERS, STRIDE_ABOVE_KERNEL, as_given, convolutions
@@ -9,6 +11,7 @@ from hypothesis import example, given
 import minifcn.functional as F
 from minifcn import Tensor
 from minifcn.core.backend import to_host
+from minifcn.core.dispatch import readable_only
 from minifcn.functional import conv
 from minifcn.grade import oracle
 
@@ -53,6 +56,15 @@ def test_empty_batch(xp):
     y = F.conv2d(x, w, padding=1)
     y.backward(xp.zeros_like(y.data))
     assert y.shape == (0, 4, 5, 7) and x.grad.shape == x.shape and not to_host(w.grad).any()
+
+
+def test_columns_of_an_empty_batch(xp):
+    """im2col and its transpose, the definitions and the twins."""
+    for context in (readable_only, contextlib.nullcontext):
+        with context():
+            cols = conv.im2col(xp.zeros((0, 2, 5, 4)), (2, 2), (4, 3), (1, 1), (0, 0), (1, 1))
+            assert cols.shape == (0, 8, 12)
+            assert conv.col2im(cols, (5, 4), (2, 2), (4, 3), (1, 1), (0, 0), (1, 1)).shape == (0, 2, 5, 4)
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5])
