@@ -15,10 +15,13 @@ Array = np.ndarray                              # in signatures: an ndarray of N
 PRECISIONS = ("fp32", "tf32", "fp16")
 _precision = "fp32"
 
+WITHOUT = "CuPy is not installed (pip install minifcn[gpu])"
 try:
     import cupy
-except ImportError:
+except Exception as error:                      # a CuPy that is installed may fail in many ways, as without CUDA's libraries
     cupy = None                                 # tests assign a module here that imitates CuPy and refuses NumPy's arrays
+    if getattr(error, "name", None) != "cupy":
+        WITHOUT = f"CuPy is installed but cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def array_module(*arrays: object) -> ModuleType:
@@ -52,7 +55,7 @@ def choose_device(name: str) -> str:
     if name not in ("cpu", "gpu"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'gpu', not {name!r}")
     if name == "gpu" and not has_gpu():
-        reason = "CuPy is not installed (pip install minifcn[gpu])" if cupy is None else "CuPy finds no CUDA device"
+        reason = WITHOUT if cupy is None else "CuPy finds no CUDA device"
         raise RuntimeError(f"device 'gpu' was asked for, but {reason}")
     return name
 
@@ -73,7 +76,7 @@ def to_device(array: Array, device: str) -> Array:
         return to_host(array)
     if device == "gpu":
         if cupy is None:
-            raise RuntimeError("device 'gpu' was asked for, but CuPy is not installed (pip install minifcn[gpu])")
+            raise RuntimeError(f"device 'gpu' was asked for, but {WITHOUT}")
         return cupy.asarray(array)
     raise ValueError(f"device must be 'cpu' or 'gpu', not {device!r}")
 
