@@ -300,7 +300,7 @@ def _check(args):
         return check.installation()
     report = []
     problems = check_folder(args.data, quick=args.quick, report=report)
-    say(*report, *problems, f"{args.data}: {len(problems) or 'no'} problems")
+    say(*report, *problems, f"{args.data}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     return 1 if problems else 0
 
 

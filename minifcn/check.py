@@ -60,7 +60,7 @@ def installation() -> int:
             failed += not good
             print(f"{row.op:<24} {row.form:<8} {row.device:<7} {row.dtype:<8} {row.error:8.1e} {row.bound:8.1e}"
                   + ("" if good else "  FAILED"))
-    print(f"\n{failed or 'no'} gradients are wrong")
+    print("\n1 gradient is wrong" if failed == 1 else f"\n{failed or 'no'} gradients are wrong")
     return 1 if failed else 0
 
 
@@ -77,7 +77,7 @@ def environment() -> str:
         except PackageNotFoundError:
             lines.append(f"{name:<12}not installed")
     if backend.cupy is None:
-        lines.append("cupy        not installed: everything runs on the CPU (pip install minifcn[gpu])")
+        lines.append(f"cupy        everything runs on the CPU: {backend.WITHOUT}")
     elif not backend.has_gpu():
         lines.append(f"cupy        {backend.cupy.__version__}, but it finds no CUDA device: everything runs on the CPU")
     else:

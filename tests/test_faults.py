@@ -333,7 +333,7 @@ def data_is_refused(root, capsys, change, rule, before=True):
     assert re.search(rule, printed(capsys, 2, *command))
     assert (root / "run" / "checkpoint.npz").exists() != before
     report = printed(capsys, 1, "check", "--data", root)
-    assert re.search(rule, report) and f"{root}: 1 problems" in report
+    assert re.search(rule, report) and f"{root}: 1 problem\n" in report
 
 
 def mended(root, capsys):
