@@ -341,6 +341,8 @@ LADDER = (("columns, fp32", "correlate_columns_gpu", "fp32"), ("implicit GEMM, f
           ("gx: implicit GEMM, fp32", "correlate_grad_x_implicit_gemm", "fp32"),
           ("gx: patch, tf32", "correlate_grad_x_patch", "tf32"), ("gx: warpgroup, tf32", "correlate_grad_x_warpgroup", "tf32"),
           ("gx: warpgroup, fp16", "correlate_grad_x_warpgroup", "fp16"),
+          ("gw: columns, fp32", "correlate_grad_w_columns_gpu", "fp32"),
+          ("gw: patches, fp32", "correlate_grad_w_patch", "fp32"),
           ("gw: columns, tf32", "correlate_grad_w_columns_gpu", "tf32"),
           ("gw: patches, tf32", "correlate_grad_w_patch", "tf32"), ("gw: stem, tf32", "correlate_grad_w_stem", "tf32"))
 

@@ -3,7 +3,7 @@
     correlate, gx, gw   warpgroup          3x3 stride 1, tf32 or fp16, Hopper's own instruction
                         patch              3x3 stride 1, tf32 or fp16: a pixel is fetched once for nine taps
                         four phases        gx of 3x3 stride 2, tf32 or float32
-                        weight gradient    gw of 3x3 stride 1 and 2, and of the 7x7 stem, tf32
+                        weight gradient    gw of 3x3 stride 1 and 2, tf32 or float32; of the 7x7 stem, tf32
                         implicit GEMM      any kernel and stride, tf32 or float32
                         columns            everything, in float32 exactly (or cuBLAS's tf32)
 
@@ -51,6 +51,8 @@ WEIGHT_GRADIENT = {                             # stride -> tiles of gy; the sec
              Tile("weight_gradient_s2_small", (2, 8), 64, 256, 3 * 4 * (72 * 2 * 8 + 68 * 5 * 17))),
 }
 
+WEIGHT_GRADIENT_FP32 = {(1, 1): (Tile("weight_gradient_fp32_s1", (5, 8), 64, 256, 3 * 4 * 72 * (5 * 8 + 7 * 10)),),
+                        (2, 2): (Tile("weight_gradient_fp32_s2", (2, 8), 64, 256, 3 * 4 * (72 * 2 * 8 + 68 * 5 * 17)),)}
 STEM_GRADIENT = Tile("stem_gradient", (8, 8), 64, 224, 3 * 4 * (8 * 8 * 72 + 21 * 68))
 
 
@@ -229,13 +231,17 @@ def is_3x3_padded(khw, stride, padding, dilation):
 
 def has_weight_gradient_tile(gy, x, stride):
     """Whole blocks of 64 filters and 64 channels."""
-    return x.shape[1] % 64 == 0 and fitting(WEIGHT_GRADIENT[stride], gy.shape[1]) is not None
+    return x.shape[1] % 64 == 0 and _weight_gradient_tile(gy, stride) is not None
 
 
-@replaces(conv.correlate_grad_w, when=(float32_on_gpu, rounded_operands, is_3x3_padded, has_weight_gradient_tile))
+def _weight_gradient_tile(gy, stride):
+    return fitting((WEIGHT_GRADIENT_FP32 if exact() else WEIGHT_GRADIENT)[stride], gy.shape[1])
+
+
+@replaces(conv.correlate_grad_w, when=(float32_on_gpu, ampere, is_3x3_padded, has_weight_gradient_tile))
 def correlate_grad_w_patch(gy, x, khw, stride, padding, dilation):
     cupy, (N, F, OH, OW), (C, H, W) = backend.cupy, gy.shape, x.shape[1:]
-    tile = fitting(WEIGHT_GRADIENT[stride], F)
+    tile = _weight_gradient_tile(gy, stride)
     patches = N * -(-OH // tile.pixels[0]) * -(-OW // tile.pixels[1])
     count = max(1, min(patches, _attribute("MultiProcessorCount") // (F // 64 * (C // 64))))     # one block a multiprocessor
     parts, gw = cupy.empty((count, F, 9, C), np.float32), cupy.empty((F, C, 3, 3), np.float32)

@@ -159,7 +159,8 @@ def test_every_kernel_took_part(worlds, precisions):
     assert {"warpgroup_half_64", "warpgroup_half_128"} <= precisions[2]["fp16"]
     assert {"warpgroup_tf32_128", "patch_tf32_64", "stem_gradient"} <= precisions[2]["tf32"]
     special = {name for name in precisions[2]["fp32"] if launch.signatures()[name][0] in launch.NEED_TENSOR_CORES}
-    assert special == {"implicit_gemm_fp32", "four_phases_fp32", "pack_fp32", "pack_phases_fp32"}
+    assert special == {"implicit_gemm_fp32", "four_phases_fp32", "weight_gradient_fp32_s1", "weight_gradient_fp32_s2",
+                       "pack_fp32", "pack_phases_fp32", "add_parts"}
 
 
 def test_precision_of_a_convolution(gpu_on_cpu):
