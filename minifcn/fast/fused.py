@@ -20,7 +20,7 @@ import numpy as np
 
 from minifcn.core.backend import array_module
 from minifcn.core.dispatch import replaceable, replaces
-from minifcn.core.tensor import Tensor, as_tensor, record
+from minifcn.core.tensor import Tensor, as_tensor, record, recording
 from minifcn.functional.basic import rectify_grad
 from minifcn.functional.batchnorm import check_batch_norm, move_running, normalize, normalize_grad
 from minifcn.functional.conv import check_conv2d, correlate, correlate_grad_w, correlate_grad_x, output_size
@@ -59,6 +59,16 @@ def shortcut_of_same_shape(conv, x, shortcut):
     """None, or a float32 map of the output's shape, which is not broadcast."""
     hw = output_size(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     return shortcut is None or shortcut.dtype == np.float32 and shortcut.shape == (x.shape[0], conv.out_channels, *hw)
+
+
+def pool_3x3_by_2(pool):
+    """The stem's MaxPool2d(3, 2, 1)."""
+    return type(pool) is MaxPool2d and (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+
+
+def no_history():
+    """Inside no_grad."""
+    return not recording()
 
 
 # ---- training ----
@@ -130,11 +140,6 @@ def normalize_add_relu_grad(gy, y, w, saved):
     return *normalize_grad(gshortcut, w, saved), gshortcut
 
 
-def pool_3x3_by_2(pool):
-    """The stem's MaxPool2d(3, 2, 1)."""
-    return type(pool) is MaxPool2d and (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
-
-
 @replaces(blocks.conv_norm_relu_pool, when=(float32_map, plain_conv, plain_norm, training, pool_3x3_by_2))
 def conv_norm_relu_pool_training(conv, norm, pool, x):
     """pool(relu(norm(conv(x)))); backward: pooling's, the ReLU's and batch norm's, then the convolution's."""
@@ -192,6 +197,21 @@ def conv_norm_relu_evaluation(conv, norm, x, shortcut=None):
         return gx, gw, gscale, gshift, g
 
     return record(y, (x, w, scale, shift, shortcut), backward, "conv_norm_relu")
+
+
+@replaces(blocks.conv_norm_relu_pool, when=(float32_map, plain_conv, plain_norm, evaluation, pool_3x3_by_2, no_history))
+def conv_norm_relu_pool_evaluation(conv, norm, pool, x):
+    """pool(relu(scale conv(x) + shift)), without a backward."""
+    x, w, _, settings = _arguments(conv, x, None)
+    scale, shift = scale_shift(conv, norm)
+    return Tensor(correlate_scale_relu_pool(x.data, w.data, scale.data, shift.data, *settings))
+
+
+@replaceable
+def correlate_scale_relu_pool(x, w, scale, shift, stride, padding, dilation):
+    """3 x 3 maxima, stride 2, padding 1, of correlate_scale_relu without a shortcut."""
+    r = correlate_scale_relu(x, w, scale, shift, None, stride, padding, dilation)                # (N, F, H, W)
+    return maximum_of_windows(r, (3, 3), (2, 2), (1, 1))[0]              # (N, F, OH, OW)
 
 
 @replaceable

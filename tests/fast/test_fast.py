@@ -187,6 +187,21 @@ def test_scale_shift_shortcut_relu(threads, form, case, with_shortcut):
         np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("case", LINES)
+def test_pooled_before_it_is_written(threads, case, monkeypatch):
+    """Maxima and ReLU do not enlarge an error. Several blocks, odd sizes, scales of both signs and 0."""
+    monkeypatch.setattr(lines, "NUMBERS", 2**12)
+    monkeypatch.setattr(lines, "SMALL", 2**15)
+    x, w, _, settings = convolution(case)
+    scale, shift = draw(3, len(w), len(w))
+    scale[1:2] = 0
+    mine = repeated(lines.correlate_scale_relu_pool_lines, x, w, scale, shift, *settings)
+    exact = definition(fused.correlate_scale_relu_pool, x, w, scale, shift, *settings)
+    size = definition(fused.correlate_scale_relu_pool, *map(abs, (x, w, scale, shift)), *settings)
+    assert mine.dtype == np.float32 and mine.shape == exact.shape
+    assert (abs(mine - exact) <= gamma(w[0].size + 4) * size).all()
+
+
 # ---- SGD ----
 
 @pytest.mark.parametrize("with_velocity, weight_decay", [(True, 0.1), (False, 0.0)])

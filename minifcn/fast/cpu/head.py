@@ -126,9 +126,9 @@ def rows_of_cells(x, ohw, stride, padding):
     (OH, OW), (SH, SW), (PH, PW) = ohw, stride, padding
     frame = scratch("frame", ((OH + 1) * SH, (OW + 1) * SW))
     part = x[:len(frame) - PH, :frame.shape[1] - PW]
-    if part.shape != frame.shape:
-        frame[...] = 0
-    frame[PH:PH + part.shape[0], PW:PW + part.shape[1]] = part
+    bottom, right = PH + part.shape[0], PW + part.shape[1]
+    frame[:PH] = frame[bottom:] = frame[:, :PW] = frame[:, right:] = 0
+    frame[PH:bottom, PW:right] = part
     rows = scratch("rows", (SH, OH + 1, OW + 1, SW))
     rows[...] = frame.reshape(OH + 1, SH, OW + 1, SW).swapaxes(0, 1)
     return rows.reshape(SH, -1, SW)

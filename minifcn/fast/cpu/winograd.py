@@ -250,10 +250,10 @@ def values_of_input(x, t, OW, padding):
     """B^T d B of the tile rows t of images x (n, H, W, C): (36, T, C)."""
     (n, H, W, C), (PH, PW), th, tw = x.shape, padding, t.stop - t.start, -(-OW // 4)
     frame = scratch("frame", (n, 4 * th + 2, 4 * tw + 2, C))
-    frame[...] = 0
     top = 4 * t.start - PH                                               # the image row that meets row 0 of the frame
     lo, hi = max(0, top), min(H, top + 4 * th + 2)
     width = min(W, 4 * tw + 2 - PW)
+    frame[:, :lo - top] = frame[:, hi - top:] = frame[:, :, :PW] = frame[:, :, PW + width:] = 0
     frame[:, lo - top:hi - top, PW:PW + width] = x[:, lo:hi, :width]
     return transform(BT, frame, th, tw, "input")
 
