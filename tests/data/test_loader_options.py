@@ -1,5 +1,6 @@
 """The loader's options together: whatever they are, a batch must be what is written here. Every pair of values is tried."""
 
+import inspect
 from functools import partial
 
 import numpy as np
@@ -60,6 +61,12 @@ ROWS += [row | {"size": "several"} for row in covering(OPTIONS) if row["crop"] =
 # A mirrored or resized image in the cache shows only where the crop is the whole image, and nothing else is computed anew.
 ROWS += [dict(zip(OPTIONS, (70, "one", scale, "image", True, jitter, "ignore", True, False, workers, "full", "all")))
          for scale, jitter, workers in ((1.0, (1.0, 1.0), 3), (0.5, (1.0, 1.0), 4), (1.0, (0.6, 1.7), 1))]
+
+
+def test_every_option_is_in_the_table():
+    names = {"images": "folder", "cache": "cache_bytes"}
+    table = {names.get(name, name) for name in OPTIONS} - {"size", "scale"}              # of the folder
+    assert table | {"batch_size", "seed"} == inspect.signature(Loader).parameters.keys()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=words)

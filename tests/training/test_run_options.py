@@ -6,6 +6,7 @@ of two options is tried.
 
 import signal
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -50,6 +51,14 @@ OPTIONS = {
     "save_every": [1, 100],
     "stop": ["first", "middle", "last of the epoch", "last of all"],
 }
+
+
+STANDS_FOR = {"network": {"model", "device"}, "groups": {"pretrained", "lr_pretrained"}, "stop": set()}
+FIXED = {"data", "limit", "width", "batch_size", "epochs", "lr", "seed", "sync_norm"}    # sync_norm: tests of several processes
+
+
+def test_every_option_is_in_the_table():
+    assert FIXED.union(*(STANDS_FOR.get(name, {name}) for name in OPTIONS)) == {f.name for f in fields(Options)}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +141,7 @@ def plain_loop(o, weights):
 
 @pytest.mark.parametrize("row", covering(OPTIONS), ids=words)
 def test_options(row, data, weights, tmp_path, monkeypatch):
-    chosen = {name: value for name, value in row.items() if name not in ("network", "groups", "stop")}
+    chosen = {name: value for name, value in row.items() if name not in STANDS_FOR}
     chosen["model"], chosen["device"] = row["network"]
     chosen["crop"] = tuple(int(side * row["scale"]) for side in row["crop"])
     if row["groups"] != "one":
