@@ -5,7 +5,7 @@
 
 Every page at 1280 and 390 pixels, light and dark: nothing scrolls sideways, no error in the console, nothing asked of another
 host, no serious finding of axe-core (fetched by npm). The search finds a word. The explorer's arithmetic is compared with
-minifcn on drawn geometries.
+minifcn on drawn geometries. The weight of the first page is printed: the bytes of all that it asks for, sent as they are.
 """
 
 import argparse
@@ -84,6 +84,15 @@ def explorer_faults(driver, cases):
     print(f"explorer: {compared} outputs compared")
 
 
+def weight(driver, url):
+    """A line about a page's weight in a browser that has seen none: the bytes that are sent for it, not compressed."""
+    driver.get(url)
+    driver.execute_script("return document.fonts.ready.then(() => 0)")
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    sent = [m["params"]["encodedDataLength"] for m in messages if m["method"] == "Network.loadingFinished"]
+    return f"the first page weighs {sum(sent) / 1000:,.0f} KB in {len(sent)} files"
+
+
 def page_faults(driver, base, page, axe, pictures):
     """Yield what is wrong with one page, at every width and in both colour schemes."""
     for width in WIDTHS:
@@ -133,6 +142,7 @@ def main():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base, driver, faults = f"http://127.0.0.1:{server.server_port}/", chromium(), []
     try:
+        print(weight(driver, base + "index.html"))
         pages = [str(path.relative_to(args.html)) for path in sorted(args.html.rglob("*.html")) if "_static" not in path.parts]
         pages = [page for page in pages if not args.only or any(word in page for word in args.only)]
         for page in pages:

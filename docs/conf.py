@@ -30,8 +30,8 @@ html_show_copyright = False
 autodoc_typehints = "none"                    # the docstrings say more: shapes, ranges, units
 nitpick_ignore_regex = [("py:.*", r"(numpy|np|cupy|pathlib)\..*")]        # not ours
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "colon_fence"], 3
-nb_execution_mode, nb_execution_raise_on_error, nb_execution_timeout, nb_merge_streams = "force", True, 600, True
-nb_execution_show_tb = True
+nb_execution_mode, nb_execution_timeout, nb_merge_streams = "force", 600, True
+nb_execution_show_tb = True                   # a cell that raises is a warning with its traceback, and warnings fail the build
 html_theme, html_static_path, html_css_files, html_favicon = "furo", ["_static"], ["site.css"], "_static/icon.svg"
 html_math_renderer, MATH = "mathml", LatexToMathML(fancy_error=False)
 
