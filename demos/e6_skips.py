@@ -106,5 +106,5 @@ save(figure, args.out / "e6.png")
 option = next(iter(options.values()))
 val = Folder(option.data, "val", option.scale)
 images, truths = zip(*[val.read(i) for i in range(min(5, len(val)))])
-rows = {"image": images} | {f"FCN-{model[3:]}": [predict(net, image) for image in images] for model, net in nets.items()}
+rows = {"image": images} | {model: [predict(net, image) for image in images] for model, net in nets.items()}
 save(picture_rows(rows | {"truth": truths}, val.classes), args.out / "e6_masks.png")
