@@ -1,5 +1,6 @@
 """Hypothesis profiles, and `xp`: every test that touches arrays runs on NumPy, on a strict CuPy stand-in, and on CuPy."""
 
+import gc
 import os
 import signal
 
@@ -17,10 +18,16 @@ from minifcn.core.dispatch import readable_only
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("dev", max_examples=25, deadline=None)
-settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.register_profile("mutate", max_examples=40, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_collection_finish():
+    """What was imported stays to the end: the garbage collector, and that of every forked process, need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import minifcn.functional as F
 from minifcn import models
@@ -23,7 +24,17 @@ from minifcn.training import SGD
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from benchmarks import torch_fcn  # noqa: E402
 
+WIDTH = 16                                      # a quarter of the real one: Winograd takes no narrower layers
 SHARED = Path(os.environ.get("MINIFCN_SHARED", Path(__file__).parents[3] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several of PyTorch's threads wait for each other while other processes use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def distance(gradients, exact):
@@ -48,10 +59,11 @@ def our_gradients(net, x, labels):
     return [p.grad.astype(np.float64) for p in net.parameters()]
 
 
+@threadpool_limits.wrap(1)                      # as above, of BLAS's
 def test_twenty_steps_in_float64():
     """Losses, weights and running statistics within 1e-9 relative: a rounding of 1e-16 grows to about 1e-13 in this run."""
     init.seed(0)
-    net = models.fcn32s().to("float64")
+    net = models.fcn32s(width=WIDTH).to("float64")
     theirs = torch_net(net).double()
     ours_sgd = SGD(net.parameters(), lr=1e-3, momentum=0.9)
     torch_sgd = torch.optim.SGD(theirs.parameters(), lr=1e-3, momentum=0.9)
@@ -90,19 +102,19 @@ def distances(seed, N):
     """Of our float32 gradients, and of PyTorch's, to PyTorch's in float64; one step at the start of training."""
     x, labels = real_batch(seed, N)
     init.seed(seed)
-    net = models.fcn32s()
+    net = models.fcn32s(width=WIDTH)
     theirs = torch_net(net)
     single = torch_gradients(theirs, x, labels)
     exact = torch_gradients(theirs.double(), x, labels)
     return distance(our_gradients(net, x, labels), exact), distance(single, exact)
 
 
-@pytest.mark.parametrize("path, N", [("readable", 2), ("fast", 8)])
-def test_one_float32_step_is_as_exact_as_torch(path, N):
-    """Either distance is a few 1e-6, or 1e-3 once a rounding has moved one ReLU or one maximum to its other side. The fast
-    path's roundings are up to 1.6 times PyTorch's, so it meets that a little earlier: with 8 images both always do."""
+@pytest.mark.parametrize("path", ["readable", "fast"])
+def test_one_float32_step_is_as_exact_as_torch(path):
+    """Either distance is a few 1e-6, or 1e-3 once a rounding has moved one ReLU or one maximum to its other side. With two
+    images and so few channels that is rare, and the median leaves it out."""
     with readable_only() if path == "readable" else contextlib.nullcontext():
-        ours, theirs = np.median([distances(seed, N) for seed in range(5)], axis=0)
+        ours, theirs = np.median([distances(seed, 2) for seed in range(5)], axis=0)
     assert ours <= 2 * theirs, f"median distance to float64: ours {ours:.2e}, PyTorch {theirs:.2e}"
 
 
