@@ -66,24 +66,28 @@ def correlate_grad_x_cells(gy, w, hw, stride, padding, dilation):
 
 @replaces(conv.correlate, when=(float32_on_cpu, *conditions(of_y, *RULES)))
 def correlate_cells(x, w, stride, padding, dilation):
-    """Its input gradient: each cell times the kernel gives four numbers, and each input adds up those of its four cells."""
-    (N, C), F = x.shape[:2], w.shape[0]
+    """Its input gradient: each cell times the kernel gives four numbers, and each input adds up those of its four cells.
+
+    Threads share the channels that are summed over, so one image keeps all of them busy; their sums are added in order.
+    """
+    (N, C), F, (SH, SW) = x.shape[:2], w.shape[0], stride
     OH, OW = conv.output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
-    kernels = [np.ascontiguousarray(by_row(w[:, c], stride).swapaxes(1, 2)) for c in range(C)]   # (SH, SW, 4*F) each
-    y = np.empty((N, F, OH, OW), np.float32)
+    shares = list(enumerate(split(C)))
+    sums = np.zeros((len(shares), N, (OH + 1) * (OW + 1), 4 * F), np.float32)
 
-    def work(images):
-        sums, product = (scratch(name, (stride[0], (OH + 1) * (OW + 1), 4 * F)) for name in ("sums", "product"))
-        for n in range(images.start, images.stop):
-            for c in range(C):
-                np.matmul(rows_of_cells(x[n, c], (OH, OW), stride, padding), kernels[c], out=product if c else sums)
-                if c:
-                    sums += product
-            total = sums.sum(axis=0).reshape(OH + 1, OW + 1, 2, 2, F)
-            y[n] = sum(total[a:a + OH, b:b + OW, a, b] for a in (0, 1) for b in (0, 1)).transpose(2, 0, 1)
+    def work(share):
+        number, channels = share
+        for c in range(channels.start, channels.stop):
+            kernel = scratch("kernel", (2, 2, F, SH, SW))
+            kernel[...] = w[:, c].reshape(F, 2, SH, 2, SW).transpose(1, 3, 0, 2, 4)
+            for n in range(N):
+                cells = whole_cells(x[n, c], (OH, OW), stride, padding)  # (cells, SH*SW)
+                product = scratch("product", (len(cells), 4 * F))
+                sums[number, n] += np.matmul(cells, kernel.reshape(4 * F, -1).T, out=product)
 
-    in_parallel(work, split(N))
-    return y
+    in_parallel(work, shares)
+    total = sums.sum(axis=0).reshape(N, OH + 1, OW + 1, 2, 2, F)
+    return sum(total[:, a:a + OH, b:b + OW, a, b] for a in (0, 1) for b in (0, 1)).transpose(0, 3, 1, 2)
 
 
 @replaces(conv.correlate_grad_w, when=(float32_on_cpu, *conditions(of_gw, *RULES)))
@@ -123,12 +127,26 @@ def by_row(w, stride):
 
 def rows_of_cells(x, ohw, stride, padding):
     """One plane (H, W), padded, by the rows of its cells: (SH, (OH+1)*(OW+1), SW)."""
+    frame = framed(x, ohw, stride, padding)                              # (OH+1, SH, OW+1, SW)
+    rows = scratch("rows", (frame.shape[1], frame.shape[0], *frame.shape[2:]))
+    rows[...] = frame.swapaxes(0, 1)
+    return rows.reshape(len(rows), -1, frame.shape[3])
+
+
+def whole_cells(x, ohw, stride, padding):
+    """One plane (H, W), padded, by its cells: ((OH+1)*(OW+1), SH*SW)."""
+    frame = framed(x, ohw, stride, padding)                              # (OH+1, SH, OW+1, SW)
+    cells = scratch("cells", (frame.shape[0], frame.shape[2], frame.shape[1], frame.shape[3]))
+    cells[...] = frame.swapaxes(1, 2)
+    return cells.reshape(-1, frame.shape[1] * frame.shape[3])
+
+
+def framed(x, ohw, stride, padding):
+    """One plane (H, W) with its padding, as far as the cells reach: (OH+1, SH, OW+1, SW)."""
     (OH, OW), (SH, SW), (PH, PW) = ohw, stride, padding
     frame = scratch("frame", ((OH + 1) * SH, (OW + 1) * SW))
     part = x[:len(frame) - PH, :frame.shape[1] - PW]
     bottom, right = PH + part.shape[0], PW + part.shape[1]
     frame[:PH] = frame[bottom:] = frame[:, :PW] = frame[:, right:] = 0
     frame[PH:bottom, PW:right] = part
-    rows = scratch("rows", (SH, OH + 1, OW + 1, SW))
-    rows[...] = frame.reshape(OH + 1, SH, OW + 1, SW).swapaxes(0, 1)
-    return rows.reshape(SH, -1, SW)
+    return frame.reshape(OH + 1, SH, OW + 1, SW)
