@@ -6,7 +6,7 @@ Reading order:
     memory     buffers that are used again
     layout     channels last, and the conditions that the twins share
     columns    im2col and a product, in blocks of rows
-    filters    few positions and many weights: the threads share the filters
+    filters    few positions and many weights: the threads share the channels
     winograd   36 products where the definition needs 144
     pixels     batch norm, ReLU and max-pooling in few passes over memory
     lines      few channels: half of im2col, and small products
