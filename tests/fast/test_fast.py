@@ -47,7 +47,9 @@ def draw(seed, *shapes):
 
 
 @pytest.fixture(params=THREADS)
-def threads(request):
+def threads(request, monkeypatch):
+    for module in columns, pixels, winograd:
+        monkeypatch.setattr(module, "SHARE", 1)                          # all threads take part, however little there is to do
     before = cpu._threads
     cpu.set_threads(request.param)
     yield request.param
@@ -291,7 +293,9 @@ def test_kept_kernels(threads):
     ((8, 256, 20, 30), (512, 256, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_columns"),
     ((1, 64, 18, 15), (64, 64, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_columns"),         # 20 tiles: too few
     ((1, 2, 200, 200), (2, 2, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),                  # runs of 6 numbers
-    ((1, 16, 20, 20), (8, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),                         # soon done
+    ((1, 128, 40, 60), (256, 128, 1, 1), ((2, 2), (0, 0), (1, 1)), "correlate_columns"),
+    ((1, 256, 20, 30), (512, 256, 1, 1), ((2, 2), (0, 0), (1, 1)), "correlate_columns"),      # weights in the order of columns
+    ((1, 16, 14, 14), (8, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),                         # soon done
     ((1, 16, 5, 5), (64, 16, 3, 3), ((1, 1), (1, 1), (1, 1)), "correlate_alone"),
     ((8, 3, 320, 480), (64, 3, 7, 7), ((2, 2), (3, 3), (1, 1)), "correlate_lines"),
     ((1, 32, 40, 66), (56, 32, 3, 3), ((2, 2), (1, 1), (1, 1)), "correlate_lines"),
@@ -544,19 +548,21 @@ def test_loss(threads, monkeypatch):
 
 # ---- threads ----
 
-@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 30), st.integers(1, 500), st.integers(1, 4))
-def test_blocks_cover_everything_once(N, rows, width, most, count):
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 30), st.integers(1, 500), st.integers(1, 4),
+       st.none() | st.integers(0, 5))
+def test_blocks_cover_everything_once(N, rows, width, most, count, worth):
     before = cpu._threads
     cpu.set_threads(count)
     try:
         seen = np.zeros((N, rows), int)
-        todo = cpu.blocks(N, rows, width, most)
+        todo = cpu.blocks(N, rows, width, most, worth)
         for n, i in todo:
             seen[n, i] += 1
             assert n.stop > n.start and i.stop > i.start
         assert (seen == 1).all()
-        parts = cpu.split(len(todo))
-        assert len(parts) <= count and [k for part in parts for k in range(part.start, part.stop)] == list(range(len(todo)))
+        parts = cpu.split(len(todo), worth)
+        assert len(parts) == min(count, count if worth is None else max(1, worth), len(todo))
+        assert [k for part in parts for k in range(part.start, part.stop)] == list(range(len(todo)))
     finally:
         cpu.set_threads(before)
 

@@ -22,7 +22,8 @@ from minifcn.functional import conv
 
 COLUMNS = 2**19                                 # numbers in the columns of a block: 2 MB
 POSITIONS = 512                                 # least positions of a block, since BLAS packs the kernel again for each block
-ENOUGH = 2**17                                  # least numbers in all columns; with fewer, threads cost more than they save
+ENOUGH = 2**15                                  # least numbers in all columns; with fewer, the definition is as fast
+SHARE = 2**24                                   # least multiplications for a thread; with fewer, it costs more than it saves
 RUN = 9                                         # least numbers of a run KW*C; shorter runs are copied too slowly
 
 
@@ -31,8 +32,8 @@ def enough_to_do(c):
 
 
 def no_fewer_positions_than_filters(c):
-    """filters.py takes the other cases."""
-    return c.N * prod(c.ohw) >= c.F
+    """Else it is too slow to copy the weights in the order of the columns (filters.py). Those of a 1x1 kernel lie in it."""
+    return c.N * prod(c.ohw) >= c.F or c.khw == (1, 1)
 
 
 def runs_of_some_length(c):
@@ -68,7 +69,7 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, n, i, f: None):
             np.matmul(cols, kernel.T, out=y[n, i].reshape(-1, F))        # (T, F)
             finish(y[n, i], n, i, slice(0, F))
 
-    in_parallel(work, tasks(N, OH, OW, kernel.shape[1]))
+    in_parallel(work, tasks(N, OH, OW, kernel.shape))
     return y
 
 
@@ -105,7 +106,7 @@ def correlate_grad_w_columns(gy, x, khw, stride, padding, dilation):
     """gw = gy^T columns(x), summed over the blocks: each thread keeps its own sum, and they are added in order."""
     gy, x = channels_last(gy), x.transpose(0, 2, 3, 1)
     (N, OH, OW, F), K = gy.shape, khw[0] * khw[1] * x.shape[3]
-    shares = list(enumerate(tasks(N, OH, OW, K)))
+    shares = list(enumerate(tasks(N, OH, OW, (F, K))))
     sums = np.empty((len(shares), F, K), np.float32)                     # (threads, F, KH*KW*C)
 
     def work(share):
@@ -137,9 +138,10 @@ def scale_shift_relu(scale, shift, shortcut, OW):
     return finish
 
 
-def tasks(N, OH, OW, K):
-    """A list of blocks (images, output rows) for each thread; a column has K numbers."""
-    return dealt(blocks(N, OH, OW, positions(K)))
+def tasks(N, OH, OW, shape):
+    """A list of blocks (images, output rows) for each thread; `shape` is that of the kernel as a matrix, (F, KH*KW*C)."""
+    worth = N * OH * OW * prod(shape) // SHARE
+    return dealt(blocks(N, OH, OW, positions(shape[1]), worth), worth)
 
 
 def positions(K):

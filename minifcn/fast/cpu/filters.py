@@ -2,9 +2,9 @@
 
 The deep layers of a small batch have many weights for few pixels: 512 filters of 512 x 3 x 3 are 2.4 million numbers, a map
 of 10 x 15 has 150 positions. Here it would be slow to copy the weights into the layout of columns.py and to let every thread
-read all of them. So the weights stay as they are in memory, rows of C*KH*KW numbers, and the columns are those of the definition.
-Each thread makes the columns of its channels and multiplies them with its part of the weights; forward, the products are added.
-For gx it makes and adds the columns of its channels.
+read all of them. So the weights stay as they are in memory, rows of C*KH*KW numbers, and the columns are those of the
+definition. Each thread makes the columns of its channels and multiplies them with its part of the weights; forward, these
+products are added. For gx it makes and adds the columns of its channels.
 
 For small sizes the definition itself runs, but with BLAS limited to one thread. OpenBLAS's threads keep a core busy for up to
 25 ms after a product, and the threads of the next layer need this core.

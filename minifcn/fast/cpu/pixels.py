@@ -25,7 +25,8 @@ from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
 from minifcn.functional import basic, batchnorm, pool
 
 BLOCK = 2**19                                   # numbers a block: 2 MB
-ENOUGH = 2**15                                  # numbers in a map below which threads cost more than they save
+ENOUGH = 2**15                                  # numbers in a map below which the definition is as fast
+SHARE = 2**18                                   # least numbers for a thread; with fewer, it costs more than it saves
 
 
 def enough_pixels(x):
@@ -61,7 +62,7 @@ def blocks_of(rows):
     def cut(part, width):
         step = max(1, BLOCK // width)
         return [slice(i, min(i + step, part.stop)) for i in range(part.start, part.stop, step)]
-    return [cut(part, rows.shape[1]) for part in split(len(rows))]
+    return [cut(part, rows.shape[1]) for part in split(len(rows), rows.size // SHARE)]
 
 
 def in_row(v, x):

@@ -128,7 +128,7 @@ def in_parallel(function, shares):
 
     shares: at most as many as threads, as made by `split`. The result of a share must not depend on which others run.
     A share must not call this function. If a share raises an error, it is raised here after all shares have ended, because
-    they write into the caller's arrays. Cost: 75 us; a share should take several times as long.
+    they write into the caller's arrays. Cost: 75 us, a single share 10; a share should take several times as long.
     """
     with one_blas_thread():
         others, mine = [], list(shares[:1])
@@ -163,34 +163,39 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_forked)
 
 
-def split(count):
-    """range(count) as contiguous slices of nearly equal length, one for each thread, none empty."""
-    parts = min(_threads, count)
+def sharers(worth=None):
+    """How many threads share work that is worth `worth` of them, at least one; None: all."""
+    return _threads if worth is None else max(1, min(_threads, worth))
+
+
+def split(count, worth=None):
+    """range(count) as contiguous slices of nearly equal length, one for each of sharers(worth) threads, none empty."""
+    parts = min(sharers(worth), count)
     ends = [count * k // parts for k in range(parts + 1)]
     return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]
 
 
-def dealt(todo):
-    """Divide a list of tasks into one list for each thread, in order."""
-    return [todo[part] for part in split(len(todo))]
+def dealt(todo, worth=None):
+    """Divide a list of tasks into one list for each of sharers(worth) threads, in order."""
+    return [todo[part] for part in split(len(todo), worth)]
 
 
-def blocks(N, rows, width, most, sharers=None):
+def blocks(N, rows, width, most, worth=None):
     """N maps of `rows` rows in blocks of about `most` positions: [(images, rows), ...] as slices.
 
-    Several whole images where they are small, else some rows of one. Their number is a multiple of `sharers` where that is
-    possible; None: of the number of threads, which are to share them.
+    Several whole images where they are small, else some rows of one. Their number is a multiple of sharers(worth) where that is
+    possible.
     """
-    sharers = sharers or _threads
-    if rows * width < most and N >= sharers:
-        return [(images, slice(0, rows)) for images in _pieces(N, most // (rows * width), sharers)]
-    parts = _pieces(rows, max(1, most // width), sharers)
+    count = sharers(worth)
+    if rows * width < most and N >= count:
+        return [(images, slice(0, rows)) for images in _pieces(N, most // (rows * width), count)]
+    parts = _pieces(rows, max(1, most // width), count)
     return [(slice(n, n + 1), part) for n in range(N) for part in parts]
 
 
-def _pieces(count, most, sharers):
+def _pieces(count, most, shares):
     """range(count) in slices of at most `most`."""
     number = -(-count // most)
-    number = min(count, -(-number // sharers) * sharers)
+    number = min(count, -(-number // shares) * shares)
     ends = [count * k // number for k in range(number + 1)]
     return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]

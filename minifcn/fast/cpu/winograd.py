@@ -67,6 +67,7 @@ BT, G, AT = matrices(POINTS)
 GG = np.kron(G, G).astype(np.float32)           # (36, 9): both axes of the kernel at once
 BT, AT = np.float32(BT), np.float32(AT)         # (6, 6), (4, 6): exact
 A = np.ascontiguousarray(AT.T)                  # (6, 4)
+SHARE = 2**15                                   # least pairs of a channel and a filter whose transform is worth a thread
 TILES = 160                                     # tiles a block: long enough for BLAS, 36 values of 64 channels in 1.5 MB
 
 
@@ -126,6 +127,13 @@ def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation):
     (N, OH, OW, F), C = gy.shape, x.shape[3]
     plan, by_filter = shares(N, OH, OW, F)
     sums = np.empty((1 if by_filter else len(plan), 36, F, C), np.float32)                # one sum a thread, or one for all
+    gw = np.empty((F * C, 9), np.float32)
+
+    def finish(rows):
+        total = sums[0].reshape(36, F * C)[:, rows]
+        for other in sums[1:]:
+            total += other.reshape(36, F * C)[:, rows]
+        np.matmul(total.T, GG, out=gw[rows])
 
     def work(share):
         number, todo, f = share
@@ -137,37 +145,36 @@ def correlate_grad_w_winograd(gy, x, khw, stride, padding, dilation):
                 np.matmul(z.swapaxes(1, 2), d, out=total)
             else:
                 total += np.matmul(z.swapaxes(1, 2), d, out=scratch("products", total.shape))
+        if by_filter:
+            finish(slice(f.start * C, f.stop * C))
 
     in_parallel(work, plan)
-    gw = np.empty((F * C, 9), np.float32)
-
-    def finish(rows):
-        total = sums[0].reshape(36, F * C)[:, rows]
-        for other in sums[1:]:
-            total += other.reshape(36, F * C)[:, rows]
-        np.matmul(total.T, GG, out=gw[rows])
-
-    in_parallel(finish, split(F * C))
+    if not by_filter:
+        in_parallel(finish, split(F * C, F * C // SHARE))
     return gw.reshape(F, C, 3, 3)
 
 
-def convolve(x, w, GG, padding, finish=lambda y, n, i, f: None, whole=None):
+def convolve(x, w, GG, padding, finish=lambda y, n, i, f: None, kept=None):
     """y (N, OH, OW, F) from x (N, H, W, C) and w (C, F, 3, 3); GG may be turned: GG[:, ::-1].
 
-    finish(y, n, i, f) may change the values y of images n, rows i and filters f in place. whole: the kernel's values, if known.
+    finish(y, n, i, f) may change the values y of images n, rows i and filters f in place. kept: None or kept_kernel(w).
     """
     (N, H, W, C), F = x.shape, w.shape[1]
     OH, OW = H + 2 * padding[0] - 2, W + 2 * padding[1] - 2
     y = np.empty((N, OH, OW, F), np.float32)
     plan, by_filter = shares(N, OH, OW, F)
-    made = whole is None and by_filter                                   # by each thread for its filters
-    if whole is None and not by_filter:
+    whole, update = kept or (None, None)
+    if kept and not by_filter:
+        in_parallel(update, [slice(0, F)])
+    elif not by_filter:
         whole = kernel_buffer(C, F)
-        in_parallel(lambda c: values_of_kernel(w[c], GG, whole[:, c]), split(C))
+        in_parallel(lambda c: values_of_kernel(w[c], GG, whole[:, c]), split(C, C * F // SHARE))
 
     def work(share):
         _, todo, f = share
-        kernel = values_of_kernel(w[:, f], GG) if made else whole[:, :, f]                       # (36, C, f)
+        if kept and by_filter:
+            update(f)
+        kernel = values_of_kernel(w[:, f], GG) if whole is None else whole[:, :, f]              # (36, C, f)
         for n, t in todo:
             d = values_of_input(x[n], t, OW, padding)                    # (36, T, C)
             m = scratch("products", (36, d.shape[1], kernel.shape[2]))   # (36, T, f)
@@ -191,7 +198,7 @@ def shares(N, OH, OW, F):
     th, tw = -(-OH // 4), -(-OW // 4)
     by_filter = F > N * th * tw
     if by_filter:
-        todo = blocks(N, th, tw, TILES, sharers=1)
+        todo = blocks(N, th, tw, TILES, worth=1)
         return [(k, todo, f) for k, f in enumerate(split(F))], True
     todo = blocks(N, th, tw, TILES)
     return [(k, mine, slice(0, F)) for k, mine in enumerate(dealt(todo))], False
@@ -219,10 +226,11 @@ _kept: dict = {}                                # id of an array of weights -> (
 
 
 def kept_kernel(w):
-    """G w G^T of w (F, C, 3, 3), as (36, C, F), kept from one evaluation to the next for as long as w lives.
+    """(G w G^T of w (F, C, 3, 3) as (36, C, F), update), kept from one evaluation to the next for as long as w lives.
 
-    Every call checks whether w has changed: it compares each filter's product with a fixed random vector, to the last bit, with
-    the earlier one. This reads w once, and saves writing four times as many numbers.
+    update(f) must be called before the values of filters f are used. It checks whether w has changed: it compares each filter's
+    product with a fixed random vector, to the last bit, with the earlier one. This reads w once, and saves writing four times
+    as many numbers.
     """
     F, C = w.shape[:2]
     if id(w) not in _kept or _kept[id(w)][0]() is not w:
@@ -230,14 +238,13 @@ def kept_kernel(w):
         _kept[id(w)] = forget, np.full(F, np.nan, np.float32), kernel_buffer(C, F)
     _, prints, values = _kept[id(w)]
 
-    def work(f):
+    def update(f):
         new = w[f].reshape(-1, 9 * C) @ witness(9 * C)                   # (f,)
         for k in np.flatnonzero(new != prints[f]) + f.start:             # one by one: the bits do not depend on the threads
             values[:, :, k] = values_of_kernel(w[None, k], GG)[:, 0]
         prints[f] = new
 
-    in_parallel(work, split(F))
-    return values
+    return values, update
 
 
 @functools.cache
