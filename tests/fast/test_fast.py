@@ -555,7 +555,7 @@ def test_blocks_cover_everything_once(N, rows, width, most, count, worth):
     cpu.set_threads(count)
     try:
         seen = np.zeros((N, rows), int)
-        todo = cpu.blocks(N, rows, width, most, worth)
+        todo = cpu.blocks(N, rows, width, most, cpu.useful(worth))
         for n, i in todo:
             seen[n, i] += 1
             assert n.stop > n.start and i.stop > i.start

@@ -17,7 +17,7 @@ from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
 from minifcn.fast.cpu.layout import channels_first, channels_last, conditions, float32_on_cpu, of_gw, of_gx, of_y
 from minifcn.fast.cpu.memory import scratch
-from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
+from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split, useful
 from minifcn.functional import conv
 
 COLUMNS = 2**19                                 # numbers in the columns of a block: 2 MB
@@ -141,7 +141,7 @@ def scale_shift_relu(scale, shift, shortcut, OW):
 def tasks(N, OH, OW, shape):
     """A list of blocks (images, output rows) for each thread; `shape` is that of the kernel as a matrix, (F, KH*KW*C)."""
     worth = N * OH * OW * prod(shape) // SHARE
-    return dealt(blocks(N, OH, OW, positions(shape[1]), worth), worth)
+    return dealt(blocks(N, OH, OW, positions(shape[1]), useful(worth)), worth)
 
 
 def positions(K):

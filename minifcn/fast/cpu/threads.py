@@ -163,39 +163,39 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_forked)
 
 
-def sharers(worth=None):
+def useful(worth=None):
     """How many threads share work that is worth `worth` of them, at least one; None: all."""
     return _threads if worth is None else max(1, min(_threads, worth))
 
 
 def split(count, worth=None):
-    """range(count) as contiguous slices of nearly equal length, one for each of sharers(worth) threads, none empty."""
-    parts = min(sharers(worth), count)
+    """range(count) as contiguous slices of nearly equal length, one for each of useful(worth) threads, none empty."""
+    parts = min(useful(worth), count)
     ends = [count * k // parts for k in range(parts + 1)]
     return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]
 
 
 def dealt(todo, worth=None):
-    """Divide a list of tasks into one list for each of sharers(worth) threads, in order."""
+    """Divide a list of tasks into one list for each of useful(worth) threads, in order."""
     return [todo[part] for part in split(len(todo), worth)]
 
 
-def blocks(N, rows, width, most, worth=None):
+def blocks(N, rows, width, most, sharers=None):
     """N maps of `rows` rows in blocks of about `most` positions: [(images, rows), ...] as slices.
 
-    Several whole images where they are small, else some rows of one. Their number is a multiple of sharers(worth) where that is
-    possible.
+    Several whole images where they are small, else some rows of one. Their number is a multiple of `sharers` where that is
+    possible; None: of the number of threads, which are to share them.
     """
-    count = sharers(worth)
-    if rows * width < most and N >= count:
-        return [(images, slice(0, rows)) for images in _pieces(N, most // (rows * width), count)]
-    parts = _pieces(rows, max(1, most // width), count)
+    sharers = sharers or _threads
+    if rows * width < most and N >= sharers:
+        return [(images, slice(0, rows)) for images in _pieces(N, most // (rows * width), sharers)]
+    parts = _pieces(rows, max(1, most // width), sharers)
     return [(slice(n, n + 1), part) for n in range(N) for part in parts]
 
 
-def _pieces(count, most, shares):
+def _pieces(count, most, sharers):
     """range(count) in slices of at most `most`."""
     number = -(-count // most)
-    number = min(count, -(-number // shares) * shares)
+    number = min(count, -(-number // sharers) * sharers)
     ends = [count * k // number for k in range(number + 1)]
     return [slice(lo, hi) for lo, hi in zip(ends, ends[1:])]

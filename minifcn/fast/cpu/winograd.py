@@ -198,7 +198,7 @@ def shares(N, OH, OW, F):
     th, tw = -(-OH // 4), -(-OW // 4)
     by_filter = F > N * th * tw
     if by_filter:
-        todo = blocks(N, th, tw, TILES, worth=1)
+        todo = blocks(N, th, tw, TILES, sharers=1)
         return [(k, todo, f) for k, f in enumerate(split(F))], True
     todo = blocks(N, th, tw, TILES)
     return [(k, mine, slice(0, F)) for k, mine in enumerate(dealt(todo))], False
