@@ -75,29 +75,35 @@ def convolve(x, w, stride, padding, dilation, finish=lambda y, n, i, f: None):
 
 @replaces(conv.correlate_grad_x, when=(float32_on_cpu, *conditions(of_gx, *RULES)))
 def correlate_grad_x_columns(gy, w, hw, stride, padding, dilation):
-    """Columns gy w, added to the padded image tap by tap; threads share the images, since the rows of windows overlap."""
+    """Columns gy w, added to the padded image tap by tap. The rows of windows overlap, so threads share the images, or the
+    channels where there are fewer images than threads."""
     (F, C, KH, KW), (H, W), (PH, PW), gy = w.shape, hw, padding, channels_last(gy)
     (N, OH, OW, _), (SH, SW), (DH, DW) = gy.shape, stride, dilation
-    kernel = rows_of_kernel(w)                                           # (F, KH*KW*C)
+    worth = gy.size * C * KH * KW // SHARE
+    shares = ([(images, slice(0, C)) for images in split(N, worth)] if N >= useful(worth) else
+              [(slice(0, N), c) for c in split(C, worth)])
     height, width = ((O - 1) * S + D * (K - 1) + 1 for O, S, K, D in zip((OH, OW), stride, (KH, KW), dilation))
     gx = np.empty((N, H, W, C), np.float32)
 
-    def work(images):
+    def work(share):
+        images, c = share
+        kernel = rows_of_kernel(w[:, c])                                 # (F, KH*KW*c)
         rows = max(1, positions(kernel.shape[1]) // OW)
         for n in range(images.start, images.stop):
-            frame = gx[n] if padding == (0, 0) else scratch("frame", (max(height, H + PH), max(width, W + PW), C))
+            out = gx[n, :, :, c]                                         # (H, W, c)
+            frame = out if padding == (0, 0) else scratch("frame", (max(height, H + PH), max(width, W + PW), out.shape[2]))
             frame[...] = 0
             for i in range(0, OH, rows):
                 part = gy[n, i:i + rows]                                 # (o, OW, F)
-                cols = scratch("columns", (len(part), OW, KH, KW, C))
-                np.matmul(part.reshape(-1, F), kernel, out=cols.reshape(-1, KH * KW * C))
+                cols = scratch("columns", (len(part), OW, KH, KW, out.shape[2]))
+                np.matmul(part.reshape(-1, F), kernel, out=cols.reshape(-1, kernel.shape[1]))
                 for u, v in np.ndindex(KH, KW):
                     top, left = i * SH + u * DH, v * DW
                     frame[top:top + (len(part) - 1) * SH + 1:SH, left:left + (OW - 1) * SW + 1:SW] += cols[:, :, u, v]
             if padding != (0, 0):
-                gx[n] = frame[PH:PH + H, PW:PW + W]
+                out[...] = frame[PH:PH + H, PW:PW + W]
 
-    in_parallel(work, split(N))
+    in_parallel(work, shares)
     return channels_first(gx)
 
 
