@@ -261,9 +261,11 @@ def test_winograd_matrices():
         assert (m == m.astype(np.float32)).all()
 
 
-def test_kept_kernels(threads):
+@pytest.mark.parametrize("H, by_filter", [(16, True), (48, False)])
+def test_kept_kernels(threads, H, by_filter):
     """Evaluation keeps transformed kernels, sees every change of the weights, and lets go of them with the weights."""
-    (x, w, _, settings), ones = convolution(WINOGRAD[3]), np.ones(100, np.float32)
+    (x, w, _, settings), ones = convolution((2, 16, 100, (H, 30), *WINOGRAD[3][4:])), np.ones(100, np.float32)
+    assert winograd.shares(2, *conv.output_size((H, 30), (3, 3), *settings), 100)[1] == by_filter
 
     def y(w):
         return winograd.correlate_scale_relu_winograd(x, w, ones, ones * 0, None, *settings)
