@@ -15,15 +15,6 @@
 #include "common.cuh"
 #include "fragments.cuh"
 
-// PHASES: the gradient gx of a 3 x 3 convolution with stride 2 and padding 1. An input pixel (2i + a, 2j + b) is read by
-// 1 + a windows in each column and 1 + b in each row, always by the same taps:
-//
-//     row 2i    : tap 1 of window i                       So gx is four small convolutions of gy with stride 1, one for each
-//     row 2i + 1: tap 2 of window i, tap 0 of window i+1      parity (a, b), with 1, 2, 2 and 4 taps: no zeros are multiplied.
-//
-// Here x is gy (N, H, W, C), y is gx (N, OH, OW, F), blockIdx.z the parity, biggest first; w holds the four kernels behind
-// each other, (F, 1 + a, 1 + b, C) each (pack.cu).
-
 // How the tile is multiplied. A thread of a Multiplier has some rows (pixels) of it, and of each row some columns (filters).
 // `piece` adds the products of 32 numbers: BM rows of 128 bytes lie at `stage`, BN rows behind them (fragments.cuh).
 
@@ -78,6 +69,15 @@ template <int BM, int BN> struct Registers {
     for (int j = 0; j < 8; j++) out[wn + tx + 8 * j] = sums[i][j];
   }
 };
+
+// PHASES: the gradient gx of a 3 x 3 convolution with stride 2 and padding 1. An input pixel (2i + a, 2j + b) is read by
+// 1 + a windows in each column and 1 + b in each row, always by the same taps:
+//
+//     row 2i    : tap 1 of window i                       So gx is four small convolutions of gy with stride 1, one for each
+//     row 2i + 1: tap 2 of window i, tap 0 of window i+1      parity (a, b), with 1, 2, 2 and 4 taps: no zeros are multiplied.
+//
+// Here x is gy (N, H, W, C), y is gx (N, OH, OW, F), blockIdx.z the parity, biggest first; w holds the four kernels behind
+// each other, (F, 1 + a, 1 + b, C) each (pack.cu).
 
 template <class Multiplier, int STAGES, bool PHASES, bool CACHED>
 __device__ __forceinline__ void implicit_gemm(const float* x_, const float* w_, float* y, int N, int H, int W, int C, int F,
