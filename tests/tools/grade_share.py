@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "support")]
 
 import mutate  # noqa: E402
+import plant  # noqa: E402
 from ours import FORMS, OURS  # noqa: E402
 
 from minifcn.core.dispatch import readable_only  # noqa: E402
@@ -150,7 +151,7 @@ def main():
     os.chdir(mutate.ROOT)
     files = [f for f in REACH if not options.words or any(word in f for word in options.words)]
     known = mutate.equivalents()
-    everything = [m for f in files for m in mutate.mutants_of(f)] + [m for m in mutate.planted() if m.file in files]
+    everything = [m for f in files for m in mutate.mutants_of(f)] + [m for m in plant.mutants() if m.file in files]
     mutants = [m for m in everything if m.key not in known and reached(m)]
     if options.sample and options.sample < len(mutants):
         mutants = random.Random(0).sample(mutants, options.sample)

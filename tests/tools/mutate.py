@@ -5,14 +5,14 @@
     python tests/tools/mutate.py --list pool          the mutants, without running them
 
 Each mutant is one change to one expression or statement of a source file: an operator, constant, comparison, slice bound,
-reduction, argument, condition, returned gradient, or a deleted statement. After them come bugs planted by hand (PLANTED),
-the mistakes that people make here. A mutant runs the tests of its file, first failure wins, on a copy of the tree in the
-temporary folder. What cannot be told apart from the original is listed with its reason in tests/tools/mutants_equivalent.txt.
+reduction, argument, condition, returned gradient, or a deleted statement. (The mistakes that people make are in plant.py.) A
+mutant runs the tests of its file, first failure wins, on a copy of the tree in the temporary folder. What cannot be told apart
+from the original is listed with its reason in tests/tools/mutants_equivalent.txt.
 
 The price is kept low by forking: the parent process is a pytest session that has collected all tests. For every mutant it
 forks a child, which exchanges the code of the changed function, runs the tests of its file and dies at the first failure:
 a fifth of a second. What killed another mutant of the same function runs first. (A change outside functions, such as a
-constant, costs more: the child imports everything anew.)
+constant, costs more: the child copies the tree and imports everything anew.)
 Outcomes are remembered (--fresh forgets them), so that a second run costs only what is new: a mutant, or a test for one
 that survived.
 Not mutated: error messages, docstrings, annotations, package __init__ files, and the table of examples in check.py (its
@@ -36,8 +36,6 @@ import tempfile
 import time
 import types
 from collections import Counter
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +43,7 @@ import pytest
 from _pytest import runner
 
 ROOT = Path(__file__).parents[2]
+STORE = Path(tempfile.gettempdir()) / "minifcn-mutants"
 EQUIVALENT = ROOT / "tests" / "tools" / "mutants_equivalent.txt"
 TIMEOUT = 150                                   # processor seconds; the longest list of tests takes a fifth of it
 FAULT = 99                                      # exit code of a child that could not make its mutant; pytest's end at 5
@@ -80,6 +79,7 @@ TESTS = {
     "export.py": "export",
     "training/metrics.py": "metrics",
 }
+IN_PROCESSES = set()                            # keys of mutants that processes started by tests must find in the tree
 MOST_FILES = None                               # --quick takes the first only
 SKIPPED_FUNCTIONS = {("check.py", "cases")}
 
@@ -251,83 +251,7 @@ def places(node, file, function):
                 yield from places(child, file, function)     # NumPy takes any negative length for the one to work out
 
 
-# ---- bugs planted by hand: (file, text that occurs once, replacement) ----
-
-PLANTED = [
-    # height and width exchanged
-    ("functional/conv.py", "frame[:, :, u * DH:u * DH", "frame[:, :, u * DW:u * DW"),
-    ("functional/conv.py", "(PH, PW), xp = x.shape[:2], khw, ohw, padding", "(PW, PH), xp = x.shape[:2], khw, ohw, padding"),
-    ("functional/conv_forms.py", "h = i * stride[0] + u * dilation[0] - padding[0]",
-     "h = i * stride[1] + u * dilation[1] - padding[1]"),
-    ("functional/pool.py", "return (frame[:, :, PH:PH + H, PW:PW + W],)", "return (frame[:, :, PW:PW + H, PH:PH + W],)"),
-    ("functional/resize.py", "return (R.T @ gy @ Q,)", "return ((R.T @ gy @ Q)[:, :, ::-1],)"),
-    # a gradient of zeros, or one that forgets a term
-    ("functional/batchnorm.py", "centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)", "centred = gy * 0"),
-    ("functional/batchnorm.py", "centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)",
-     "centred = gy - per_channel(gb / M, gy)"),
-    ("functional/batchnorm.py", "centred = gy - per_channel(gb / M, gy) - xhat * per_channel(gw / M, gy)", "centred = gy"),
-    ("functional/basic.py", "return record(y, (x,), lambda gy: (rectify_grad(gy, y),), \"relu\")",
-     "return record(y, (x,), lambda gy: (gy,), \"relu\")"),
-    ("functional/loss.py", "gx -= target[:, None] == classes", "pass"),
-    # biased where it should be unbiased, and the other way round; momentum the wrong way round, as MXNet has it
-    ("functional/batchnorm.py", "momentum * (var * (M / (M - 1)) - running_var)", "momentum * (var - running_var)"),
-    ("functional/batchnorm.py", "var = (xhat * xhat).mean(axis=axes)",
-     "var = (xhat * xhat).sum(axis=axes) / (x.size // x.shape[1] - 1)"),
-    ("functional/batchnorm.py", "running_mean + momentum * (mean - running_mean)", "mean + momentum * (running_mean - mean)"),
-    # a wrong axis
-    ("functional/batchnorm.py", "return (0, *range(2, x.ndim))", "return tuple(range(1, x.ndim))"),
-    ("functional/loss.py", "top, rest = log_sum_exp(x, 1)", "top, rest = log_sum_exp(x, -1)"),
-    # ties, kinks, padding
-    ("functional/pool.py", "tap[view > y] = k", "tap[view >= y] = k"),
-    ("functional/pool.py", "constant_values=-np.inf", "constant_values=0"),
-    ("functional/pool.py", "np.min_scalar_type(khw[0] * khw[1] - 1)", "np.uint8"),
-    ("functional/basic.py", "where(y > 0, gy, 0)", "where(y >= 0, gy, 0)"),
-    ("functional/basic.py", "xp.add.at(gx, index, gy)", "gx[index] = gy"),
-    # the kernel flipped, as in a true convolution
-    ("functional/conv.py", "xp, rows = array_module(x), w.reshape(F, C * KH * KW)",
-     "xp, rows = array_module(x), w[:, :, ::-1, ::-1].reshape(F, C * KH * KW)"),
-    # labels: ignored pixels that count, an index that wraps
-    ("functional/loss.py", "xp.where(valid, weights, 0)", "weights"),
-    ("functional/loss.py", "target = xp.where(valid & ~wrong, labels, 0)", "target = labels"),
-    ("functional/loss.py", "weights = xp.where(wrong, np.nan, xp.where(valid, weights, 0))",
-     "weights = xp.where(valid, weights, 0)"),
-    # an input changed, a rounding lost, a promotion to float64
-    ("functional/batchnorm.py", "mean = x.mean(axis=axes)                                             # (C,)\n    xhat = x - ",
-     "mean = x.mean(axis=axes)\n    xhat = x; xhat -= "),
-    ("functional/batchnorm.py", "var = (xhat * xhat).mean(axis=axes)", "var = (x * x).mean(axis=axes) - mean * mean"),
-    ("functional/loss.py", "y = x.data - top - rest", "y = x.data - (top + rest)"),
-    ("functional/resize.py", "R, Q = xp.asarray(R, dtype=x.dtype), xp.asarray(Q, dtype=x.dtype)",
-     "R, Q = xp.asarray(R), xp.asarray(Q)"),
-    # the optimiser and the scores
-    ("functional/step.py", "v += g", "v += lr * g"),
-    ("functional/step.py", "g = g + weight_decay * w", "g += weight_decay * w"),
-    ("training/metrics.py", "K * truth + guess", "K * guess + truth"),
-    ("training/metrics.py", "- hits", "- 0 * hits"),
-]
-
-
-def planted():
-    for file, old, new in PLANTED:
-        text = (ROOT / "minifcn" / file).read_text()
-        if text.count(old) != 1:
-            raise SystemExit(f"planted bug no longer applies: {file} has {old!r} {text.count(old)} times")
-        yield Mutant(file, f"{file} | planted | {old.strip()} => {new.strip()}".replace("\n", " "), text.replace(old, new))
-
-
 # ---- running them ----
-
-class Replaced(MetaPathFinder, Loader):
-    """Imports one module from the given source."""
-
-    def __init__(self, module, source):
-        self.module, self.source = module, source
-
-    def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self, origin="mutant") if name == self.module else None
-
-    def exec_module(self, module):
-        exec(compile(self.source, f"<mutant of {self.module}>", "exec"), module.__dict__)
-
 
 def functions(body, prefix=""):
     """(qualified name, node) of the functions and methods of a module; those inside functions belong to them."""
@@ -425,11 +349,12 @@ class Session:
                     running[pid] = mutant
                 pid, status = os.wait()
                 mutant, code = running.pop(pid), os.waitstatus_to_exitcode(status)
-                if (self.tree / f"killer.{pid}").exists():
-                    killers.setdefault(mutant.function, set()).add((self.tree / f"killer.{pid}").read_text())
+                killer = self.killer(pid).read_text() if self.killer(pid).exists() else None
+                if killer:
+                    killers.setdefault(mutant.function, set()).add(killer)
                 if code == FAULT:
                     raise SystemExit(f"this mutant could not be made: {mutant.key}")
-                self.report(mutant, {0: "survived", -signal.SIGPROF: "timeout"}.get(code, "killed"))
+                self.report(mutant, {0: "survived", -signal.SIGPROF: "timeout"}.get(code, "killed"), killer)
         finally:
             for pid in running:
                 with contextlib.suppress(ProcessLookupError):
@@ -445,27 +370,58 @@ class Session:
             os.dup2(null, 1)
             os.dup2(null, 2)
             try:
-                exchanged = mutant is None or exchange(mutant)
+                exchanged = mutant is None or mutant.key not in IN_PROCESSES and exchange(mutant)
             except BaseException:
                 os._exit(FAULT)
             if not exchanged:
-                self.import_anew(mutant)
+                self.run_anew(mutant)
             items = sorted(self.items[file], key=lambda item: item.nodeid not in likely)
             for item, following in zip(items, [*items[1:], None]):
                 if any(report.failed for report in runner.runtestprotocol(item, log=False, nextitem=following)):
-                    (self.tree / f"killer.{os.getpid()}").write_text(item.nodeid)
+                    self.killer().write_text(item.nodeid)
                     os._exit(1)
             os._exit(0)
         finally:
             os._exit(2)                                                  # an error outside the tests
 
-    def import_anew(self, mutant):
-        """Never returns: forget all modules of the copy, import the mutant in their place, and run pytest inside."""
+    def run_anew(self, mutant):
+        """Never returns: run pytest on a copy of the tree with the mutant in it, so that processes started by tests have it."""
+        copy = Path(f"{self.tree}.{os.getpid()}")
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", None)).startswith(str(self.tree)):
                 del sys.modules[name]
-        sys.meta_path.insert(0, Replaced(module_of(mutant.file), mutant.source))
-        os._exit(pytest.main([*QUIET, *tests_of(mutant.file)]))
+        copy_tree(self.tree, copy)
+        (copy / "minifcn" / mutant.file).write_text(mutant.source)
+        enter(copy)
+        code = pytest.main([*QUIET, *tests_of(mutant.file)], plugins=[Noting(self.killer())])
+        shutil.rmtree(copy)
+        os._exit(code)
+
+    def killer(self, pid=None):
+        """The file in which a child writes the id of the test that noticed its mutant."""
+        return self.tree / f"killer.{pid or os.getpid()}"
+
+
+class Noting:
+    """Pytest plugin: writes the id of a test that fails into a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.file.write_text(report.nodeid)
+
+
+def copy_tree(source, target):
+    for name in ("minifcn", "tests", "benchmarks", "demos"):
+        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def enter(tree):
+    """Make `tree` the place that modules and tests are imported from."""
+    os.chdir(tree)
+    sys.path[:] = [str(tree), str(tree / "tests" / "support"), *sys.path]
 
 
 def tests_of(file):
@@ -498,28 +454,21 @@ def main():
     global MOST_FILES
     MOST_FILES = 1 if options.quick else None
     files = [f for f in TESTS if not options.words or any(word in f for word in options.words)]
-    mutants = [m for file in files for m in mutants_of(file)] + [m for m in planted() if m.file in files]
+    mutants = [m for file in files for m in mutants_of(file)]
     known = equivalents()
     if options.list:
         print(*(m.key for m in mutants), sep="\n")
         return 0
 
-    os.environ |= {"HYPOTHESIS_PROFILE": "mutate", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    os.chdir(ROOT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)            # what is known by then is remembered
-    store = Path(tempfile.gettempdir()) / "minifcn-mutants"
-    store.mkdir(exist_ok=True)
-    remembered = store / "outcomes.json"
+    remembered = STORE / "outcomes.json"
     if options.fresh:
         remembered.unlink(missing_ok=True)
     memory = json.loads(remembered.read_text()) if remembered.exists() else {}
-    tree = Path(tempfile.mkdtemp(prefix="tree-", dir=store))
-    for name in ("minifcn", "tests", "benchmarks", "demos"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    os.chdir(tree)
-    sys.path[:] = [str(tree), str(tree / "tests" / "support"), *(p for p in sys.path if Path(p) != ROOT / "tests")]
     outcomes, start = {}, time.perf_counter()
 
-    def report(mutant, outcome):
+    def report(mutant, outcome, killer):
         outcomes[mutant.key] = outcome
         memory[identity(mutant, outcome)] = outcome
         if outcome == "survived":
@@ -528,25 +477,46 @@ def main():
             remember(remembered, memory)
             print(f"{len(outcomes)} of {len(mutants)}, {time.perf_counter() - start:.0f} s", flush=True)
 
+    todo = []
+    for mutant in mutants:
+        known_outcome = memory.get(identity(mutant, "killed")) or memory.get(identity(mutant, "survived"))
+        if known_outcome:
+            outcomes[mutant.key] = known_outcome
+        elif mutant.key not in known:
+            todo.append(mutant)
     try:
-        todo = []
-        for mutant in mutants:
-            known_outcome = memory.get(identity(mutant, "killed")) or memory.get(identity(mutant, "survived"))
-            if known_outcome:
-                outcomes[mutant.key] = known_outcome
-            elif mutant.key not in known:
-                todo.append(mutant)
-        tests = sorted({name for m in todo for name in tests_of(m.file)})
-        if todo and pytest.main([*QUIET, *tests], plugins=[Session(tree, todo, options.jobs, memory, report)]):
-            raise SystemExit("pytest did not collect or finish the tests")
+        run(todo, options.jobs, memory, report)
     finally:
         remember(remembered, memory)
-        shutil.rmtree(tree)
     return summary(files, mutants, outcomes, known)
+
+
+def run(mutants, jobs, memory, report):
+    """Run the tests on every mutant, in a copy of the tree; report(mutant, outcome, id of the test that noticed or None).
+
+    memory: identities whose tests pass without a mutant; others are added.
+    """
+    if not mutants:
+        return
+    os.environ |= {"HYPOTHESIS_PROFILE": "mutate", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    STORE.mkdir(exist_ok=True)
+    tree = Path(tempfile.mkdtemp(prefix="tree-", dir=STORE))
+    try:
+        copy_tree(ROOT, tree)
+        sys.path[:] = [p for p in sys.path if Path(p) != ROOT / "tests"]
+        enter(tree)
+        tests = sorted({name for m in mutants for name in tests_of(m.file)})
+        if pytest.main([*QUIET, *tests], plugins=[Session(tree, mutants, jobs, memory, report)]):
+            raise SystemExit("pytest did not collect or finish the tests")
+    finally:
+        os.chdir(ROOT)
+        for place in STORE.glob(f"{tree.name}*"):
+            shutil.rmtree(place)
 
 
 def remember(file, memory):
     """Add to what the file knows, as another run may have done meanwhile."""
+    STORE.mkdir(exist_ok=True)
     known = json.loads(file.read_text()) if file.exists() else {}
     draft = file.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(known | memory))
