@@ -317,7 +317,8 @@ class Session:
             import torch  # noqa: F401  once, and not in every child whose tests ask for it
         gc.collect()
         gc.freeze()                                                      # all this is not to be looked through again
-        self.baseline()
+        if self.memory is not None:
+            self.baseline()
         self.run_all()
         return True
 
@@ -494,7 +495,7 @@ def main():
 def run(mutants, jobs, memory, report):
     """Run the tests on every mutant, in a copy of the tree; report(mutant, outcome, id of the test that noticed or None).
 
-    memory: identities whose tests pass without a mutant; others are added.
+    memory: identities whose tests pass without a mutant; others are tried and added. None: all tests pass, as the caller knows.
     """
     if not mutants:
         return

@@ -1,13 +1,13 @@
 """Mistakes as people make them, planted one at a time: shows which test notices each, and which no test notices.
 
-    python tests/tools/plant.py                       all of planted.py (ten minutes on two cores); exits 1 if one survives
+    python tests/tools/plant.py                       all of planted.py (half an hour on two cores); exits 1 if one survives
     python tests/tools/plant.py threads winograd      only bugs whose kind or file contains one of these words
     python tests/tools/plant.py --list                the bugs, without running them
 
 mutate.py changes an operator or a constant. A developer's slip is larger and does less: a condition that is too wide, a sum
 that is not reset before the second epoch, an option that is forgotten where another one is set. Each bug of planted.py is a
 patch with the input that shows it. It runs in the same way as a mutant (mutate.py says how): against the tests that know its
-file, which stand in TESTS here and there.
+file, which stand in TESTS here and there. They must pass without a bug: run the suite first.
 """
 
 import argparse
@@ -22,18 +22,18 @@ TESTS = {                                       # file -> the tests that know it
     "data/loader.py": "loader run parity",
     "data/masks.py": "masks voc survey photos",
     "data/voc.py": "voc loader survey run",
-    "fast/blocks.py": "blocks_walk dispatch conv",
-    "fast/cpu/columns.py": "fast dispatch fused",
-    "fast/cpu/descent.py": "fast dispatch",
-    "fast/cpu/filters.py": "fast dispatch fused",
-    "fast/cpu/head.py": "fast dispatch",
-    "fast/cpu/loss.py": "fast dispatch",
+    "fast/blocks.py": "conditions blocks_walk dispatch conv",
+    "fast/cpu/columns.py": "conditions fast dispatch fused",
+    "fast/cpu/descent.py": "conditions fast dispatch",
+    "fast/cpu/filters.py": "conditions fast dispatch fused",
+    "fast/cpu/head.py": "conditions fast dispatch",
+    "fast/cpu/loss.py": "conditions fast dispatch",
     "fast/cpu/memory.py": "fast",
-    "fast/cpu/pixels.py": "fast dispatch fused",
-    "fast/cpu/stem.py": "fast dispatch fused",
+    "fast/cpu/pixels.py": "conditions fast dispatch fused",
+    "fast/cpu/stem.py": "conditions fast dispatch fused",
     "fast/cpu/threads.py": "fast dispatch",
-    "fast/cpu/winograd.py": "fast dispatch fused",
-    "fast/fused.py": "fused dispatch models",
+    "fast/cpu/winograd.py": "conditions fast dispatch fused",
+    "fast/fused.py": "conditions fused dispatch models",
     "fast/gpu/convolution.py": "convolution_kernels cuda_path",
     "fast/gpu/descent.py": "descent_kernels cuda_path",
     "fast/gpu/graph.py": "graph cuda_path",
@@ -91,7 +91,7 @@ def main():
 
     mutate.TESTS |= TESTS
     mutate.IN_PROCESSES |= {bug.key for bug in chosen if "| several processes |" in bug.key}       # tests run mpiexec
-    mutate.run(chosen, options.jobs, {}, report)
+    mutate.run(chosen, options.jobs, None, report)
     print(f"\n{'kind':44} planted  noticed")
     kinds = [bug.key.split(" | ")[1] for bug in chosen]
     noticed = [kind for kind, bug in zip(kinds, chosen) if killers[bug.key] != "survived"]
