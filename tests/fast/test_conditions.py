@@ -160,7 +160,53 @@ def test_convolutions(name):
                 agree(call[0], *widened(call[1:]))
 
 
+@pytest.mark.parametrize("C", [1, 31, 33, 255, 257, 300])
+def test_any_number_of_channels(C):
+    """Of the input and of the output; and an image of one pixel."""
+    rng = np.random.default_rng(C)
+    for inputs, filters in ((C, 5), (5, C)):
+        for hw, padding in (((5, 6), (1, 2)), ((1, 1), (2, 1))):
+            settings = (1, 1), padding, (1, 1)
+            ohw = conv.output_size(hw, (3, 3), *settings)
+            shapes = (2, inputs, *hw), (filters, inputs, 3, 3), (2, filters, *ohw)
+            x, w, gy = (rng.standard_normal(shape, np.float32) for shape in shapes)
+            agree(conv.correlate, x, w, *settings)
+            agree(conv.correlate_grad_x, gy, w, hw, *settings)
+            agree(conv.correlate_grad_w, gy, x, (3, 3), *settings)
+
+
 # ---- pixels ----
+
+@pytest.mark.parametrize("outlier", [False, True])
+def test_a_mean_of_ten_thousand(outlier):
+    """... with a deviation of 0.1. The mean is exact in float32, so nothing but a cancellation can spoil the digits of y."""
+    d = np.round(np.random.default_rng(0).standard_normal((1, 4, 20, 9)) * 100) / 1024
+    x = np.float32(1e4 + np.concatenate([d, -d]))
+    if outlier:
+        x[0, :, 0, 0] = 0
+    w, b = np.float32([1, 2, -1, 0.5]), np.float32([0, 1, 0, -1])
+    calls = ((batchnorm.normalize, (x, w, b, 1e-5)), (fused.normalize_add_relu, (x, w, b, None, 1e-5)),
+             (fused.normalize_relu_pool, (x, w, b, 1e-5)))
+    for function, args in calls:
+        (twin,) = may_run(function, args)
+        with readable_only():
+            y, mean, var, _ = function(*widened(args))
+        mine = twin(*args)
+        np.testing.assert_allclose(mine[1], mean, rtol=1e-7)
+        np.testing.assert_allclose(mine[2], var, rtol=1e-5)
+        if not outlier:
+            np.testing.assert_allclose(mine[0], y, rtol=0, atol=1e-5 * abs(y).max())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 1e4 / 3, -7e-5])
+def test_a_constant_channel_has_no_variance(value):
+    x, w = np.full((3, 5, 13, 9), value, np.float32), np.ones(5, np.float32)
+    for function, args in ((batchnorm.normalize, (x, w, w, 1e-30)), (fused.normalize_relu_pool, (x, w, w, 1e-30))):
+        (twin,) = may_run(function, args)
+        y, _, var, _ = twin(*args)
+        assert (var >= 0).all() and (var <= (1e-6 * value) ** 2).all() and np.isfinite(y).all()
+
 
 def pixel_calls(dtype, shape):
     """(function, arguments, how many results count) of one map."""

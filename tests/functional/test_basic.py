@@ -89,6 +89,21 @@ def test_relu_at_its_kink_and_nan(xp):
     assert to_host(x.grad)[:4].tolist() == [0, 0, 0, 1] and to_host(x.grad)[5] == 1
 
 
+@pytest.mark.parametrize("of_a, of_b", [
+    ((3, 4), (4,)), ((1, 4), (3, 1)), ((1,), (2, 3, 4)), ((1, 1, 1), (1, 3, 1)), ((3, 4), (2, 1, 1))])
+def test_where_broadcasts(xp, of_a, of_b):
+    """Each operand gets the sum of what its copies get: the condition's places for a, the others for b."""
+    rng = np.random.default_rng(0)
+    condition, gy = rng.random((2, 3, 4)) < 0.5, rng.integers(-9, 10, (2, 3, 4)).astype(np.float64)
+    a, b = (Tensor(xp.asarray(rng.standard_normal(shape)), requires_grad=True) for shape in (of_a, of_b))
+    y = F.where(xp.asarray(condition), a, b)
+    y.backward(xp.asarray(gy))
+    assert np.array_equal(to_host(y.data), np.where(condition, to_host(a.data), to_host(b.data)))
+    for t, part in ((a, gy * condition), (b, gy * ~condition)):
+        copies = [np.broadcast_to(np.arange(t.size).reshape(t.shape), gy.shape) == k for k in range(t.size)]
+        assert to_host(t.grad).ravel().tolist() == [part[places].sum() for places in copies]
+
+
 # ---- shape: exact, since nothing is computed ----
 
 def exactly(xp, op, reference, shape, seed):

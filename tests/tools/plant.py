@@ -17,7 +17,7 @@ import mutate
 from planted import BUGS
 
 TESTS = {                                       # file -> the tests that know it; those of mutate.TESTS count too
-    "core/tensor.py": "tensor written basic torch_reference",
+    "core/tensor.py": "tensor written basic arena torch_reference",
     "data/classes.py": "classes masks voc loader",
     "data/loader.py": "loader run parity",
     "data/masks.py": "masks voc survey photos",
@@ -34,13 +34,13 @@ TESTS = {                                       # file -> the tests that know it
     "fast/cpu/threads.py": "fast dispatch",
     "fast/cpu/winograd.py": "conditions fast dispatch fused",
     "fast/fused.py": "conditions fused dispatch models",
-    "fast/gpu/convolution.py": "convolution_kernels cuda_path",
-    "fast/gpu/descent.py": "descent_kernels cuda_path",
+    "fast/gpu/convolution.py": "gpu_conditions convolution_kernels cuda_path",
+    "fast/gpu/descent.py": "gpu_conditions descent_kernels cuda_path",
     "fast/gpu/graph.py": "graph cuda_path",
-    "fast/gpu/head.py": "head_kernels cuda_path",
-    "fast/gpu/layout.py": "convolution_kernels norm_kernels pool_kernels head_kernels cuda_path",
+    "fast/gpu/head.py": "gpu_conditions head_kernels cuda_path",
+    "fast/gpu/layout.py": "gpu_conditions convolution_kernels norm_kernels pool_kernels head_kernels cuda_path",
     "fast/gpu/norm.py": "norm_kernels cuda_path",
-    "fast/gpu/pool.py": "pool_kernels cuda_path",
+    "fast/gpu/pool.py": "gpu_conditions pool_kernels cuda_path",
     "files/atomic.py": "atomic",
     "files/weights.py": "weights pretrained",
     "inference.py": "inference scoring cli",

@@ -113,6 +113,36 @@ def test_resumes_exactly():
     assert all(np.array_equal(kept[name], v) for name, v in state.items())      # later steps of a do not reach into it
 
 
+@pytest.mark.parametrize("first", [{}, {"momentum": 0.0}, {"momentum": 0.8, "nesterov": True}])
+def test_groups_with_settings_of_their_own_resume(first):
+    """Every setting differs between the groups, and a schedule moves all rates: torch's weights, with a resume in the midst."""
+    torch = pytest.importorskip("torch")
+    ours = parameters(np.random.default_rng(1))
+    theirs = [torch.nn.Parameter(torch.tensor(p.data)) for p in ours]
+
+    def groups(params):
+        return [{"params": params[:1], "lr": 0.1, "weight_decay": 0.01} | first,
+                {"params": params[1:], "lr": 0.03, "momentum": 0.5, "weight_decay": 0.1}]
+
+    mine, other = SGD(groups(ours), 1.0, 0.9), torch.optim.SGD(groups(theirs), 1.0, 0.9)
+    rates = [g["lr"] for g in other.param_groups]
+    rng = np.random.default_rng(2)
+    for step in range(5):
+        for group, rate in zip(other.param_groups, rates):
+            group["lr"] = rate * 0.7**step
+        for p, q in zip(ours, theirs):
+            p.grad = rng.standard_normal(p.shape)
+            q.grad = torch.tensor(p.grad)
+        mine.step(0.7**step)
+        other.step()
+        if step == 2:
+            state = mine.state_dict()
+            mine = SGD(groups(ours), 1.0, 0.9)
+            mine.load_state_dict(state)
+    for p, q in zip(ours, theirs):
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12)
+
+
 def test_wrong_state_is_named():
     optimizer = SGD(parameters(np.random.default_rng(0)), 0.1, momentum=0.9)
     state = optimizer.state_dict()
