@@ -27,6 +27,7 @@ TESTS = {                                       # file -> the tests that know it
     "fast/cpu/descent.py": "conditions fast dispatch",
     "fast/cpu/filters.py": "conditions fast dispatch fused",
     "fast/cpu/head.py": "conditions fast dispatch",
+    "fast/cpu/lines.py": "conditions fast dispatch fused",
     "fast/cpu/loss.py": "conditions fast dispatch",
     "fast/cpu/memory.py": "fast",
     "fast/cpu/pixels.py": "conditions fast dispatch fused",

@@ -17,6 +17,7 @@ from minifcn.nn import blocks
 SAME = (64, 64, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1))
 HALVING = (64, 64, (5, 6), (3, 3), (2, 2), (1, 1), (1, 1))
 GENERAL = (20, 64, (9, 8), (3, 2), (2, 1), (1, 2), (1, 1))
+STEM = (3, 64, (12, 15), (7, 7), (2, 2), (3, 3), (1, 1))
 HEAD = (3, 5, (34, 42), (16, 20), (8, 10), (3, 4), (1, 1))
 
 
@@ -45,6 +46,10 @@ ROWS = {                                        # twin -> a layer on which it ru
         "is_3x3_padded": [*pairs(SAME, "khw", (3, 1), (1, 3)), *pairs(SAME, "stride", (1, 2), (2, 1), (3, 3)),
                           *pairs(SAME, "padding", (0, 1), (1, 2)), *pairs(SAME, "dilation", (1, 2), (2, 1), (2, 2))],
         "has_weight_gradient_tile": [but(SAME, C=96), but(SAME, F=96)]}),
+    "correlate_grad_w_stem": (STEM, {
+        "is_stem": [*pairs(STEM, "khw", (7, 5), (5, 7)), *pairs(STEM, "stride", (1, 2), (2, 1)),
+                    *pairs(STEM, "padding", (3, 2), (2, 3)), *pairs(STEM, "dilation", (1, 2), (2, 1)), but(STEM, C=4)],
+        "has_stem_tile": [but(STEM, F=96)]}),
     "correlate_implicit_gemm": (GENERAL, {
         "no_dilation": pairs(GENERAL, "dilation", (1, 2), (2, 1)),
         "few_taps": pairs(but(GENERAL, padding=(8, 8)), "khw", (16, 2), (2, 17)),
@@ -61,6 +66,12 @@ ROWS = {                                        # twin -> a layer on which it ru
         "in_cells": [*pairs(HEAD, "khw", (15, 20), (16, 21), (20, 16)), *pairs(but(HEAD, khw=(14, 20)), "stride", (7, 10)),
                      but(HEAD, padding=(0, 4), hw=(42, 42)), but(HEAD, padding=(3, 0), hw=(34, 53))]}),
 }
+
+
+# Crossed for every twin; those of the card in test_convolution_kernels; and what no valid call crosses alone.
+ALWAYS = {"float32_on_gpu", "rounded_operands", "hopper", "ampere", "of_same_size", "half_as_large"}
+ROUNDED = {"correlate_warpgroup", "correlate_grad_x_warpgroup", "correlate_patch", "correlate_grad_x_patch",
+           "correlate_grad_w_stem"}
 
 
 def arguments(gpu, twin, case):
@@ -85,6 +96,15 @@ def precision():
     backend.set_precision("fp32")
 
 
+def test_every_twin_has_a_row():
+    """Every convolution with other conditions than its arrays' kind and size."""
+    for function in (conv.correlate, conv.correlate_grad_x, conv.correlate_grad_w):
+        for twin in REPLACEMENTS[function]:
+            if ".gpu." in twin.function.__module__ and "columns" not in twin.function.__name__:
+                mine = {condition.__name__ for condition, _ in twin.conditions}
+                assert mine <= {*ROWS[twin.function.__name__][1], *ALWAYS}, twin.function.__name__
+
+
 @pytest.mark.parametrize("twin", ROWS)
 def test_convolutions(gpu_on_cpu, precision, twin):
     runs, refused = ROWS[twin]
@@ -95,9 +115,8 @@ def test_convolutions(gpu_on_cpu, precision, twin):
     for condition, cases in refused.items():
         for case in cases:
             assert refusal(function, twin, arguments(gpu_on_cpu, twin, case)[1]) == condition, (condition, case)
-    if "cells" not in twin:
-        precision("fp32")
-        assert refusal(function, twin, args) in ("rounded_operands", "half_operands")
+    precision("fp32")
+    assert refusal(function, twin, args) == ("rounded_operands" if twin in ROUNDED else None)
 
 
 def test_score_loss(gpu_on_cpu):
