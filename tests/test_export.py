@@ -18,7 +18,7 @@ from minifcn.training.options import Options
 onnx = pytest.importorskip("onnx")
 
 SIZES = [(320, 480), (333, 500), (281, 500), (33, 47), (1, 1)]
-SEVEN = Classes(tuple(f"class {k}" for k in range(7)), VOC.palette[:7])
+SEVEN = Classes(tuple(f"class {k}" for k in range(7)), VOC.palette[:7], void=200)
 
 
 def trained(model="fcn32s", backbone="resnet18", K=7, width=8):
@@ -111,7 +111,7 @@ def test_what_the_file_says_of_itself():
     ops = {node.op_type for node in written.graph.node}
     assert ops == {"Conv", "Relu", "MaxPool", "Add", "ConvTranspose", "Shape", "Slice"}
     properties = {p.key: p.value for p in written.metadata_props}
-    assert json.loads(properties["classes"]) == list(SEVEN.names) and properties["ignore_index"] == "255"
+    assert json.loads(properties["classes"]) == list(SEVEN.names) and properties["ignore_index"] == "200"
     assert json.loads(properties["palette"]) == SEVEN.palette.tolist() and properties["scale"] == "0.5"
     assert json.loads(properties["mean"]) == [0.485, 0.456, 0.406] and json.loads(properties["std"]) == [0.229, 0.224, 0.225]
     assert properties["input"] == "RGB, 0..255, x/255 - mean, / std" and properties["minifcn"] == written.producer_version

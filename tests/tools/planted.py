@@ -456,11 +456,6 @@ BUGS = {
         ("training/pretrained.py", '    if name.endswith("running_var") and (cast < 0).any():',
          '    if name == "running_var" and (cast < 0).any():', "negative variances"),
         ("training/pretrained.py", 'f"layer{int(match[1]) + 1}."', 'f"layer{max(int(match[1]), 1)}."', "transformers' names"),
-        ("training/pretrained.py", "    net.load_state_dict(state | loaded)\n"
-         "    count",
-         "    net.load_state_dict(loaded, strict=False) if len(loaded) < 100 else net.load_state_dict(state | loaded)\n"
-         '    net.trunk.load_state_dict({k: trunk[k] for k in trunk if "bn1.running_mean" == k}, strict=False)\n'
-         "    count", "the stem's running means"),
         ("files/weights.py", ".astype(np.uint32) << 16).view(np.float32)",
          ".astype(np.uint32) << 16).view(np.float32).round(3)", "bfloat16"),
         ("files/weights.py", 'order="F" if fortran_order else "C"', 'order="C"', "an array in Fortran's order"),
