@@ -43,6 +43,7 @@ def test_extremes(xp):
     assert y.tolist() == [[1, 0, 0], [0, 0.5, 0.5], [0.5, 0.5, 0]]
     assert logy[0].tolist() == [0, -np.float32(2e30), -np.float32(1e30)]
     assert logy[1].tolist() == [-np.inf, -np.log(np.float32(2)), -np.log(np.float32(2))]
+    assert logy[2].tolist() == [-np.log(np.float32(2)), -np.log(np.float32(2)), -np.float32(2e38)]       # log 2 is not lost
 
 
 @given(shapes, seeds)
