@@ -1,13 +1,18 @@
 """The table behind `minifcn check`: complete, within its bounds, and able to say no."""
 
+import os
+from importlib.metadata import PackageNotFoundError
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import minifcn.functional as F
 from minifcn import check as checks
+from minifcn import nn
 from minifcn.check import FLOAT32_BOUND, Row, gradcheck_table, gradients
+from minifcn.core import backend, dispatch
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import record
 from minifcn.functional import conv
@@ -97,3 +102,58 @@ def test_the_last_line_counts(monkeypatch, capsys, wrong, says):
     monkeypatch.setattr(checks, "gradcheck_table", lambda device: rows if device == "cpu" else [])
     assert checks.installation() == (wrong > 0)
     assert capsys.readouterr().out.splitlines()[-1] == says
+
+
+# ---- what is printed ----
+
+def test_wrong_gradients_are_counted(monkeypatch, capsys):
+    rows = [("fine", 1e-9), ("edge", 1.0), ("wrong", 2.0), ("nan", np.nan)]
+    monkeypatch.setattr(checks, "environment", lambda: "the environment")
+    monkeypatch.setattr(checks, "gradcheck_table", lambda device: [Row(op, "f", e, 1.0, "float64", device) for op, e in rows])
+    for gpu, devices in ((False, ["cpu"]), (True, ["cpu", "gpu"])):
+        monkeypatch.setattr(backend, "has_gpu", lambda gpu=gpu: gpu)
+        assert checks.installation() == 1
+        first, _, head, *table, _, last = capsys.readouterr().out.splitlines()
+        assert first == "the environment" and head.split() == ["op", "form", "device", "dtype", "error", "bound"]
+        assert [line.split()[::2] for line in table] == [
+            [op, device, f"{e:.1e}", *["FAILED"] * (not e <= 1)] for device in devices for op, e in rows]
+        assert last == f"{2 * len(devices)} gradients are wrong"
+    del rows[2:]
+    assert checks.installation() == 0
+    assert capsys.readouterr().out.endswith("\n\nno gradients are wrong\n")
+
+
+def test_environment(monkeypatch):
+    def version(name):
+        if name == "matplotlib":
+            raise PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(checks, "version", version)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2} if pid == 0 else {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(dispatch, "NOTES", [lambda: "with care"])
+    monkeypatch.setattr(backend, "cupy", None)
+    lines = checks.environment().splitlines()
+    assert lines[0].endswith(", 3 of 8 cores") and lines[1].startswith(f"numpy       {np.__version__}, built with the BLAS ")
+    assert lines[2:] == ["pillow      1.2.3", "matplotlib  not installed",
+                         f"cupy        everything runs on the CPU: {backend.WITHOUT}",
+                         "computing   with care"]
+    runtime = SimpleNamespace(getDeviceProperties=lambda i: [{"name": b"the first"}, {"name": b"another"}][i])
+    monkeypatch.setattr(backend, "cupy", SimpleNamespace(__version__="14.0", cuda=SimpleNamespace(runtime=runtime)))
+    for gpu, words in ((False, "14.0, but it finds no CUDA device: everything runs on the CPU"), (True, "14.0 on the first")):
+        monkeypatch.setattr(backend, "has_gpu", lambda gpu=gpu: gpu)
+        assert checks.environment().splitlines()[4] == f"cupy        {words}"
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert checks.environment().splitlines()[0].endswith(", 8 of 8 cores")
+
+
+def test_a_network_is_counted(monkeypatch):
+    monkeypatch.setattr(checks, "estimated_memory", lambda net, crop, N: 1e5 * crop[0] * crop[1] * N)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    head, first, _, last, sums, step = checks.network_report(net, (20, 30), 4)
+    assert head.split() == ["layer", "kind", "output", "parameters", "MFLOP"]
+    assert first.split() == ["0", "Conv2d", *"1 x 5 x 20 x 30".split(), "135", "0.2"]     # 2 * 135 * 600 = 162,000
+    assert last.split() == ["2", "Conv2d", *"1 x 2 x 20 x 30".split(), "12", "0.0"]       # 2 * 10 * 600, and 1,200 for b
+    assert sums.startswith("\n147 parameters, 0.00 MB; 0.000 GFLOP an image of 20 x 30, about 3 times that with backward")
+    assert step == "a training step on 4 images takes about 240.0 MB on a CPU"

@@ -36,7 +36,7 @@ def unbroadcast(g: Array, shape: tuple) -> Array:
 
 
 def _operands(op, a, b) -> tuple[Tensor, Tensor]:                        # both as Tensors of one dtype, on one device
-    like = a if isinstance(a, Tensor) else as_tensor(b if isinstance(b, Tensor) or not hasattr(a, "dtype") else a)
+    like = as_tensor(b if isinstance(b, Tensor) or not hasattr(a, "dtype") else a)
     a, b = as_tensor(a, like), as_tensor(b, like)                        # a number takes dtype and device of the other operand
     check_dtypes(op, a=a, b=b)
     try:
@@ -220,8 +220,10 @@ def squeeze(x: Operand, dim: Axes = None) -> Tensor:
 def flatten(x: Operand, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """The axes start_dim .. end_dim as one."""
     x = as_tensor(x)
-    first, last = (_axis(x, d) for d in (start_dim, end_dim)) if x.ndim else (0, -1)
-    if x.ndim and first > last:
+    if x.ndim == 0:
+        return reshape(x, 1)
+    first, last = _axis(x, start_dim), _axis(x, end_dim)
+    if first > last:
         raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim} (x: {dims(x)})")
     return reshape(x, (*x.shape[:first], prod(x.shape[first:last + 1]), *x.shape[last + 1:]))
 

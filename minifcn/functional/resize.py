@@ -81,7 +81,7 @@ def nearest_matrix(H, O, ratio):
     ratio = np.float32(1 if O == H else ratio)
     h = np.floor(np.arange(O, dtype=np.float32) * ratio).astype(int)
     R = np.zeros((O, H))
-    R[np.arange(O), np.minimum(h, H - 1)] = 1
+    R[np.arange(O), h] = 1
     return R
 
 

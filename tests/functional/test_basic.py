@@ -27,6 +27,7 @@ UNARY = {
     "cube": (lambda x: x**3, lambda x: x * x * x, -3, 3),
     "zeroth power": (lambda x: x**0, lambda x: 1 + 0 * x, -3, 3),
     "root": (lambda x: x**0.5, np.sqrt, 0.25, 4),
+    "sqrt": (lambda x: x.sqrt(), np.sqrt, 0.25, 4),
     "inverse": (lambda x: F.power(x, -1), lambda x: 1 / x, 0.25, 4),
     "one more operand": (lambda x: 2 + 3 * x - 1, lambda x: 3 * x + 1, -3, 3),
     "from a number": (lambda x: 1 - x / 2, lambda x: 1 - x / 2, -3, 3),
@@ -104,6 +105,29 @@ def test_where_broadcasts(xp, of_a, of_b):
         assert to_host(t.grad).ravel().tolist() == [part[places].sum() for places in copies]
 
 
+def values_and_gradients(xp, op, *inputs):
+    """y, and the gradients for gy = 1, 2, 3, ..., as lists."""
+    tensors = [Tensor(xp.asarray(np.array(x, np.float32)), requires_grad=True) for x in inputs]
+    y = op(*tensors)
+    y.backward(xp.asarray(np.arange(1, y.size + 1, dtype=np.float32).reshape(y.shape)))
+    assert y.dtype == np.float32
+    return y.numpy().tolist(), *(to_host(t.grad).tolist() for t in tensors)
+
+
+def test_abs_and_relu_of_both_signs(xp):
+    """The slope of |x| is 0 at its kink."""
+    assert values_and_gradients(xp, lambda x: x.abs(), [-2, -0.5, 0, 3]) == ([2, 0.5, 0, 3], [-1, -2, 0, 4])
+    assert values_and_gradients(xp, lambda x: x.relu(), [-2, 3]) == ([0, 3], [0, 2])
+
+
+@pytest.mark.parametrize("limits, y, gx", [
+    ({"min": -1, "max": 2}, [-1, -1, 0, 2, 2], [0, 2, 3, 4, 0]), ({"min": 0}, [0, 0, 0, 2, 5], [0, 0, 3, 4, 5]),
+    ({"max": 0}, [-3, -1, 0, 0, 0], [1, 2, 3, 0, 0]), ({}, [-3, -1, 0, 2, 5], [1, 2, 3, 4, 5])])
+def test_clip(xp, limits, y, gx):
+    """At a limit the gradient passes."""
+    assert values_and_gradients(xp, lambda x: x.clip(**limits), [-3, -1, 0, 2, 5]) == (y, gx)
+
+
 # ---- shape: exact, since nothing is computed ----
 
 def exactly(xp, op, reference, shape, seed):
@@ -137,6 +161,37 @@ def test_T(xp):
     exactly(xp, lambda x: x.T, lambda x: x, (3,), 0)
     with pytest.raises(ValueError, match="T: only for up to 2 axes, got x: 1x2x3"):
         _ = Tensor(np.zeros((1, 2, 3))).T
+
+
+@pytest.mark.parametrize("dim", range(-3, 3))
+def test_unsqueeze(xp, dim):
+    exactly(xp, lambda x: x.unsqueeze(dim), lambda x: np.expand_dims(x, dim), (2, 3), 0)
+
+
+@pytest.mark.parametrize("between, shape", [((), (120,)), ((1,), (2, 60)), ((0, 1), (6, 4, 5)), ((1, 2), (2, 12, 5)),
+                                            ((-3, -2), (2, 12, 5)), ((1, 1), (2, 3, 4, 5))])
+def test_flatten(xp, between, shape):
+    exactly(xp, lambda x: x.flatten(*between), lambda x: x.reshape(shape), (2, 3, 4, 5), 0)
+
+
+def test_flatten_of_few_axes(xp):
+    exactly(xp, lambda x: x.flatten(), lambda x: x, (3,), 0)
+    exactly(xp, lambda x: x.flatten(), lambda x: x.reshape(1), (), 0)
+
+
+def test_squeeze_and_clone(xp):
+    exactly(xp, lambda x: x.squeeze(), lambda x: x.reshape(2, 3), (1, 2, 1, 3), 0)
+    exactly(xp, lambda x: x.squeeze((0, 1)), lambda x: x.reshape(2, 1, 3), (1, 2, 1, 3), 0)
+    exactly(xp, lambda x: x.clone(), lambda x: x, (2, 3), 0)
+    x = Tensor(xp.asarray(np.ones(3)))
+    assert not np.shares_memory(to_host(x.data), to_host(x.clone().data)) or xp is not np
+
+
+def test_stack(xp):
+    x = xp.asarray(np.arange(6.0).reshape(2, 3))
+    for dim in range(-3, 3):
+        assert np.array_equal(F.stack([x, x + 6], dim).numpy(), np.stack([to_host(x), to_host(x) + 6], dim))
+    assert F.stack([x, x, x, x]).shape == (4, 2, 3)
 
 
 @given(st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 4)] * 2), st.tuples(*[st.integers(0, 3)] * 4), seeds)
@@ -297,6 +352,11 @@ COMPLAINTS = {
     "sum over axis 2": (lambda a: a.sum(2), ValueError, r"dim 2 is out of range for x: 2x3"),
     "mean over axis -3": (lambda a: a.mean((0, -3)), ValueError, r"dim -3 is out of range for x: 2x3"),
     "max over axis 2": (lambda a: a.max(2), ValueError, r"dim 2 is out of range for x: 2x3"),
+    "mean over two axes": (lambda a: a.mean(0, 1), TypeError, r"mean: keepdim must be True or False, got 1"),
+    "unsqueeze beyond": (lambda a: a.unsqueeze(3), ValueError, "unsqueeze: dim 3 is out of range for x: 2x3"),
+    "unsqueeze before": (lambda a: a.unsqueeze(-4), ValueError, "unsqueeze: dim -4 is out of range for x: 2x3"),
+    "flatten backwards": (lambda a: a.flatten(1, 0), ValueError, r"flatten: start_dim 1 comes after end_dim 0 \(x: 2x3\)"),
+    "where": (lambda a: F.where(np.ones((2, 3)), a, a), TypeError, "condition must be a bool ndarray.*got ndarray"),
     "iteration": (lambda a: list(a), TypeError, "not iterable"),
 }
 

@@ -14,6 +14,7 @@ from ranks import in_threads
 import minifcn.functional as F
 from minifcn import Tensor
 from minifcn.core.backend import to_host
+from minifcn.functional import batchnorm
 from minifcn.grade import oracle
 
 shapes = st.one_of(
@@ -230,6 +231,15 @@ def test_shares_are_one_batch(xp, counts, hw, dtype, offset, seed):
     for ours, theirs in zip(runnings, running):
         assert all(np.array_equal(a, ours[0]) for a in ours)             # the same bits on every rank
         np.testing.assert_allclose(ours[0], theirs, rtol=bound, atol=bound)
+
+
+def test_sums_over_shares_are_made_in_float64(xp):
+    """One after the other in float32, 2^24 + 1 - 2^24 + 1 is 1."""
+    row = xp.asarray(np.array([2.0**24, 1, -2.0**24, 1], np.float32).reshape(1, 1, 1, 4))
+    one = xp.asarray(np.ones(1, np.float32))
+    for gy, xhat in ((row, row * 0 + 1), (row * 0 + 1, row)):
+        _, gw, _ = batchnorm.normalize_together_grad(gy, one, (xhat, one, 4), lambda sums: sums)
+        assert gw.dtype == np.float32 and gw.item() == 2
 
 
 def test_one_value_in_all_shares_is_refused():

@@ -89,3 +89,12 @@ def test_nearest_equals_torch(hw, size, by_factor, seed):
     y.backward(gy)
     expected.backward(torch.tensor(gy))
     assert np.array_equal(ours.grad, t.grad.numpy())
+
+
+@pytest.mark.parametrize("hw, settings", [((4, 3), {"scale_factor": (1.2, 1.3)}), ((2, 3), {"size": (50, 3)})])
+def test_nearest_rounds_as_torch(hw, settings):
+    """As many rows as before stay in place whatever the factor; a product is rounded to float32 before floor."""
+    torch = pytest.importorskip("torch")
+    x = np.arange(np.prod(hw), dtype=float).reshape(1, 1, *hw)
+    expected = torch.nn.functional.interpolate(torch.tensor(x), **settings)
+    assert np.array_equal(F.interpolate(x, **settings).data, expected.numpy())

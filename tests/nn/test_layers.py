@@ -117,6 +117,7 @@ def test_settings_are_kept():
     assert (layer.padding, layer.output_padding, layer.dilation) == ((1, 0), (3, 2), (4, 4))
     layer = nn.Linear(3, 4)
     assert (layer.in_features, layer.out_features) == (3, 4)
+    assert [nn.BatchNorm2d(3, momentum=m).momentum for m in (0, 1)] == [0, 1]
     layer = nn.BatchNorm2d(3, 0.5, 0.25, False)
     assert (layer.num_features, layer.eps, layer.momentum, layer.affine) == (3, 0.5, 0.25, False)
 
@@ -213,6 +214,7 @@ def test_dropout():
     (lambda: nn.Conv2d(3.0, 4, 3), TypeError, "Conv2d: in_channels must be an int, got 3.0"),
     (lambda: nn.ConvTranspose2d(3, 0, 3), ValueError, "ConvTranspose2d: out_channels must be at least 1"),
     (lambda: nn.Linear(0, 3), ValueError, "Linear: in_features must be at least 1"),
+    (lambda: nn.ConvTranspose2d(0, 3, 3), ValueError, "ConvTranspose2d: in_channels must be at least 1"),
     (lambda: nn.BatchNorm2d(0), ValueError, "BatchNorm2d: num_features must be at least 1"),
     (lambda: nn.BatchNorm2d(3, momentum=None), ValueError, "momentum must be a number in 0..1, got None"),
     (lambda: nn.Dropout(1.5), ValueError, "Dropout: p must be in 0..1, got 1.5"),

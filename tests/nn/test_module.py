@@ -254,6 +254,9 @@ def test_loads_torch_tensors():
     assert np.array_equal(ours.weight.data, theirs.weight.detach().numpy())
     ours.load_state_dict({"weight": theirs.weight, "bias": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)})
     assert ours.bias.data.tolist() == [1.5, -2.0]
+    wide = nn.Linear(3, 2).to("float64")
+    wide.load_state_dict({"weight": theirs.weight, "bias": torch.tensor([1 / 3, 2], dtype=torch.float64)})
+    assert wide.bias.data.tolist() == [1 / 3, 2]
     ours.load_state_dict({"weight": Tensor(np.ones((2, 3))), "bias": [1, 2]})
     assert ours.bias.data.tolist() == [1, 2] and ours.weight.data.sum() == 6
     with pytest.raises(ValueError, match=r"'state' holds a dict of its own, not an array; load that one: state\['state'\]"):

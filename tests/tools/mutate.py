@@ -81,7 +81,7 @@ TESTS = {
 }
 IN_PROCESSES = set()                            # keys of mutants that processes started by tests must find in the tree
 MOST_FILES = None                               # --quick takes the first only
-SKIPPED_FUNCTIONS = {("check.py", "cases")}
+SKIPPED_FUNCTIONS = {("check.py", "cases"), ("check.py", "block")}
 
 
 class Mutant(NamedTuple):
