@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minifcn import nn
+from minifcn.core.backend import to_host
 from minifcn.core.tensor import Tensor
 from minifcn.training.optim import SGD, constant, poly, step_decay
 
@@ -216,3 +217,27 @@ def test_without_momentum_and_decay_by_default():
         p.grad = np.array([1.0])
         optimizer.step()
     assert p.data.tolist() == [1.0] and optimizer.state_dict() == {}
+
+
+def test_a_multiplied_loss(xp):
+    """Gradients are divided by the factor; a step with an infinite one changes nothing and is counted."""
+    p = Tensor(xp.asarray(np.array([1.0, 2.0], np.float32)), requires_grad=True)
+    optimizer = SGD([p], lr=0.5, momentum=0.5)
+
+    def step(gradient, **scale):
+        p.grad = xp.asarray(np.array(gradient, np.float32))
+        optimizer.step(**scale)
+        return to_host(p.data).tolist()
+
+    assert step([1, 1]) == [0.5, 1.5] and optimizer.skipped is None      # v = 1
+    assert step([2, 4], scale=2) == [-0.25, 0.25]                        # v = 0.5 + 1, 0.5 + 2
+    for count, bad in enumerate((np.inf, np.nan, -np.inf), 1):
+        assert step([bad, 0], scale=4) == [-0.25, 0.25] and to_host(optimizer.skipped) == count
+    assert step([1, -5], scale=4) == [-0.75, 0.25] and to_host(optimizer.skipped) == 3     # v = 0.75 + 0.25, 1.25 - 1.25
+
+
+def test_a_velocity_where_a_group_has_momentum():
+    a, b = parameters(np.random.default_rng(0))
+    assert SGD([a], lr=1).velocity is None
+    optimizer = SGD([{"params": [a], "momentum": 0.9}, {"params": [b]}], lr=1)
+    assert not optimizer.velocity.any()
