@@ -33,6 +33,14 @@ def test_names_follow_assignment():
     assert len(list(net.modules())) == 6
 
 
+def test_a_snapshot_of_layers_of_one_number():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    state = net.state_dict()
+    for array in [p.data for p in net.parameters()] + [b for _, b in net.named_buffers()]:
+        array += 1
+    assert all(np.array_equal(array, state[name] + 1) for name, array in net.state_dict().items())
+
+
 def test_state_dict_is_a_snapshot_and_loads_back():
     net, other = Net(), Net()
     state = net.state_dict()

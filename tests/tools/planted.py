@@ -60,8 +60,6 @@ BUGS = {
         ("fast/cpu/stem.py", "return w.all()", "return w.any()", "the stem's batch norm with one weight of 0"),
         ("fast/fused.py", ", evaluation, pool_3x3_by_2, no_history)", ", evaluation, pool_3x3_by_2)",
          "the stem in eval mode with a gradient"),
-        ("fast/fused.py", "evaluation, pool_3x3_by_2, no_history)", "pool_3x3_by_2, no_history)",
-         "the stem in train mode inside of no_grad"),
     ],
     "height and width exchanged": [
         ("functional/conv.py", "frame[:, :, u * DH:u * DH", "frame[:, :, u * DW:u * DW", "dilation (1, 2)"),
