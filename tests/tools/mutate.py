@@ -23,6 +23,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import functools
 import gc
 import hashlib
 import inspect
@@ -275,6 +276,8 @@ def exchange(mutant):
             live = module
             for part in name.split("."):
                 live = vars(live)[part]
+            if isinstance(live, functools.cached_property):              # a value may be there already
+                return False
             live = inspect.unwrap(live.fget if isinstance(live, property) else live)
             if len(live.__code__.co_freevars) != len(codes[name].co_freevars):         # super() is gone, or came
                 return False

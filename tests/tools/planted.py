@@ -190,8 +190,6 @@ BUGS = {
         ("data/loader.py", "islice(parts, start, len(self))", "islice(parts, start, None)", "drop_last"),
         ("data/loader.py", "list(enumerate(group, first))[self.share(len(group))]",
          "list(enumerate(group[self.share(len(group))], first))", "the share of the second process"),
-        ("data/loader.py", "        if self._cached[i]:\n", "        if self._cached[i] and self.folder.scale == 1:\n",
-         "a cache at scale 0.5"),
         ("data/loader.py", "        if self._cached[i]:\n"
          "            self._cache[i] = pair\n", "        if self._cached[i]:\n"
          "            self._cache[i % 64] = pair\n", "a cache of more than 64 images"),
