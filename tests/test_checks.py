@@ -96,7 +96,10 @@ def test_gradients_of_all_inputs_for_a_drawn_cotangent(xp):
     assert not np.array_equal(to_host(ga), to_host(gradients(F.mul, [a, b], 6)[0]))
 
 
-@pytest.mark.parametrize("wrong, says", list(enumerate(["no gradients are wrong", "1 gradient is wrong", "2 gradients are wrong"])))
+SAYS = ["no gradients are wrong", "1 gradient is wrong", "2 gradients are wrong"]
+
+
+@pytest.mark.parametrize("wrong, says", list(enumerate(SAYS)))
 def test_the_last_line_counts(monkeypatch, capsys, wrong, says):
     rows = [Row("mul", "", 2.0 if i < wrong else 0.0, 1.0, "float64", "cpu") for i in range(3)]
     monkeypatch.setattr(checks, "gradcheck_table", lambda device: rows if device == "cpu" else [])

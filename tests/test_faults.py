@@ -564,7 +564,7 @@ def output_is_closed(reference, tmp_path):
 
 def folder_is_moved(reference, tmp_path):
     out, moved, log = tmp_path / "run", tmp_path / "moved", tmp_path / "log"
-    process = halted(kill_resume.arguments(reference[0], out), log)
+    process = halted(kill_resume.arguments(reference[0], out), log, [kill_resume.Stop(run, "repeat", 3)])       # in step 3
     out.rename(moved)
     kill_resume.go_on(process)
     process.join()
