@@ -176,6 +176,6 @@ def test_options(row, data, weights, tmp_path, monkeypatch):
         ours = [row["val_loss"] for row in saved.state.history if e < row["epoch"] <= e + 1]
         assert ours == [None] * (len(ours) - 1) + [wanted and wanted["loss"]]
     assert {name: metrics[name] for name in scores[-1]} == scores[-1]
-    assert metrics["best"] == max((s | {"epoch": e, "unscored": 0} for e, s in enumerate(scores, 1) if s),
-                                  key=lambda s: s["mean_iou"])
+    best = max((s | {"epoch": e, "unscored": 0} for e, s in enumerate(scores, 1) if s), key=lambda s: s["mean_iou"])
+    assert metrics["best"] == best | {"date": metrics["best"]["date"]}
     assert (saved.state.images, saved.state.step) == (2 * min(n * BATCH, IMAGES), 2 * n)
