@@ -10,7 +10,7 @@ import pytest
 from minifcn import Tensor, models, nn
 from minifcn.__main__ import main
 from minifcn.data.classes import VOC, Classes
-from minifcn.export import exports, to_onnx, write_onnx
+from minifcn.export import Graph, exports, to_onnx, write_onnx
 from minifcn.inference import predict, whole
 from minifcn.training.checkpoint import Checkpoint, State, save
 from minifcn.training.options import Options
@@ -164,6 +164,17 @@ def test_a_network_of_ones_own(runtime):
     logits = runtime(to_onnx(net, SEVEN)).run(None, {"x": x})[0]
     assert error(whole(net, x), logits) < 1e-5
     assert error(logits, runtime(to_onnx(net, SEVEN, size=(9, 11))).run(None, {"x": x})[0]) < 1e-6
+
+
+def test_output_padding_of_one_direction(runtime):
+    net, x = nn.Sequential(nn.ConvTranspose2d(3, 7, 3, 2, 1, (0, 1))), np.ones((1, 3, 4, 5), np.float32)
+    assert error(net(Tensor(x)).numpy(), runtime(to_onnx(net, SEVEN)).run(None, {"x": x})[0]) < 1e-5
+
+
+def test_the_size_of_a_cut_is_that_of_its_pattern():
+    graph = Graph(onnx, (4, 5))
+    y = graph.layer("up", nn.ConvTranspose2d(3, 7, 2, 2), "x")
+    assert (graph.hw[y], graph.hw[graph.cut("a", y, "x")]) == ((8, 10), (4, 5))
 
 
 @pytest.fixture

@@ -340,6 +340,11 @@ def test_map_by_index_index_0_is_unlabelled(tmp_path):
         read(tmp_path, saved(np.array([[0, 4]], np.uint8)), classes)
 
 
+def test_map_to_null_is_void_whatever_its_index():
+    classes = Classes(("a", "b"), voc_palette(3)[1:], void=21, map={"0": None, "1": "a", "2": "b"})
+    assert classes.values[:4].tolist() == [21, 0, 1, -1]
+
+
 def test_map_by_colour_several_colours_are_one_class(tmp_path):
     """CamVid: RGB, black is unlabelled, RoadShoulder's and LaneMkgsDriv's colours are road."""
     classes = Classes(("sky", "road"), np.array([[128, 128, 128], [128, 64, 128]], np.uint8), map={

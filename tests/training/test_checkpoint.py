@@ -213,6 +213,15 @@ def test_negative_variances_are_refused(tmp_path):
         load(tmp_path / "c.npz")
 
 
+def test_scores_keep_their_epoch(tmp_path):
+    """With val_every = 2 the scores of a run in its fourth epoch are those of the second."""
+    meta = copy.deepcopy(META)
+    meta["info"]["state"]["epoch"] = 3
+    meta["info"]["state"]["scores"]["epoch"] = 2
+    np.savez(tmp_path / "c.npz", meta=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+    assert load(tmp_path / "c.npz").state.scores["epoch"] == 2
+
+
 def test_a_checkpoint_from_before_there_were_digests(tmp_path):
     """Without what later versions added, it loads: sums since the last row are counted from here."""
     meta = copy.deepcopy(META)
