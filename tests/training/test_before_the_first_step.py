@@ -49,7 +49,7 @@ def stripes(i, hw):
 
 
 def test_what_is_given_and_not_used_is_counted(tmp_path, capsys):
-    root = folder(tmp_path / "data", [(64, 64)] * 6 + [(40, 64)] * 3, stripes)
+    root = folder(tmp_path / "data", [(40, 64)] * 3 + [(64, 64)] * 6, stripes)
     train(options(root, limit=5, drop_last=True), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "training uses 5 of the 9 images of train\n" in printed
