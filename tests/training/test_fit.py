@@ -116,6 +116,17 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(data, tmp_path):
     assert same(arrays(tmp_path / "whole"), arrays(tmp_path / "part"))
 
 
+def test_no_two_steps_draw_the_same_masks(data, tmp_path):
+    drawn = []
+
+    def drawing(logits, labels):
+        drawn.append(F.dropout(np.ones(100, np.float32)).numpy().tobytes())
+        return mean_loss(logits, labels)
+
+    fit(own(data), *data, drawing, tmp_path / "run", **SETTINGS)
+    assert len(set(drawn)) == len(drawn) >= 10                           # 2 epochs of 5 steps, and their scores
+
+
 def test_what_does_not_fit_is_refused(data, tmp_path):
     for wrong in ({"model": "fcn8s"}, {"learning_rate": 1.0}, {"scale": 0.5}):
         with pytest.raises(TypeError, match=f"fit: there is no setting {next(iter(wrong))}; there are crop, void"):
