@@ -9,9 +9,7 @@ products are added. For gx it makes and adds the columns of its channels.
 For small sizes the definition itself runs, but with BLAS limited to one thread. OpenBLAS's threads keep a core busy for up to
 25 ms after a product, and the threads of the next layer need this core.
 
-The gain shows only in the whole network; a single layer is as fast with the definition and BLAS's threads. Two cores, one
-image, this file / the definition on one thread / the definition with BLAS's threads: inference 86 / 104 / 122 ms, a training
-step 326 / 393 / 415 ms.
+The gain shows only in the whole network; a single layer is as fast with the definition and BLAS's threads.
 """
 
 import functools

@@ -60,6 +60,10 @@ def of_gw(gy, x, khw, stride, padding, dilation):
     return Convolution(len(x), x.shape[1], gy.shape[1], x.shape[2:], khw, gy.shape[2:], stride, padding, dilation)
 
 
+def no_dilation(c):
+    return c.dilation == (1, 1)
+
+
 def conditions(sizes, *rules):
     """Rules about a Convolution as conditions of twins that take the arguments of `sizes`: of_y, of_gx or of_gw."""
     def condition(rule):

@@ -21,7 +21,7 @@ from numpy.lib.stride_tricks import as_strided
 from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
 from minifcn.fast.cpu.columns import enough_to_do, framed, rows_of_kernel, runs_of_some_length, scale_shift_relu
-from minifcn.fast.cpu.layout import channels_first, channels_last, conditions, float32_on_cpu, of_gw, of_y
+from minifcn.fast.cpu.layout import channels_first, channels_last, conditions, float32_on_cpu, no_dilation, of_gw, of_y
 from minifcn.fast.cpu.memory import scratch
 from minifcn.fast.cpu.pixels import taps
 from minifcn.fast.cpu.threads import blocks, dealt, in_parallel
@@ -31,10 +31,6 @@ NUMBERS = 2**19                                 # numbers in the lines of a bloc
 SMALL = 10**6                                   # multiplications of a product for which OpenBLAS packs nothing
 WEIGHTS = 2**14                                 # most weights: a small product has 60 positions at least
 ROW = 32                                        # least positions of an output row
-
-
-def no_dilation(c):
-    return c.dilation == (1, 1)
 
 
 def rows_overlap(c):

@@ -36,7 +36,7 @@ import numpy as np
 from minifcn.core.dispatch import replaces
 from minifcn.fast import fused
 from minifcn.fast.cpu.columns import scale_shift_relu
-from minifcn.fast.cpu.layout import channels_first, channels_last, conditions, float32_on_cpu, of_gw, of_gx, of_y
+from minifcn.fast.cpu.layout import channels_first, channels_last, conditions, float32_on_cpu, no_dilation, of_gw, of_gx, of_y
 from minifcn.fast.cpu.memory import scratch
 from minifcn.fast.cpu.threads import blocks, dealt, in_parallel, split
 from minifcn.functional import conv
@@ -77,10 +77,6 @@ def kernel_3x3(c):
 
 def stride_1(c):
     return c.stride == (1, 1)
-
-
-def no_dilation(c):
-    return c.dilation == (1, 1)
 
 
 def padding_at_most_2(c):
