@@ -30,6 +30,10 @@ def missing(peer):
     for name in (package, "onnx") if package != "torch" else (package,):
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed"
+    if peer == "bf16":
+        import torch
+        if not any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name):
+            return "this CPU has no bfloat16, and PyTorch emulates it in ten times the time of float32"
     if peer == "compile":
         import torch
         try:

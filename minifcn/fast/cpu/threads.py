@@ -10,10 +10,12 @@ import contextvars
 import functools
 import operator
 import os
+import re
 import signal
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +35,15 @@ def cores():
     return getattr(os, "process_cpu_count", os.cpu_count)() or 1         # Python 3.13 and later, else all there are
 
 
+def blas_file():
+    """The file of NumPy's BLAS as Linux maps it, since Debian has any BLAS behind one name; None if it cannot be told."""
+    try:
+        found = re.search(r"/\S*/lib(scipy_open|open|flexi|c)?bl[ai]s\S*\.so\S*", Path("/proc/self/maps").read_text())
+    except OSError:                                                      # another system
+        return None
+    return found and found[0]
+
+
 def why_one_thread():
     """A sentence that says why BLAS cannot be limited to one thread, and what to do; None if it can."""
     name = np.show_config(mode="dicts")["Build Dependencies"]["blas"].get("name", "unknown")
@@ -42,6 +53,7 @@ def why_one_thread():
     known = [library["internal_api"] for library in _blas.info()]
     needed = [api for api in ("accelerate", "openblas", "blis", "mkl") if api in name]       # else: chosen when it is loaded
     if not known or needed and not set(known) & set(needed):
+        name = ", ".join(filter(None, (name, blas_file())))
         return (f"threadpoolctl does not know NumPy's BLAS ({name}), {consequence}: pip install --upgrade threadpoolctl numpy "
                 "(NumPy's wheels for Linux and Windows hold OpenBLAS), or the system's package of OpenBLAS")
     return None
