@@ -53,6 +53,11 @@ class Forward:
     def __init__(self, net):
         self.net = weakref.ref(net)
 
+    @property
+    def dtype(self):
+        """That of the weights."""
+        return next(iter(self.net().parameters())).dtype
+
     def __call__(self, x):
         return (self.net()(Tensor(x)).data,)
 

@@ -68,7 +68,7 @@ class Step:
     def __call__(self, images, labels, factor, N=None):
         """images: uint8 (n, 3, H, W). labels: (n, H, W). N: images in the whole batch; None: n. Returns as `train_step`."""
         net, optimizer, world = self.net, self.optimizer, self.world
-        x = normalize(images, optimizer.arena.data.dtype)                           # (n, 3, H, W)
+        x = normalize(images, self.dtype)                                           # (n, 3, H, W)
         if self.loss is not None:
             logits = net(Tensor(x))                                                 # (n, K, H, W)
             _, hits, valid = nn.loss_sums(logits.detach(), labels, ignore_index=self.void)
@@ -90,6 +90,11 @@ class Step:
         return world.sum(total.data), hits, valid
 
     # path: end
+    @property
+    def dtype(self):
+        """That of the weights."""
+        return next(iter(self.net.parameters())).dtype
+
     @property
     def recordable(self):
         """May the step be recorded and replayed? Only an FCN in one process, as it never waits for the GPU or draws numbers."""

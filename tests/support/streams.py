@@ -65,6 +65,8 @@ class Stream:
         global recorded
         if self is not current or self is default:
             raise RuntimeError("only the current stream can record, and not the default one")
+        if recorded is not None:
+            raise RuntimeError("it records already")
         recorded = []
 
     def end_capture(self):

@@ -37,6 +37,7 @@ NAMES = {
 }
 __version__ = "stand-in"
 LACKING = {"where", "initial", "subok"}         # keywords of NumPy's reductions and ufuncs that CuPy's do not all have
+PRODUCTS = {"dot", "einsum", "matmul", "tensordot", "vdot", "__matmul__", "__rmatmul__"}     # by cuBLAS
 
 
 class ndarray:
@@ -90,23 +91,25 @@ class ndarray:
             stream.copy(self._host, host)
 
     def __getitem__(self, index):
-        index = _wrapped_around(index, self.shape)
         index = index if isinstance(index, tuple) else (index,)
-        basic = all(not isinstance(i, (np.ndarray, list)) for i in index)
+        basic = not any(isinstance(i, (ndarray, np.ndarray, list)) for i in index)
         if basic and Ellipsis not in index:
             index = (*index, Ellipsis)          # one element: a view too, as in CuPy
-        return _noted(_wrap(self._host[index]), lambda: self._host[index], [self._host] if basic else ())
+        again = lambda: self._host[_wrapped_around(index, self.shape)]  # noqa: E731
+        if any(_is_mask(getattr(i, "_host", None)) for i in index):
+            _no_waiting()                       # for the size of the result
+        return _noted(_wrap(again()), again, [self._host] if basic else ())
 
     def __setitem__(self, index, value):
-        index, value = _wrapped_around(index, self.shape), _unwrap(value)
-        do(lambda: self._host.__setitem__(index, value))
+        value = _unwrap(value)
+        do(lambda: self._host.__setitem__(_wrapped_around(index, self.shape), value))
 
     def take(self, indices, axis=None):
         return take(self, indices, axis)
 
 
 # While a stream records (streams.recorded), what changes an array is noted and not done; a result has memory at once, and gets
-# its numbers when the graph is played.
+# its numbers when the graph is played. What it reads is read then, an array of indices too.
 
 def do(change):
     """Change an array, now or when it is played."""
@@ -135,6 +138,11 @@ def _no_waiting():
         raise RuntimeError("the host waits for the device while a stream records")
 
 
+def _check_product(name):
+    if name in PRODUCTS and streams.recorded is not None:
+        raise NotImplementedError(f"{name}: CuPy calls no cuBLAS while a stream records")
+
+
 def _unwrap(x):
     if isinstance(x, ndarray):
         return x._host
@@ -157,6 +165,7 @@ def _on_device(function, name):
     def call(*args, **kwargs):
         if LACKING & kwargs.keys():
             raise TypeError(f"{name}: CuPy has no keyword {', '.join(LACKING & kwargs.keys())}")
+        _check_product(name)
         host, host_kwargs = _unwrap(args), _unwrap(kwargs)
         if kwargs.get("out") is not None:
             do(lambda: function(*host, **host_kwargs))
@@ -199,7 +208,8 @@ class _Ufunc:
         return self._call(*args, **kwargs)
 
     def at(self, a, indices, b):
-        self._ufunc.at(a._host, _wrapped_around(indices, a.shape), _unwrap(b))
+        b = _unwrap(b)
+        do(lambda: self._ufunc.at(a._host, _wrapped_around(indices, a.shape), b))
 
 
 def asarray(a, dtype=None):
@@ -221,16 +231,20 @@ def asnumpy(a):
 
 
 def take(a, indices, axis=None):
-    return _wrap(np.take(a._host, _unwrap(indices), axis, mode="wrap"))
+    indices = _unwrap(indices)
+    again = lambda: np.take(a._host, indices, axis, mode="wrap")  # noqa: E731
+    return _noted(_wrap(again()), again, ())
 
 
 def take_along_axis(a, indices, axis):
     size = a.size if axis is None else a.shape[axis]
-    return _wrap(np.take_along_axis(a._host, indices._host % size, axis))
+    again = lambda: np.take_along_axis(a._host, indices._host % size, axis)  # noqa: E731
+    return _noted(_wrap(again()), again, ())
 
 
 def put_along_axis(a, indices, values, axis):
-    np.put_along_axis(a._host, indices._host % a.shape[axis], _unwrap(values), axis)
+    values = _unwrap(values)
+    do(lambda: np.put_along_axis(a._host, indices._host % a.shape[axis], values, axis))
 
 
 def may_share_memory(a, b):
@@ -268,6 +282,7 @@ def _operator(name):
     def call(self, *other):
         if any(getattr(o, "__array_ufunc__", True) is None for o in other):       # such as minifcn.Tensor: its turn
             return NotImplemented
+        _check_product(name)
         host = _unwrap(other)
         again = lambda: getattr(self._host, name)(*host)  # noqa: E731
         return _noted(_wrap(again()), again, ())

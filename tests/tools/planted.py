@@ -264,10 +264,18 @@ BUGS = {
         ("fast/gpu/graph.py", "if recorder is None or recorder.fixed != fixed:", "if recorder is None:",
          "weights that moved after the recording"),
         ("fast/gpu/graph.py", "tuple(result.copy() for result in results)", "tuple(results)", "results of two replays"),
-        ("fast/gpu/graph.py", "        for place, value in zip(self.inputs, inputs):\n"
-         "            place[...] = value\n", "        for place, value in zip(self.inputs, inputs):\n"
-         '            if hasattr(value, "shape") or not self.calls:\n'
-         "                place[...] = value\n", "another learning rate in a replay"),
+        ("fast/gpu/graph.py", "        _copied(inputs, self.inputs)\n", "        _copied(inputs[:-1], self.inputs)\n",
+         "another learning rate in a replay"),
+        ("fast/gpu/graph.py", "(recordable, float32_weights, arrays_on_gpu)", "(recordable, arrays_on_gpu)",
+         "float64 while a stream records"),
+        ("fast/gpu/graph.py", "            if self.calls[kind] <= WARM:", "            if self.calls[kind] <= 0:",
+         "a recording for a size seen once"),
+        ("fast/gpu/graph.py", "        try:\n"
+         "            self.results = step(*self.inputs)\n"
+         "        finally:\n"
+         "            self.graph = stream.end_capture() ", "        self.results = step(*self.inputs)\n"
+         "        self.graph = stream.end_capture() ", "an error while a stream records"),
+        ("fast/gpu/graph.py", "_stream(backend.cupy), ", "_stream.__wrapped__(backend.cupy), ", "a workspace for each step"),
         ("inference.py", "[p.data for p in net.parameters()] + [b for _, b in net.named_buffers()]",
          "[p.data for p in net.parameters()]", "another array of running means after the recording"),
     ],

@@ -10,11 +10,14 @@ where the same step took 24.2 (one H100 80GB, 27 November 2026, commit 81f4dba, 
 Before a replay, `step.fixed()` is compared with its value at the recording: the addresses of all arrays that the step changes
 in place, and the settings that the graph contains as numbers. If something differs, the step is recorded again. Numbers among
 the inputs, such as the factor on the learning rate, are on the device as float64. They are rounded at the same place as in an
-ordinary step, so the results are the same to the bit. A recording is kept as long as its step exists.
+ordinary step, so the results are the same to the bit. A recording is kept as long as its step exists. Calls are counted for
+each set of shapes on its own: a size that few images have is not worth a recording.
 Source: CUDA C++ Programming Guide, "CUDA Graphs".
 """
 
+import functools
 import weakref
+from collections import Counter
 
 import numpy as np
 
@@ -23,7 +26,7 @@ from minifcn.core.dispatch import replaces
 from minifcn.functional import step as definitions
 
 WARM = 2                                        # calls before one is recorded
-KINDS = 32                                      # sets of shapes that are recorded for a step: images have many sizes
+KINDS = 32                                      # sets of shapes that are recorded for a step
 _recorders: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()      # step -> _Recorder
 
 
@@ -32,13 +35,18 @@ def recordable(step):
     return getattr(step, "recordable", False)
 
 
+def float32_weights(step):
+    """Weights in float32. Others are multiplied by CuPy's own products, which refuse to be recorded."""
+    return step.dtype == np.float32
+
+
 def arrays_on_gpu(inputs):
     """Arrays on the GPU, and numbers."""
     return backend.cupy is not None and any(isinstance(a, backend.cupy.ndarray) for a in inputs) and all(
         isinstance(a, (backend.cupy.ndarray, int, float)) for a in inputs)
 
 
-@replaces(definitions.repeat, when=(recordable, arrays_on_gpu))
+@replaces(definitions.repeat, when=(recordable, float32_weights, arrays_on_gpu))
 def repeat_recorded(step, inputs):
     fixed = step.fixed()
     recorder = _recorders.get(step)
@@ -51,43 +59,57 @@ class _Recorder:
     """The recordings of one step, one for each set of shapes; they are played one after another and share their memory."""
 
     def __init__(self, fixed):
-        cuda = backend.cupy.cuda
-        self.fixed, self.recordings = fixed, {}
-        self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        self.fixed, self.calls, self.recordings = fixed, Counter(), {}
+        self.stream, self.pool = _stream(backend.cupy), backend.cupy.cuda.MemoryPool()
 
     def play(self, step, inputs):
         cuda, kind = backend.cupy.cuda, tuple((a.shape, a.dtype.str) if hasattr(a, "shape") else float for a in inputs)
+        self.calls[kind] += 1
         if kind not in self.recordings and len(self.recordings) == KINDS:
             return step(*inputs)
         current = cuda.get_current_stream()
         self.stream.wait_event(current.record())                         # the inputs are there, and the last results copied
         with self.stream, cuda.using_allocator(self.pool.malloc):
-            if kind not in self.recordings:
-                self.recordings[kind] = _Recording(inputs)
-            results = self.recordings[kind].play(step, inputs, self.stream)
+            if self.calls[kind] <= WARM:
+                results = step(*_copied(inputs, _places(inputs)))
+            else:
+                if kind not in self.recordings:
+                    self.recordings[kind] = _Recording(step, inputs, self.stream)
+                results = self.recordings[kind].play(inputs, self.stream)
         current.wait_event(self.stream.record())
         return tuple(result.copy() for result in results)                # the next call writes them again
 
 
+@functools.cache
+def _stream(cupy):
+    """The stream of all recorders: the products of a stream have a workspace of 64 MiB, which is never given back."""
+    return cupy.cuda.Stream(non_blocking=True)
+
+
 class _Recording:
-    """Fixed places for inputs and results, and, from the third call on, the graph between them."""
+    """Fixed places for inputs and results, and the graph between them."""
 
-    def __init__(self, inputs):
-        cupy = backend.cupy
-        self.inputs = tuple(cupy.empty(a.shape, a.dtype) if hasattr(a, "shape") else cupy.empty((), np.float64) for a in inputs)
-        self.calls, self.graph, self.results = 0, None, None
+    def __init__(self, step, inputs, stream):
+        self.inputs = _places(inputs)
+        stream.begin_capture()
+        try:
+            self.results = step(*self.inputs)
+        finally:
+            self.graph = stream.end_capture()                            # after an error too: the stream goes on to run
 
-    def play(self, step, inputs, stream):
-        for place, value in zip(self.inputs, inputs):
-            place[...] = value
-        self.calls += 1
-        if self.calls <= WARM:
-            return step(*self.inputs)
-        if self.graph is None:
-            stream.begin_capture()
-            try:
-                self.results = step(*self.inputs)
-            finally:
-                self.graph = stream.end_capture()
+    def play(self, inputs, stream):
+        _copied(inputs, self.inputs)
         self.graph.launch(stream)
         return self.results
+
+
+def _places(inputs):
+    """An array for each input; numbers are float64."""
+    cupy = backend.cupy
+    return tuple(cupy.empty(a.shape, a.dtype) if hasattr(a, "shape") else cupy.empty((), np.float64) for a in inputs)
+
+
+def _copied(inputs, places):
+    for place, value in zip(places, inputs):
+        place[...] = value
+    return places

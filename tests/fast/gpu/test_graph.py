@@ -12,10 +12,10 @@ from minifcn.core import backend
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.core.tensor import Tensor, no_grad
 from minifcn.data.upload import Uploader
-from minifcn.fast.gpu import graph
+from minifcn.fast.gpu import convolution, graph, launch
 from minifcn.functional.step import repeat
 from minifcn.inference import whole
-from minifcn.models import fcn32s
+from minifcn.models import fcn8s, fcn32s
 from minifcn.models.resnet import TRUNKS, BasicBlock, conv
 from minifcn.training import SGD
 from minifcn.training.step import LOSS_SCALE, Step
@@ -41,11 +41,17 @@ def short_trunk(monkeypatch):
     monkeypatch.setitem(TRUNKS, "short", Short)
 
 
-def step():
+@pytest.fixture(autouse=True)
+def strict_fp32():
+    yield
+    backend.set_precision("fp32")
+
+
+def step(make=fcn32s, backbone="short", width=4, **settings):
     """A new network and the step that trains it."""
     nn.init.seed(1)
-    net = fcn32s(num_classes=K, backbone="short", width=4).to("gpu").train()
-    return Step(net, SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4))
+    net = make(num_classes=K, backbone=backbone, width=width).to("gpu").train()
+    return Step(net, SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), **settings)
 
 
 def batches(sizes):
@@ -88,21 +94,54 @@ def test_the_twin_is_asked_for_a_step(gpu):
     assert twin.refusal((step(), next(batches([2])))).__name__ == "arrays_on_gpu"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_same_bits(gpu, precision):
+@pytest.fixture
+def kernels(monkeypatch):
+    """The names of the kernels that run."""
+    names, kernel = set(), launch._kernel
+    monkeypatch.setattr(launch, "_kernel", lambda cupy, name, *rest: names.add(name) or kernel(cupy, name, *rest))
+    return names
+
+
+@pytest.mark.parametrize(("precision", "net"), [
+    ("fp32", {}), ("fp16", {}), ("tf32", {"width": 64}), ("fp32", {"make": fcn8s, "backbone": "resnet18"})])
+def test_the_same_bits(gpu, kernels, precision, net):
+    """Each call has another batch and factor. 64 channels are enough for the kernels of tensor cores."""
     backend.set_precision(precision)
-    try:
-        recorded = step()
-        same(run(repeat, recorded), run(directly, step()))
-        assert recording(recorded).graph is not None and recording(recorded).calls == CALLS
-        if precision == "fp16":
-            assert recorded.optimizer.skipped.item() == 0
-    finally:
-        backend.set_precision("fp32")
+    recorded = step(**net)
+    same(run(repeat, recorded, (2,) * 4), run(directly, step(**net), (2,) * 4))
+    assert list(graph._recorders[recorded].calls.values()) == [4] and recording(recorded).graph is not None
+    if precision == "fp16":
+        assert recorded.optimizer.skipped.item() == 0
+    if precision == "tf32" and convolution.hopper():
+        assert {"warpgroup_tf32_128", "weight_gradient_s1", "weight_gradient_s2", "stem_gradient"} <= kernels
+
+
+def test_class_weights_and_an_overflow(gpu, kernels):
+    """A replay reads the weights of the classes where they lie. Once they are so large that gradients overflow in fp16: that
+    step moves nothing, and the next one moves again."""
+    backend.set_precision("fp16")
+    outcomes = []
+    for call in (repeat, directly):
+        weight, states = backend.to_device(np.array([1, 0.5, 2], np.float32), "gpu"), []
+        trained = step(width=64, weight=weight, reduction="pytorch")
+
+        def between(k, trained=trained, weight=weight, states=states):
+            states.append(backend.to_host(trained.optimizer.arena.data))
+            if k == 2:
+                weight *= 2.0**60
+            if k == 3:
+                weight *= 2.0**-60
+
+        outcomes.append(run(call, trained, between=between))
+        assert [not np.array_equal(a, b) for a, b in zip(states, states[1:])] == [True, True, False, True]
+        assert trained.optimizer.skipped.item() == 1
+    same(*outcomes)
+    if convolution.hopper():
+        assert {"warpgroup_half_128", "pack_warpgroup_half"} <= kernels
 
 
 def test_a_last_smaller_batch(gpu):
-    recorded, sizes = step(), (2, 2, 1, 2, 2, 1, 2)
+    recorded, sizes = step(), (2, 2, 1) * 3
     same(run(repeat, recorded, sizes), run(directly, step(), sizes))
     assert {len(r.inputs[0]) for r in graph._recorders[recorded].recordings.values()} == {1, 2}
 
@@ -184,3 +223,62 @@ def test_images_of_several_sizes(gpu):
                 np.testing.assert_array_equal(backend.to_host(whole(net, x)), expected)
     recordings = graph._recorders[inference._forwards[net]].recordings.values()
     assert len(recordings) == 2 and all(r.graph is not None for r in recordings)
+
+
+def test_only_a_size_that_comes_again_takes_a_place(gpu, monkeypatch):
+    """Sizes seen once take none of the recordings, and a size that finds none left is computed as always."""
+    monkeypatch.setattr(graph, "KINDS", 2)
+    net, rng = step().net.eval(), np.random.default_rng(0)
+    for width in (*range(20, 24), *[31] * 4, *[32] * 4, *[33] * 4, 31):
+        x = backend.to_device(rng.standard_normal((1, 3, 15, width), np.float32), "gpu")
+        with no_grad():
+            expected = backend.to_host(net(Tensor(x)).data)
+        np.testing.assert_array_equal(backend.to_host(whole(net, x)), expected)
+    assert [r.inputs[0].shape[3] for r in graph._recorders[inference._forwards[net]].recordings.values()] == [31, 32]
+
+
+def test_float64_is_not_recorded(gpu):
+    """Its products are CuPy's, which refuse to be recorded: neither a step nor a prediction may try."""
+    trained = step()
+    trained.net.to(np.float64)
+    upload = Uploader("gpu")
+    for batch in batches((2,) * CALLS):
+        total, _, _ = repeat(trained, (*upload(*batch), 1.0))
+        assert total.dtype == np.float64
+    x = backend.to_device(np.zeros((1, 3, 15, 17)), "gpu")
+    for _ in range(CALLS):
+        assert whole(trained.net.eval(), x).dtype == np.float64
+    twin, = REPLACEMENTS[repeat]
+    assert twin.refusal((trained, (x,))) is twin.refusal((inference._forwards[trained.net], (x,))) is graph.float32_weights
+
+
+def test_an_error_while_it_is_recorded(gpu):
+    """Nothing half recorded is left: the next call records anew, and the results are those of the step as it is."""
+    recorded, plain, calls = step(), step(), []
+    loss = recorded.net.loss
+
+    def failing(*arguments, **more):
+        calls.append(1)
+        if len(calls) == graph.WARM + 1:
+            raise MemoryError("no room")
+        return loss(*arguments, **more)
+
+    recorded.net.loss = failing
+    upload, sums = Uploader("gpu"), {}
+    for trained, call in ((recorded, repeat), (plain, directly)):
+        sums[trained] = []
+        for k, batch in enumerate(batches((2,) * CALLS)):
+            inputs = (*upload(*batch), 1.0)
+            if k == graph.WARM and trained is recorded:
+                with pytest.raises(MemoryError, match="no room"):
+                    repeat(trained, inputs)
+            sums[trained] += [backend.to_host(s).item() for s in call(trained, inputs)]
+    assert sums[recorded] == sums[plain] and len(calls) == graph.WARM + 2
+
+
+def test_all_steps_share_a_stream(gpu):
+    """And so the handle of its products, with a workspace that is never given back."""
+    run(repeat, step())
+    before = len(launch._workspaces)
+    run(repeat, step())
+    assert len(launch._workspaces) == before
