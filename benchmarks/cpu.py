@@ -36,6 +36,7 @@ from benchmarks.shapes import CLASSES, HEIGHT, WIDTH
 from benchmarks.timing import ceilings, in_turn, quartiles, table
 from minifcn import fast, models
 from minifcn.core import dispatch
+from minifcn.core.machine import cores
 
 THREADS = torch.get_num_threads()               # of all kinds: PyTorch's choice, which heeds OMP_NUM_THREADS as BLAS does
 ROOT = Path(__file__).parents[1]
@@ -161,9 +162,9 @@ def machine():
     names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
              if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
     return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"), "commit": commit(),
-            "cpu": (names or [platform.machine()])[0], "cores": os.cpu_count(), "threads": THREADS,
+            "cpu": (names or [platform.machine()])[0], "cores": len(cores()), "threads": THREADS,
             "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
-            "computing": "; ".join(note() for note in dispatch.NOTES),
+            "computing": dispatch.computing(),
             "set by hand": ", ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("OPENBLAS_", "OMP_", "MKL_"))),
             **ceilings()}
 

@@ -29,7 +29,6 @@ import csv
 import gc
 import json
 import multiprocessing
-import os
 import platform
 import statistics
 import subprocess
@@ -49,6 +48,7 @@ from benchmarks.timing import table
 from minifcn import nn
 from minifcn.core import backend
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
+from minifcn.core.machine import cores
 from minifcn.data.synthetic import write_synthetic
 from minifcn.fast.gpu import launch
 from minifcn.functional import conv
@@ -565,7 +565,7 @@ def tests(options):
         except subprocess.TimeoutExpired:
             return None, "killed: the time for tests was up"
 
-    with ThreadPoolExecutor(max(1, min(12, (os.cpu_count() or 1) - 2))) as pool:
+    with ThreadPoolExecutor(max(1, min(12, len(cores()) - 2))) as pool:
         for file, (code, output) in zip(files, pool.map(run, files)):
             name = str(file.relative_to(ROOT))
             if code == 5:                       # no test of this file is for a GPU

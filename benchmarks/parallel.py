@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from minifcn.core.machine import cores
+
 SETTINGS = {"1 process x 2 threads": (None, 2), "1 rank x 1 thread": (1, 1), "2 ranks x 1 thread": (2, 1)}
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 
@@ -107,7 +109,7 @@ def compare(args):
     for _ in range(args.rounds):
         for name, (ranks, threads) in SETTINGS.items():
             results[name].append(launch(ranks, threads))
-    print(f"FCN-32s, {args.batch_size} x 3 x {args.crop[0]} x {args.crop[1]}, float32, {os.cpu_count()} cores; "
+    print(f"FCN-32s, {args.batch_size} x 3 x {args.crop[0]} x {args.crop[1]}, float32, {len(cores())} cores; "
           f"median [quartiles] of {args.rounds} x {args.steps} steps, settings in turn\n")
     print(f"{'':<24}{'step, ms':>20}  {'of it: waiting for gradients, sums of batch norm, losses':<20}")
     for name, runs in results.items():

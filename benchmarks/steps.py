@@ -16,6 +16,7 @@ import numpy as np
 
 from minifcn import Tensor, models, nn, no_grad
 from minifcn.core.dispatch import readable_only
+from minifcn.core.machine import cores
 from minifcn.training import SGD
 
 OURS = ("fast", "readable")
@@ -127,7 +128,7 @@ def _in_torch(kind, net, images):
 def _runtime(kind, net, images):
     from minifcn.data.classes import VOC
     from minifcn.export import to_onnx
-    threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    threads = int(os.environ.get("OMP_NUM_THREADS", len(cores())))
     model = to_onnx(net, VOC)
     if kind == "onnxruntime":
         import onnxruntime

@@ -18,7 +18,9 @@ from dataclasses import fields
 from common import ROOT, arguments, save, scenes, settings, table
 from matplotlib.figure import Figure
 
-args = arguments(__doc__, lambda parser: parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time"))
+from minifcn.core.machine import cores
+
+args = arguments(__doc__, lambda parser: parser.add_argument("--jobs", type=int, default=len(cores()), help="at a time"))
 root = scenes(args)
 base = settings(args, root, epochs=3)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from common import arguments
 
+from minifcn.core.machine import cores
+
 HERE = Path(__file__).resolve().parent
 # The long ones first; e5 comes after the training of 4_fcn, whose network it uses, and 5_unet after e6_skips.
 FIRST = ["4_fcn", "e6_skips", "e3_xavier", "3_bilinear", "1_transposed_convolution", "e1_matrix_multiplication", "animate",
@@ -41,7 +43,7 @@ def main():
     missing = {path.stem for path in HERE.glob("*.py")} - {*FIRST, *THEN, "common", "run_all"}
     assert not missing, f"not in the list: {missing}"
     start, codes = time.perf_counter(), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(cores())) as pool:
         for names in (FIRST, THEN):
             codes += pool.map(lambda name: run(name, args), names)
     failed = sum(map(bool, codes))

@@ -17,7 +17,7 @@ import numpy as np
 
 import minifcn.functional as F
 from minifcn import nn
-from minifcn.core import backend, dispatch
+from minifcn.core import backend, dispatch, machine
 from minifcn.core.backend import device_of, to_device
 from minifcn.core.gradcheck import check_vjp, cotangent_generator
 from minifcn.core.shapes import Pair
@@ -66,11 +66,11 @@ def installation() -> int:
 
 def environment() -> str:
     """Versions, linear algebra, cores, GPU: a text of several lines."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}, {cores} of "
+    blas = machine.built_with()
+    lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}, {len(machine.cores())} of "
              f"{os.cpu_count()} cores",
-             f"numpy       {np.__version__}, built with the BLAS {blas['name']} {blas['version']}"]
+             f"numpy       {np.__version__}, built with the BLAS {blas['name']} {blas['version']}",
+             f"blas        {machine.blas_in_words()}"]
     for name in ("pillow", "matplotlib"):
         try:
             lines.append(f"{name:<12}{version(name)}")
@@ -81,9 +81,8 @@ def environment() -> str:
     elif not backend.has_gpu():
         lines.append(f"cupy        {backend.cupy.__version__}, but it finds no CUDA device: everything runs on the CPU")
     else:
-        name = backend.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-        lines.append(f"cupy        {backend.cupy.__version__} on {name}")
-    return "\n".join([*lines, *(f"computing   {note()}" for note in dispatch.NOTES)])
+        lines.append(f"cupy        {backend.cupy.__version__} on {backend.gpu_name()}")
+    return "\n".join([*lines, *(f"computing   {words}" for words in (dispatch.computing(), machine.NOT_HELD) if words)])
 
 
 def gradcheck_table(device: str = "cpu", seed: int = 0) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifcn.core.machine import cores
 from minifcn.data.classes import Classes, DataError, class_file, no_class, read_classes, read_text, write_classes
 from minifcn.data.masks import decode_labels, header, read_bytes, write_labels
 from minifcn.data.voc import IMAGE_ENDINGS, LARGEST_LIST
@@ -181,7 +182,7 @@ def _write(root, pairs, lists, classes):
         except DataError as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(len(cores())) as pool:
         found = list(tqdm(pool.map(one, pairs), "convert", len(pairs), leave=False, disable=None))
     faults = [fault for fault in found if fault]
     if faults:

@@ -12,7 +12,7 @@ import minifcn.functional as F
 from minifcn import check as checks
 from minifcn import nn
 from minifcn.check import FLOAT32_BOUND, Row, gradcheck_table, gradients
-from minifcn.core import backend, dispatch
+from minifcn.core import backend, dispatch, machine
 from minifcn.core.backend import to_host
 from minifcn.core.tensor import record
 from minifcn.functional import conv
@@ -135,20 +135,26 @@ def test_environment(monkeypatch):
     monkeypatch.setattr(checks, "version", version)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2} if pid == 0 else {0}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(dispatch, "NOTES", [lambda: "with care"])
+    monkeypatch.setattr(dispatch, "computing", lambda: "with care")
+    monkeypatch.setattr(machine, "blas_in_words", lambda: "a BLAS with 5 threads")
+    monkeypatch.setattr(machine, "NOT_HELD", None)
     monkeypatch.setattr(backend, "cupy", None)
     lines = checks.environment().splitlines()
     assert lines[0].endswith(", 3 of 8 cores") and lines[1].startswith(f"numpy       {np.__version__}, built with the BLAS ")
-    assert lines[2:] == ["pillow      1.2.3", "matplotlib  not installed",
+    assert lines[2:] == ["blas        a BLAS with 5 threads", "pillow      1.2.3", "matplotlib  not installed",
                          f"cupy        everything runs on the CPU: {backend.WITHOUT}",
                          "computing   with care"]
-    runtime = SimpleNamespace(getDeviceProperties=lambda i: [{"name": b"the first"}, {"name": b"another"}][i])
+    runtime = SimpleNamespace(getDeviceProperties=lambda i: [{"name": b"the first"}, {"name": b"another"}][i],
+                              getDevice=lambda: 1)
     monkeypatch.setattr(backend, "cupy", SimpleNamespace(__version__="14.0", cuda=SimpleNamespace(runtime=runtime)))
-    for gpu, words in ((False, "14.0, but it finds no CUDA device: everything runs on the CPU"), (True, "14.0 on the first")):
+    for gpu, words in ((False, "14.0, but it finds no CUDA device: everything runs on the CPU"), (True, "14.0 on another")):
         monkeypatch.setattr(backend, "has_gpu", lambda gpu=gpu: gpu)
-        assert checks.environment().splitlines()[4] == f"cupy        {words}"
+        assert checks.environment().splitlines()[5] == f"cupy        {words}"
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert checks.environment().splitlines()[0].endswith(", 8 of 8 cores")
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 5, raising=False)
+    assert checks.environment().splitlines()[0].endswith(", 5 of 8 cores")
+    monkeypatch.setattr(machine, "NOT_HELD", "the reason, and what to install")
+    assert checks.environment().splitlines()[-2:] == ["computing   with care", "computing   the reason, and what to install"]
 
 
 def test_a_network_is_counted(monkeypatch):

@@ -110,6 +110,9 @@ assert minifcn.__file__.startswith(tree), minifcn.__file__
 assert find_spec("minifcn.fast") is None and not hasattr(minifcn, "fast"), "fast is importable"
 from minifcn.core import dispatch
 assert not any(dispatch.REPLACEMENTS.values())
+from minifcn.training import parallel, parts
+arithmetic = parts.arithmetic("cpu", parallel.ALONE)
+assert arithmetic["path"] == "readable" and arithmetic["threads and BLAS"].startswith("BLAS: "), arithmetic
 import pytest
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "numpy", *sys.argv[2:]])
 assert not [name for name in sys.modules if name.startswith("minifcn.fast")], "fast was imported"

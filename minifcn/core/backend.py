@@ -86,6 +86,12 @@ def has_tensor_cores() -> bool:
     return int(cupy.cuda.Device().compute_capability) >= 80
 
 
+def gpu_name() -> str:
+    """What the current GPU is called, as "NVIDIA H200"."""
+    runtime = cupy.cuda.runtime
+    return runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+
+
 def address(array: Any) -> int | None:
     """The address in memory at which an array's numbers begin, as an int; None for None."""
     return None if array is None else array.ctypes.data if array_module(array) is np else array.data.ptr

@@ -26,9 +26,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from minifcn.core import machine
+
 Function = TypeVar("Function", bound=Callable)
 REPLACEMENTS: dict = {}                         # definition's wrapper -> [Twin, ...] in the order in which they are asked
-NOTES: list = []                                # functions without arguments; `explain` prints the sentence that each returns
+NOTES: list = []                                # functions without arguments: what computes where twins run, a sentence each
 _readable = os.environ.get("MINIFCN_READABLE", "0") not in ("", "0")
 _but: tuple = ()                                # endings of the names of modules whose twins run even so
 
@@ -125,8 +127,13 @@ def readable_only(but: Sequence[str] = ()) -> Iterator[None]:
 
 
 def readable() -> bool:
-    """Whether twins are switched off now."""
-    return _readable
+    """Whether definitions alone run now: twins are switched off, or there are none."""
+    return _readable or not any(REPLACEMENTS.values())
+
+
+def computing() -> str:
+    """A sentence about the threads that compute on the CPU, and about BLAS."""
+    return f"BLAS: {machine.blas_in_words()}" if readable() else "; ".join(note() for note in NOTES)
 
 
 def _asked(twin):
@@ -152,8 +159,7 @@ def explain(f: Callable, *args: Any, **kwargs: Any) -> Any:
         return f(*args, **kwargs)
     finally:
         _listeners.remove(listener)
-        for note in NOTES:
-            print(note())
+        print(computing())
         for text, count in listener.seen.items():
             print(text if count == 1 else text.replace("\n", f"    {count} times\n", 1))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifcn.core.machine import cores
 from minifcn.data.classes import DataError, read_classes
 from minifcn.data.masks import READINGS, check_inside, decode_labels, read_bytes, read_image
 from minifcn.data.voc import Folder, read_list, scaled_size, shrunk
@@ -132,7 +132,7 @@ def survey(*folders: Folder, decode: bool = False, faults: list[str] | None = No
     from tqdm import tqdm
 
     start, parts = time.perf_counter(), []
-    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="survey")
+    pool = ThreadPoolExecutor(len(cores()), thread_name_prefix="survey")
     try:
         for folder in folders:
             part = Part(folder, np.zeros(len(folder.classes.names) + 1, np.int64))

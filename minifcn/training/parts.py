@@ -22,12 +22,13 @@ def first(folder, limit):
 
 
 def arithmetic(device, world):
-    """What the last bits of a run depend on, beside its options: {name: words}."""
+    """What the last bits of a run depend on, beside its options: {name: words}. Call it when each rank has its cores or GPU."""
     found = {"numpy": np.__version__, "path": "readable" if dispatch.readable() else "fast", "device": device,
              "processes": str(world.size)}
     if device == "gpu":
-        return found | {"cupy": backend.cupy.__version__}
-    return found | {"threads and BLAS": "; ".join(note() for note in dispatch.NOTES), "L2 cache": l2_cache()}
+        return found | {"cupy": backend.cupy.__version__, "GPU": backend.gpu_name(),
+                        "CUDA runtime": str(backend.cupy.cuda.runtime.runtimeGetVersion())}
+    return found | {"threads and BLAS": dispatch.computing(), "L2 cache": l2_cache()}
 
 
 def l2_cache():

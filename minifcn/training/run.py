@@ -233,9 +233,12 @@ class Run:
             odd.append("what the files of the data set were then cannot be told")
         elif saved.data["train"] != self.data["train"]:
             odd.append("files of the training images or masks have changed")
-        before = saved.arithmetic or {}
-        odd += [f"{name}: {before[name]} before, {self.arithmetic.get(name, 'none')} now" for name in before
-                if before[name] != self.arithmetic.get(name)]
+        if saved.arithmetic is None:
+            odd.append("what computed then cannot be told")
+        else:
+            before, now = saved.arithmetic, self.arithmetic
+            odd += [f"{name}: {before.get(name, 'unknown')} before, {now.get(name, 'unknown')} now"
+                    for name in before | now if before.get(name) != now.get(name)]
         if odd and self.world.rank == 0:
             warnings.warn("the run goes on, but perhaps not with the bits of one that was left alone: " + "; ".join(odd),
                           stacklevel=4)

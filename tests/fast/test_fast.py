@@ -684,40 +684,30 @@ def test_threads_at_the_start(limit):
     ("import threadpoolctl; np.show_config = lambda mode: {'Build Dependencies': {'blas': {'name': 'accelerate'}}}",
      r"does not know NumPy's BLAS \(accelerate[,)]")])
 def test_where_blas_cannot_be_held(preparation, words):
-    """One thread of its own; one warning, and explain, say why, and what to install."""
+    """One thread of its own; one warning says why, and what to install; explain names BLAS."""
     code = f"""
 import sys, warnings
 import numpy as np
 {preparation}
 from minifcn import fast
 import minifcn.functional as F
-from minifcn.core import dispatch
+from minifcn.core import dispatch, machine
 from minifcn.fast.cpu import threads
 x, w = np.ones((2, 32, 40, 40), np.float32), np.ones((32, 32, 3, 3), np.float32)
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     values = [round(float(F.conv2d(x, w).data.max())) for _ in range(2)]
 print(threads._threads, values, len(seen), seen[0].category.__name__, seen[0].message)
+print(machine.NOT_HELD)
 dispatch.explain(F.relu, np.ones(3))
 fast.set_threads(2)                                                      # who knows better may say so
 print(round(float(F.conv2d(x, w).data.max())))
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    first, note, last = run.stdout.splitlines()
-    assert first.startswith("1 [288, 288] 1 RuntimeWarning ") and first.endswith(note) and last == "288", run.stderr
-    assert re.search(words, note) and "one thread of its own: pip install" in note
-
-
-def test_cores(monkeypatch):
-    """Those that the process may use; where the system cannot tell, all there are."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
-    assert cpu.cores() == 3
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "process_cpu_count", lambda: 4, raising=False)
-    assert cpu.cores() == 4
-    monkeypatch.delattr(os, "process_cpu_count")
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert cpu.cores() == 1
+    first, why, note, last = run.stdout.splitlines()
+    assert first.startswith("1 [288, 288] 1 RuntimeWarning ") and first.endswith(why) and last == "288", run.stderr
+    assert re.search(words, why) and "one thread of its own: pip install" in why
+    assert re.match(r"1 thread of minifcn's own, and BLAS's, which nobody holds: \S+, .*, \d+ cores", note)
 
 
 def test_operations_after_the_main_thread_has_ended():

@@ -303,7 +303,9 @@ _fill_in()
 as_strided = _on_device(np.lib.stride_tricks.as_strided, "as_strided")
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=as_strided))
 del as_strided
-cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError),
+cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0, CUDARuntimeError=RuntimeError,
+                                               getDeviceProperties=[{"name": b"a stand-in's card"}].__getitem__,
+                                               runtimeGetVersion=lambda: 13000),
                        Stream=streams.Stream, Event=streams.Event, get_current_stream=lambda: streams.current,
                        alloc_pinned_memory=streams.alloc_pinned_memory)
 __name__ = "cupy"                               # by which the library tells the two namespaces apart

@@ -17,6 +17,9 @@ import mutate
 from planted import BUGS
 
 TESTS = {                                       # file -> the tests that know it; those of mutate.TESTS count too
+    "core/backend.py": "backend arithmetic",
+    "core/dispatch.py": "dispatch arithmetic",
+    "core/machine.py": "machine arithmetic",
     "core/tensor.py": "tensor written basic arena torch_reference",
     "data/classes.py": "classes masks voc loader",
     "data/loader.py": "loader loader_options void run parity",
@@ -51,7 +54,7 @@ TESTS = {                                       # file -> the tests that know it
     "training/arena.py": "arena optim fit",
     "training/checkpoint.py": "checkpoint run",
     "training/parallel.py": "parallel",
-    "training/parts.py": "void run_options run before_the_first_step pretrained fit train_step cli",
+    "training/parts.py": "arithmetic void run_options run before_the_first_step pretrained fit train_step cli",
     "training/pretrained.py": "pretrained",
     "training/report.py": "report void run_options run fit cli chapter",
     "training/run.py": "void run_options run fit checkpoint before_the_first_step chapter pretrained cli",

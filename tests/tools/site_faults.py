@@ -6,7 +6,6 @@ Pages are built without running their cells (that takes most of a build), except
 Exits with 1 if a fault passes, is not named, or if the site does not build without one.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from minifcn.core.machine import cores
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("docs", "minifcn", "demos", "benchmarks", "tests", *(path.name for path in ROOT.glob("*.*") if path.is_file()))
@@ -95,7 +96,7 @@ def verdict(fault):
 
 
 def main():
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(cores())) as pool:
         wells = []
         for line, well in pool.map(verdict, [None, *FAULTS]):
             print(line, flush=True)

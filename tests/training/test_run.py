@@ -253,8 +253,14 @@ def test_resume_says_what_may_change_the_bits(options, tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "checkpoint.npz", saved._replace(arithmetic=saved.arithmetic | {"numpy": "1.0", "path": "b"}))
     with pytest.warns(UserWarning, match=rf"perhaps not with the bits .*: numpy: 1.0 before, {np.__version__} now; path: b"):
         resume(tmp_path)
+    for before, words in (({"numpy": np.__version__}, "; device: unknown before, cpu now; "),        # of an older minifcn
+                          (None, "what computed then cannot be told")):
+        checkpoint.save(tmp_path / "checkpoint.npz", saved._replace(arithmetic=before))
+        with pytest.warns(UserWarning, match=words):
+            resume(tmp_path)
+    checkpoint.save(tmp_path / "checkpoint.npz", saved)
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "77")
-    with pytest.warns(UserWarning, match="; L2 cache: .* before, 77K now"):
+    with pytest.warns(UserWarning, match="one that was left alone: L2 cache: .* before, 77K now"):
         resume(tmp_path)
 
 

@@ -10,68 +10,26 @@ import contextvars
 import functools
 import operator
 import os
-import re
 import signal
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 
-import numpy as np
+from minifcn.core import dispatch, machine
 
-from minifcn.core import dispatch
-
-try:
-    from threadpoolctl import ThreadpoolController
-    _blas = ThreadpoolController().select(user_api="blas")
-except ImportError:
-    _blas = None
-
-
-def cores():
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):                                 # Linux
-        return len(os.sched_getaffinity(0))
-    return getattr(os, "process_cpu_count", os.cpu_count)() or 1         # Python 3.13 and later, else all there are
-
-
-def blas_file():
-    """The file of NumPy's BLAS as Linux maps it, since Debian has any BLAS behind one name; None if it cannot be told."""
-    try:
-        found = re.search(r"/\S*/lib(scipy_open|open|flexi|c)?bl[ai]s\S*\.so\S*", Path("/proc/self/maps").read_text())
-    except OSError:                                                      # another system
-        return None
-    return found and found[0]
-
-
-def why_one_thread():
-    """A sentence that says why BLAS cannot be limited to one thread, and what to do; None if it can."""
-    name = np.show_config(mode="dicts")["Build Dependencies"]["blas"].get("name", "unknown")
-    consequence = "so BLAS cannot be held to one thread, and minifcn computes on one thread of its own"
-    if _blas is None:
-        return f"threadpoolctl is not installed, {consequence}: pip install threadpoolctl"
-    known = [library["internal_api"] for library in _blas.info()]
-    needed = [api for api in ("accelerate", "openblas", "blis", "mkl") if api in name]       # else: chosen when it is loaded
-    if not known or needed and not set(known) & set(needed):
-        name = ", ".join(filter(None, (name, blas_file())))
-        return (f"threadpoolctl does not know NumPy's BLAS ({name}), {consequence}: pip install --upgrade threadpoolctl numpy "
-                "(NumPy's wheels for Linux and Windows hold OpenBLAS), or the system's package of OpenBLAS")
-    return None
-
-
-_alone = why_one_thread()
-_threads = 1 if _alone else min(cores(), max(library["num_threads"] for library in _blas.info()))
+_blas, _alone = machine.BLAS, machine.NOT_HELD
+_threads = 1 if _alone else min(len(machine.cores()), max(library["num_threads"] for library in _blas.info()))
 _pool = None                                    # the other threads; the calling thread does the first share itself
 _turn = threading.RLock()                       # one caller at a time, since BLAS's number of threads is global
 _inside = False                                 # True while the thread that holds _turn computes
 
 
 def in_words():
-    """A sentence about the numbers of threads that compute."""
+    """The numbers of threads that compute, and the BLAS."""
+    own = f"{_threads} {'thread' if _threads == 1 else 'threads'} of minifcn's own"
     if _alone:
-        return _alone
-    blas = "; ".join(f"{b['internal_api']} {b['version']}, {b.get('architecture', 'unknown')} kernels" for b in _blas.info())
-    return f"{_threads} {'thread' if _threads == 1 else 'threads'} of minifcn's own, each with one of BLAS: {blas}"
+        return f"{own}, and BLAS's, which nobody holds: {machine.blas_in_words()}"
+    return f"{own}, each with one of BLAS: {machine.kernels()}"
 
 
 dispatch.NOTES.append(in_words)
