@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifcn.core import machine
 from minifcn.core.backend import array_module
 from minifcn.nn import BatchNorm2d
 
@@ -163,14 +164,15 @@ class Mpi(Local):
         if device == "gpu":
             self.sums = Nccl(self, place, here)
             return f"{self.size} processes with a GPU each: " + ", ".join(self.gather(f"rank {self.rank} {self.sums}"))
-        import threadpoolctl
-        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count()))
+        cores = machine.cores()
         sharers = sum(bool(cores & other) for other in self.node.allgather(cores))       # 1 where mpiexec binds ranks to cores
         threads = max(1, len(cores) // sharers)
-        threadpoolctl.threadpool_limits(threads)
-        if "minifcn.fast" in sys.modules:                                # a folder that can be deleted
-            sys.modules["minifcn.fast"].set_threads(threads)
-        return f"{self.size} processes, threads of each: {', '.join(map(str, sorted(set(self.gather(threads)))))}"
+        if machine.NOT_HELD is None:
+            machine.BLAS.limit(limits=threads)
+            if "minifcn.fast" in sys.modules:                            # a folder that can be deleted
+                sys.modules["minifcn.fast"].set_threads(threads)
+        each = self.gather(machine.NOT_HELD or str(threads))
+        return f"{self.size} processes, threads of each: {', '.join(sorted(set(each)))}"
 
     def last_words(self, text, code):
         self.code = code

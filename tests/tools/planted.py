@@ -564,6 +564,11 @@ BUGS = {
         ("training/parallel.py", "        for i, bucket in enumerate(buckets):                             # parameters",
          "        for i, bucket in enumerate(buckets[:-1]):                        # parameters",
          "a frozen parameter in the last bucket"),
+        ("training/parallel.py", "        if machine.NOT_HELD is None:\n"
+         "            machine.BLAS.limit(limits=threads)\n", "        if True:\n", "two ranks without threadpoolctl"),
+        ("training/parallel.py", "            machine.BLAS.limit(limits=threads)\n", "", "two ranks, MINIFCN_READABLE=1"),
+        ("training/parallel.py", "sharers = sum(bool(cores & other) for other in self.node.allgather(cores))", "sharers = 1",
+         "two ranks on the same cores"),
         ("training/parallel.py", 'total = np.array(array, order="C") ', "total = np.asarray(array) ", "an array after its sum"),
         ("functional/batchnorm.py", "mean, M = (sums[:-1] / sums[-1:]).astype(x.dtype), sums[-1:]",
          "mean, M = (sums[:-1] / sums[-1:]).astype(x.dtype), count", "two shares"),

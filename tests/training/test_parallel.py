@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minifcn.core import backend
+from minifcn.core import backend, machine
 from minifcn.core.tensor import Tensor
 from minifcn.training import checkpoint as checkpoints
 from minifcn.training import parallel
@@ -247,6 +247,37 @@ def test_a_rank_meets_a_broken_mask(slow, tmp_path):
 
 
 # ---- who is there ----
+
+CORES = """
+import sys
+if sys.argv[1] == "without":
+    sys.modules["threadpoolctl"] = None
+from minifcn.core import machine
+from minifcn.fast.cpu import threads
+from minifcn.training import parallel
+machine.cores = lambda: set(range(8))
+world = parallel.world()
+parallel.start(world, "cpu")
+held = machine.BLAS and {library["num_threads"] for library in machine.BLAS.info()}
+print(*world.gather((threads._threads, held)))
+"""
+
+
+@mpi.needed
+@pytest.mark.skipif(machine.NOT_HELD is not None, reason="threadpoolctl does not know this BLAS")
+def test_ranks_share_the_cores():
+    out, err = mpi.run(2, "-c", CORES, "with")
+    assert out == "2 processes, threads of each: 4\n(4, {4}) (4, {4})\n" and err == ""
+
+
+@mpi.needed
+def test_ranks_with_a_blas_that_nobody_holds():
+    """One thread of minifcn's own in each, since BLAS may take all cores; and the line says why."""
+    out, err = mpi.run(2, "-c", CORES, "without")
+    first, last = out.splitlines()
+    assert first.startswith("2 processes, threads of each: threadpoolctl is not installed, so BLAS cannot be held")
+    assert first.count("pip install") == 1 and last == "(1, None) (1, None)" and err == ""
+
 
 @pytest.fixture
 def launched(monkeypatch):
