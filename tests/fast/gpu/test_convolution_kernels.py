@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kernel_cases import as_float32, check, few, gamma, on_device, reference, reorder, seeds
+from kernel_cases import CHANNELS, as_float32, check, few, gamma, on_device, reference, reorder, seeds
 
 from minifcn.core import backend, dispatch
 from minifcn.fast import fused
@@ -77,6 +77,15 @@ def test_correlate_grad_w(gpu, case, seed):
     check(got, gw, gamma(N * ohw[0] * ohw[1]) * size)
 
 
+@pytest.mark.parametrize("number", CHANNELS)
+def test_columns_of_any_number_of_channels(gpu, number):
+    """... and filters, of several pixels and of one."""
+    for test in (test_correlate, test_correlate_grad_x, test_correlate_grad_w):
+        for C, F in ((number, 5), (5, number)):
+            test.hypothesis.inner_test(gpu, (2, C, F, (4, 3), (3, 2), (2, 1), (1, 2), (1, 2)), number)
+            test.hypothesis.inner_test(gpu, (3, C, F, (1, 1), (3, 3), (1, 1), (1, 1), (1, 1)), number)
+
+
 # ---- matrix products ----
 
 @few
@@ -130,9 +139,12 @@ TILES = {
     "correlate_implicit_gemm in fp32": [(1, 20, 128, (12, 13), (3, 2), (2, 1), (0, 1), (1, 1)),
                                         (1, 3, 64, (20, 21), (7, 7), (2, 2), (3, 3), (1, 1)),
                                         (3, 300, 64, (1, 1), (3, 3), *PADDED)],
-    "correlate_grad_x_warpgroup in fp16": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 64, (3, 17), (3, 3), *PADDED)],
-    "correlate_grad_x_warpgroup in tf32": [(2, 128, 32, (17, 9), (3, 3), *PADDED), (1, 128, 96, (3, 17), (3, 3), *PADDED)],
-    "correlate_grad_x_patch": [(2, 64, 64, (11, 17), (3, 3), *PADDED), (1, 128, 64, (10, 15), (3, 3), *PADDED)],
+    "correlate_grad_x_warpgroup in fp16": [(2, 64, 64, (17, 9), (3, 3), *PADDED), (1, 128, 64, (3, 17), (3, 3), *PADDED),
+                                           (3, 64, 64, (1, 1), (3, 3), *PADDED)],
+    "correlate_grad_x_warpgroup in tf32": [(2, 128, 32, (17, 9), (3, 3), *PADDED), (1, 128, 96, (3, 17), (3, 3), *PADDED),
+                                           (3, 128, 32, (1, 1), (3, 3), *PADDED)],
+    "correlate_grad_x_patch": [(2, 64, 64, (11, 17), (3, 3), *PADDED), (1, 128, 64, (10, 15), (3, 3), *PADDED),
+                               (3, 64, 64, (1, 1), (3, 3), *PADDED)],
     "correlate_grad_x_phases": [(2, 64, 64, (9, 11), (3, 3), *HALVING), (1, 128, 20, (8, 10), (3, 3), *HALVING),
                                 (2, 64, 300, (1, 1), (3, 3), *HALVING)],
     "correlate_grad_x_phases in fp32": [(1, 128, 20, (9, 11), (3, 3), *HALVING), (2, 64, 300, (1, 1), (3, 3), *HALVING)],
@@ -146,6 +158,26 @@ TILES = {
                                        (3, 64, 128, (9, 12), (3, 3), *HALVING), (2, 64, 64, (1, 1), (3, 3), *HALVING)],
     "correlate_grad_w_stem": [(3, 3, 64, (33, 35), (7, 7), *STEM), (2, 3, 128, (17, 16), (7, 7), *STEM),
                               (2, 3, 64, (1, 1), (7, 7), *STEM)],
+}
+ONE = (1, 1), (3, 3)                            # one pixel for a 3 x 3 layer
+# As deep layers have them: more than 256 channels, and more than 256 filters.
+WIDE = {
+    "correlate_warpgroup in fp16": [(1, 512, 64, *ONE, *PADDED), (1, 64, 512, *ONE, *PADDED)],
+    "correlate_warpgroup in tf32": [(1, 512, 128, *ONE, *PADDED), (1, 32, 512, *ONE, *PADDED)],
+    "correlate_patch": [(1, 320, 64, *ONE, *PADDED), (1, 64, 320, *ONE, *PADDED)],
+    "correlate_implicit_gemm": [(1, 64, 320, *ONE, *HALVING)],
+    "correlate_grad_x_warpgroup in fp16": [(1, 64, 512, *ONE, *PADDED), (1, 512, 64, *ONE, *PADDED)],
+    "correlate_grad_x_warpgroup in tf32": [(1, 128, 512, *ONE, *PADDED), (1, 512, 32, *ONE, *PADDED)],
+    "correlate_grad_x_patch": [(1, 64, 320, *ONE, *PADDED), (1, 320, 64, *ONE, *PADDED)],
+    "correlate_grad_x_phases": [(1, 320, 20, *ONE, *HALVING)],
+    "correlate_grad_x_phases in fp32": [(1, 320, 20, *ONE, *HALVING)],
+    "correlate_grad_x_implicit_gemm in fp32": [(1, 320, 20, *ONE, *PADDED), (2, 64, 300, *ONE, *PADDED)],
+    "correlate_grad_x_implicit_gemm": [(1, 320, 20, *ONE, *PADDED), (2, 64, 300, *ONE, *PADDED)],
+    "correlate_grad_w_patch": [(2, 320, 64, *ONE, *PADDED), (1, 64, 320, *ONE, *PADDED), (1, 320, 64, *ONE, *HALVING),
+                               (1, 64, 320, *ONE, *HALVING)],
+    "correlate_grad_w_patch in fp32": [(2, 320, 64, *ONE, *PADDED), (1, 64, 320, *ONE, *PADDED), (1, 320, 64, *ONE, *HALVING),
+                                       (1, 64, 320, *ONE, *HALVING)],
+    "correlate_grad_w_stem": [(1, 3, 320, (1, 1), (7, 7), *STEM)],
 }
 
 
@@ -189,6 +221,14 @@ def test_tensor_core_twins_are_exact_on_whole_numbers(gpu, precision, twin, case
         exact_on_whole_numbers(gpu, twin, case, seed)
 
 
+@pytest.mark.parametrize(("twin", "case", "name"), [(twin, case, name) for twin, cases in WIDE.items() for case in cases
+                                                    for name in precisions_of(twin)])
+def test_tensor_core_twins_of_many_channels_and_one_pixel(gpu, precision, twin, case, name):
+    needs(gpu, twin)
+    precision(name)
+    exact_on_whole_numbers(gpu, twin, case, 0)
+
+
 def exact_on_whole_numbers(gpu, twin, case, seed):
     rng = np.random.default_rng(seed)
     reorder(gpu, seed)
@@ -230,9 +270,6 @@ def test_a_nan_and_an_infinity_stay(gpu, precision):
     x[0, 3, 9, 9] = np.inf
     y = convolution.correlate_patch(*map(gpu.asarray, (x, w)), *PADDED).get()
     assert np.isnan(y[0, 7, 3:6, 4:7]).all() and np.isposinf(y[0, 7, 8:11, 8:11]).all() and np.isfinite(y[0, 7, :2]).all()
-
-
-CHANNELS = [1, 31, 33, 255, 257, 300]
 
 
 @pytest.mark.parametrize(("C", "name"), [*((C, "tf32") for C in CHANNELS), (33, "fp32"), (300, "fp32")])

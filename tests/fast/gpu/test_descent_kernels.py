@@ -38,8 +38,9 @@ def test_the_learning_rate_may_lie_on_the_device(gpu):
     assert (w.get() == 0.75).all()
 
 
-def test_pictures_are_normalised_to_the_same_bits(gpu):
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 13, 17), dtype=np.uint8)
+@pytest.mark.parametrize("hw", [(1, 1), (13, 17)])
+def test_pictures_are_normalised_to_the_same_bits(gpu, hw):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, *hw), dtype=np.uint8)
     got = descent.normalize_gpu(gpu.asarray(images))
     np.testing.assert_array_equal(got.get(), reference(step.normalize, images))
     assert got.transpose(0, 2, 3, 1).flags.c_contiguous

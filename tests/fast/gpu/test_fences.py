@@ -29,11 +29,11 @@ CALLS = {
     "norm": [(norms.test_normalize_add_relu.hypothesis.inner_test, (s, True, 0)) for s in ((3, 33, 5, 4), (2, 12, 7, 9))]
     + [(norms.test_normalize_relu_pool, (shape,)) for shape in ((3, 33, 1, 1), (1, 12, 10, 5))],
     "pool": [(pools.test_max_pool.hypothesis.inner_test, (((2, C, 9, 13), (3, 3), (2, 2), (1, 1)), 0)) for C in (3, 8)]
-    + [(pools.test_softmax_nll.hypothesis.inner_test, (2, 21, 9, 7, 0))],
+    + [(pools.test_softmax_nll.hypothesis.inner_test, (2, 21, 9, 7, 0, 0))],
     "head": [(heads.test_score_loss, (case,)) for case in heads.CASES[1:]]
-    + [(heads.test_the_enlarged_map, ((21, 36), (2, 3), (8, 10), (2, 3)))],
+    + [(heads.test_the_enlarged_map, ((2, 3, 5), (21, 36), (2, 3), (8, 10), (2, 3)))],
     "descent": [(descents.test_descend.hypothesis.inner_test, (301, True, 1e-4, 0)),
-                (descents.test_pictures_are_normalised_to_the_same_bits, ())],
+                (descents.test_pictures_are_normalised_to_the_same_bits, ((13, 17),))],
 }
 
 

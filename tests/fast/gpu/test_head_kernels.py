@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_cases import U, as_float32, check, gamma, on_device, reference, reorder
+from kernel_cases import CHANNELS, U, as_float32, check, gamma, on_device, reference, reorder
 
 from minifcn import nn
 from minifcn.core import backend
@@ -31,7 +31,7 @@ def test_score_loss(gpu, case):
     x, = as_float32(3 * rng.standard_normal((N, C, *hw)))
     for H, W in (full, (full[0] - 1, full[1] - 2)):
         reorder(gpu, H)
-        labels = rng.integers(0, K, (N, H, W)).astype(np.uint8)
+        labels = rng.integers(0, min(K, 255), (N, H, W)).astype(np.uint8)
         labels[rng.random(labels.shape) < 0.2] = 255
         results = []
         for device in (False, True):
@@ -60,6 +60,15 @@ def test_score_loss(gpu, case):
             assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
 
 
+@pytest.mark.parametrize("number", CHANNELS)
+def test_any_number_of_channels_and_classes(gpu, number):
+    """... and a map of one pixel. Labels are bytes, so no pixel has a class beyond 254."""
+    test_score_loss(gpu, (2, number, 3, (2, 2), (2, 3), (1, 2), True))
+    test_score_loss(gpu, (2, 3, number, (1, 1), (2, 3), (0, 0), True))
+    test_the_enlarged_map(gpu, (2, number, 3), (10, 12), (1, 1), (8, 10), (3, 4))
+    test_the_enlarged_map(gpu, (1, 3, number), (8, 11), (1, 1), (8, 10), (3, 4))
+
+
 def all_hold(*arguments):
     twin = next(t for t in REPLACEMENTS[blocks.score_loss] if t.function is head.score_loss_cells)
     return twin.refusal((*arguments, None, 255)) is None
@@ -72,12 +81,12 @@ def test_a_wrong_label_makes_the_loss_a_nan(gpu):
     assert np.isnan(loss.item())
 
 
-@pytest.mark.parametrize(("hw", "ohw", "stride", "padding"), [((64, 96), (2, 3), (32, 32), (16, 16)),
-                                                              ((21, 36), (2, 3), (8, 10), (2, 3))])
-def test_the_enlarged_map(gpu, hw, ohw, stride, padding):
-    rng = np.random.default_rng(0)
-    gy, w = as_float32(rng.standard_normal((2, 3, *ohw)), rng.standard_normal((3, 5, 2 * stride[0], 2 * stride[1])))
+@pytest.mark.parametrize(("sizes", "hw", "ohw", "stride", "padding"), [
+    ((2, 3, 5), (64, 96), (2, 3), (32, 32), (16, 16)), ((2, 3, 5), (21, 36), (2, 3), (8, 10), (2, 3))])
+def test_the_enlarged_map(gpu, sizes, hw, ohw, stride, padding):
+    (N, C, K), rng = sizes, np.random.default_rng(0)
+    gy, w = as_float32(rng.standard_normal((N, C, *ohw)), rng.standard_normal((C, K, 2 * stride[0], 2 * stride[1])))
     rest = hw, stride, padding, (1, 1)
     got = head.correlate_grad_x_cells_gpu(*on_device(gpu, gy, w), *rest)
     size = reference(conv.correlate_grad_x, np.abs(gy), np.abs(w), *rest)
-    check(got, reference(conv.correlate_grad_x, gy, w, *rest), gamma(12) * size)
+    check(got, reference(conv.correlate_grad_x, gy, w, *rest), gamma(4 * C) * size)

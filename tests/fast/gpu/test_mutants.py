@@ -106,7 +106,21 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         norms.test_normalize_add_relu,
         BATCH_NORM,
     ),
-    "variance of the sample not corrected": ("norm", "var[c] * unbiased", "var[c]", norms.test_running_statistics_move, ()),
+    "variance of the sample not corrected": ("norm", "var[c] * unbiased", "var[c]", norms.test_running_statistics_move, (300,)),
+    "the mean in the shift": (
+        "norm",
+        "(pixel.v[e] - (mean ? mean[c + e] : 0.f)) * a + shift[c + e]",
+        "pixel.v[e] * a + (shift[c + e] - (mean ? mean[c + e] : 0.f) * a)",
+        norms.test_values_and_gradients_around_ten_thousand,
+        (7,),
+    ),
+    "gw from sums of products": (
+        "norm",
+        "w[e] += one * (pixel.v[e] - center.v[e]);\n      }\n    }\n",
+        "w[e] += one * pixel.v[e];\n      }\n    }\n    for (int e = 0; e < V; e++) w[e] -= b[e] * center.v[e];\n",
+        norms.test_values_and_gradients_around_ten_thousand,
+        (7,),
+    ),
     # -- columns
     "no padding on the left": ("columns", "h < H && s >= 0 && s < W", "h < H && s < W", convolutions.test_correlate, (STEM,)),
     "no padding below": ("columns", "h >= 0 && h < H && s", "h >= 0 && s", convolutions.test_correlate, (STEM,)),
@@ -479,6 +493,35 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         exact,
         twin("correlate_warpgroup in tf32"),
     ),
+    # -- more than 256 channels or filters
+    "implicit GEMM: four blocks of filters": (
+        "implicit_gemm",
+        "f0 = blockIdx.y * BN",
+        "f0 = blockIdx.y % 4 * BN",
+        exact,
+        ("correlate_grad_x_implicit_gemm", convolutions.WIDE["correlate_grad_x_implicit_gemm"][0]),
+    ),
+    "patch: eight blocks of channels": (
+        "patch",
+        "blocks = C / CHANNELS",
+        "blocks = min(C / CHANNELS, 8)",
+        exact,
+        ("correlate_patch", convolutions.WIDE["correlate_patch"][0]),
+    ),
+    "warpgroup: eight blocks of channels": (
+        "warpgroup",
+        "blocks = C / (8 * Chunk::NUMBERS)",
+        "blocks = min(C / (8 * Chunk::NUMBERS), 8)",
+        exact,
+        ("correlate_warpgroup in tf32", convolutions.WIDE["correlate_warpgroup in tf32"][0]),
+    ),
+    "weight gradient: four blocks of channels": (
+        "weight_gradient",
+        "c0 = blockIdx.z * 64",
+        "c0 = blockIdx.z % 4 * 64",
+        exact,
+        ("correlate_grad_w_patch", convolutions.WIDE["correlate_grad_w_patch"][0]),
+    ),
     # -- stem
     "stem: the last of equals wins": (
         "stem",
@@ -508,7 +551,28 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         norms.test_normalize_relu_pool,
         ((2, 3, 7, 9),),
     ),
+    "stem: gw from sums of products": (
+        "stem",
+        " - center.v[e]);\n      }\n    }\n",
+        ");\n      }\n    }\n    for (int e = 0; e < V; e++) w[e] -= b[e] * center.v[e];\n",
+        norms.test_values_and_gradients_around_ten_thousand,
+        (7,),
+    ),
     # -- pool and loss
+    "pool: channels of one block of threads": (
+        "pool",
+        "int c = q % C, top",
+        "int c = q % C % T, top",
+        pools.test_max_pool,
+        (((2, 257, 5, 6), (3, 3), (2, 2), (1, 1)),),
+    ),
+    "a class that is a byte": (
+        "loss",
+        "int t = (int)target[q];",
+        "int t = (unsigned char)target[q];",
+        pools.test_softmax_nll,
+        (2, 300, 5, 6, 0),
+    ),
     "the last of equals wins": (
         "pool",
         "if (pixel.v[e] > best.v[e]) winner",
@@ -529,14 +593,14 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         "sum += expf(logits[c] - largest)",
         "sum += expf(logits[c])",
         pools.test_softmax_nll,
-        (2, 21, 9, 7),
+        (2, 21, 9, 7, 0),
     ),
     "one class too few": (
         "loss",
         "for (int c = 0; c < K; c++) sum",
         "for (int c = 1; c < K; c++) sum",
         pools.test_softmax_nll,
-        (2, 5, 9, 7),
+        (2, 5, 9, 7, 0),
     ),
     "an ignored pixel's NaN leaks": (
         "loss",
@@ -546,6 +610,13 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         (),
     ),
     # -- cells
+    "no more classes than a warp has threads": (
+        "cells",
+        "for (int k = 0; k < K; k++) sum",
+        "for (int k = 0; k < min(K, 32); k++) sum",
+        heads.test_any_number_of_channels_and_classes,
+        (33,),
+    ),
     "a cell's neighbours exchanged": (
         "cells",
         "b = place / C % 2, a = place / C / 2;",
@@ -589,7 +660,7 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         "pixel[HW] / 255.f - mean_g",
         "pixel[HW] / 255.f - mean_b",
         descents.test_pictures_are_normalised_to_the_same_bits,
-        (),
+        ((13, 17),),
     ),
 }
 

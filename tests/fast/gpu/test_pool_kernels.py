@@ -1,9 +1,10 @@
 """Max-pooling and the pixels' losses on the GPU, against pool.maximum_of_windows and loss.softmax_nll."""
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kernel_cases import U, as_float32, check, few, on_device, reference, reorder, seeds
+from kernel_cases import CHANNELS, U, as_float32, check, few, on_device, reference, reorder, seeds
 
 from minifcn.fast.gpu import pool
 from minifcn.functional import loss
@@ -39,6 +40,13 @@ def test_max_pool(gpu, case, seed):
     np.testing.assert_array_equal(got.get(), reference(pooling.maximum_of_windows_grad, gy, tap, shape[2:], *geometry))
 
 
+@pytest.mark.parametrize("C", CHANNELS)
+def test_max_pool_of_any_number_of_channels(gpu, C):
+    """... and of one pixel."""
+    for shape in ((2, C, 5, 6), (3, C, 1, 1)):
+        test_max_pool.hypothesis.inner_test(gpu, (shape, (3, 3), (2, 2), (1, 1)), C)
+
+
 def test_max_pool_keeps_a_nan(gpu):
     x = np.zeros((1, 1, 4, 4))
     x[0, 0, 1, 1] = np.nan
@@ -46,16 +54,15 @@ def test_max_pool_keeps_a_nan(gpu):
     np.testing.assert_array_equal(y.get(), [[[[np.nan, 0], [0, 0]]]])
 
 
-
 # ---- softmax and negative log-likelihood ----
 
 @few
-@given(st.integers(1, 3), st.integers(1, 21), st.integers(1, 12), st.integers(1, 13), seeds)
-@example(3, 21, 19, 17, 0)
-def test_softmax_nll(gpu, N, K, H, W, seed):
+@given(st.integers(1, 3), st.integers(1, 21), st.integers(1, 12), st.integers(1, 13), st.sampled_from([0, 1e4]), seeds)
+@example(3, 21, 19, 17, 0, 0)
+def test_softmax_nll(gpu, N, K, H, W, mean, seed):
     rng = np.random.default_rng(seed)
     reorder(gpu, seed)
-    x, g = as_float32(rng.choice([1, 50]) * rng.standard_normal((N, K, H, W)), rng.standard_normal((N, H, W)))
+    x, g = as_float32(mean + rng.choice([1, 50]) * rng.standard_normal((N, K, H, W)), rng.standard_normal((N, H, W)))
     g[rng.random(g.shape) < 0.2] = 0
     target = rng.integers(0, K, (N, H, W))
     nll, saved = reference(loss.softmax_nll, x, target)
@@ -66,6 +73,13 @@ def test_softmax_nll(gpu, N, K, H, W, seed):
     got = pool.softmax_nll_grad_gpu(dg, dx, dtarget, got_saved)
     check(got, reference(loss.softmax_nll_grad, g, x, target, saved), (K + 8) * U * (1 + 2 * size) * np.abs(g).max(), "gx")
     assert (got.get()[np.broadcast_to(g[:, None] == 0, x.shape)] == 0).all()
+
+
+@pytest.mark.parametrize("K", CHANNELS)
+def test_softmax_nll_of_any_number_of_classes(gpu, K):
+    """... and of one pixel, with logits around 10,000."""
+    for N, H, W, mean in ((2, 5, 6, 0), (3, 1, 1, 1e4)):
+        test_softmax_nll.hypothesis.inner_test(gpu, N, K, H, W, mean, K)
 
 
 def test_an_ignored_nan_has_no_gradient(gpu):
