@@ -188,8 +188,8 @@ def _evaluate(args):
     if args.json is not None:
         check_outputs([args.json], [args.checkpoint])
     device, world = backend.choose_device(args.device), parallel.world()
-    backend.set_precision(args.precision)
     parallel.start(world, device)
+    backend.choose_precision(args.precision, device)
     matrix = ConfusionMatrix(len(folder.classes.names), folder.classes.void)
     scores = evaluate(net.to(device), folder, device, world=world, matrix=matrix) | {"unscored": listed - len(folder)}
     print(score_table(scores))
@@ -218,7 +218,7 @@ def _predict(args):
     net, checkpoint = load_model(args.checkpoint)
     scale = checkpoint.options.scale if args.scale is None else args.scale
     device = backend.choose_device(args.device)
-    backend.set_precision(args.precision)
+    backend.choose_precision(args.precision, device)
     for line in predict_files(net.to(device), args.images, args.out, checkpoint.classes, METHODS[args.method], device, scale,
                               [args.checkpoint]):
         say(line)

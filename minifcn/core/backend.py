@@ -6,6 +6,7 @@ Only the functions of this file move arrays. Source: the convention of `cupy.get
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -81,11 +82,6 @@ def to_device(array: Array, device: str) -> Array:
     raise ValueError(f"device must be 'cpu' or 'gpu', not {device!r}")
 
 
-def has_tensor_cores() -> bool:
-    """True if the current GPU multiplies in tf32 or fp16: compute capability 8.0 (Ampere, 2020) or later; a T4 has 7.5."""
-    return int(cupy.cuda.Device().compute_capability) >= 80
-
-
 def gpu_name() -> str:
     """What the current GPU is called, as "NVIDIA H200"."""
     runtime = cupy.cuda.runtime
@@ -98,16 +94,24 @@ def address(array: Any) -> int | None:
 
 
 def set_precision(name: str) -> None:
-    """Choose how a GPU with tensor cores (NVIDIA's since 2020) rounds the factors of its convolutions.
+    """Choose how a GPU (NVIDIA's since 2020, compute capability 8.0 or later) rounds the factors of its convolutions.
 
     name: "fp32", the default: no rounding. "tf32": to 11 bits, several times faster. "fp16": to 11 bits as well, and only
     values from 6e-8 to 65,504; faster still where a kernel for it exists. Sums and stored arrays are float32 in all three.
-    The CPU always computes in fp32. Raises ValueError for another name.
+    The CPU and older GPUs always compute in fp32. Raises ValueError for another name.
     """
     global _precision
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, not {name!r}")
     _precision = name
+
+
+def choose_precision(name: str, device: str) -> None:
+    """set_precision(name), with a line on stderr if the current GPU has to compute in fp32 even so. device: "cpu" or "gpu"."""
+    set_precision(name)
+    if device == "gpu" and name != "fp32" and (capability := int(cupy.cuda.Device().compute_capability)) < 80:
+        print(f"--precision {name}: the kernels for it need compute capability 8.0 (NVIDIA's Ampere), and this GPU has "
+              f"{capability / 10}; factors keep 24 bits, as in fp32", file=sys.stderr)
 
 
 def precision() -> str:

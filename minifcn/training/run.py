@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minifcn import nn
-from minifcn.core.backend import array_module, choose_device, has_tensor_cores, set_precision, to_device, to_host
+from minifcn.core.backend import array_module, choose_device, choose_precision, to_device, to_host
 from minifcn.data.classes import DataError
 from minifcn.data.loader import Loader
 from minifcn.data.survey import survey
@@ -140,10 +140,7 @@ class Run:
         # Where it computes.
         self.world, self.device = parallel.world(), choose_device(options.device)
         parallel.start(self.world, self.device)
-        set_precision(options.precision)
-        if self.device == "gpu" and options.precision != "fp32" and not has_tensor_cores():
-            print(f"--precision {options.precision}: this GPU has no tensor cores for it (they came with NVIDIA's Ampere); "
-                  "factors keep 24 bits, as in fp32", file=sys.stderr)
+        choose_precision(options.precision, self.device)
         self.upload, self.arithmetic = Uploader(self.device), parts.arithmetic(self.device, self.world)
 
         # The data: what is used of it, and what is in it.

@@ -7,6 +7,7 @@ of two options is tried.
 import signal
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def on(device, precision):
     with pytest.MonkeyPatch.context() as patch, readable_only() if device == "gpu" else nullcontext():
         if device == "gpu":
             patch.setattr(backend, "cupy", strict_cupy)
-            patch.setattr(run, "has_tensor_cores", lambda: True)         # the stand-in has no properties
+            device = SimpleNamespace(compute_capability="80")
+            patch.setattr(strict_cupy.cuda, "Device", lambda: device, raising=False)
         backend.set_precision(precision)
         yield
     backend.set_precision("fp32")

@@ -69,12 +69,12 @@ def _attribute(name):
 # ---- conditions ----
 
 def rounded_operands():
-    """Factors may be rounded (tf32, fp16), and the card's tensor cores can (Ampere or later)."""
+    """Factors may be rounded (tf32, fp16), and the card has what the kernels for it need (Ampere or later)."""
     return not exact()
 
 
 def half_operands():
-    """Factors may be rounded to fp16, and the card's tensor cores can."""
+    """Factors may be rounded to fp16, and the card has what the kernels for it need."""
     return backend.precision() == "fp16" and not exact()
 
 

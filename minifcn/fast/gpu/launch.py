@@ -63,7 +63,7 @@ def ampere():
 
 
 def exact():
-    """Do factors keep their 24 bits? In fp32, and on cards without tensor cores for anything else."""
+    """Do factors keep their 24 bits? In fp32, and on cards that have no kernels for anything else."""
     return backend.precision() == "fp32" or not ampere()
 
 

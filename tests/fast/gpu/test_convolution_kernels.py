@@ -198,8 +198,8 @@ def arguments_of(twin, case, draw):
 
 
 def needs(gpu, twin):
-    """Skip where the card has no such tensor cores."""
-    if not backend.has_tensor_cores() or "warpgroup" in twin and launch.capability(gpu) != launch.HOPPER:
+    """Skip where the card has no tensor cores that the kernel can use."""
+    if not launch.ampere() or "warpgroup" in twin and launch.capability(gpu) != launch.HOPPER:
         pytest.skip("this card has no such tensor cores")
 
 

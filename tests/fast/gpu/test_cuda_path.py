@@ -8,6 +8,7 @@ import pytest
 
 import minifcn.functional as F
 from minifcn import nn
+from minifcn.__main__ import main
 from minifcn.core import backend
 from minifcn.core.dispatch import readable_only
 from minifcn.core.tensor import Tensor
@@ -190,16 +191,21 @@ def test_a_run_on_each_device(gpu_on_cpu, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_a_run_says_what_a_precision_does(gpu_on_cpu, tmp_path, monkeypatch, capsys):
-    """A card without tensor cores; and a gradient that overflows in every step, so that no weight moves."""
+    """A card before Ampere, in each command; and a gradient that overflows in every step, so that no weight moves."""
     monkeypatch.setattr(gpu_on_cpu.cuda.Device(), "compute_capability", "75")
     monkeypatch.setattr(step, "LOSS_SCALE", 2.0**127)
     data = write_synthetic(tmp_path / "data", train=4, val=1, size=(64, 64))
     options = Options(data=str(data), width=4, crop=(64, 64), batch_size=2, epochs=1, device="gpu", precision="fp16")
     launch.capability.cache_clear()
     train(options, tmp_path / "run")
-    launch.capability.cache_clear()
     told = capsys.readouterr().err
-    assert "this GPU has no tensor cores" in told and "step 2: 2 steps so far moved nothing" in told
+    assert "the kernels for it need compute capability 8.0" in told and "this GPU has 7.5" in told
+    assert "step 2: 2 steps so far moved nothing" in told
+    checkpoint, picture = str(tmp_path / "run" / "checkpoint.npz"), str(next((data / "JPEGImages").iterdir()))
+    for command in (["evaluate", checkpoint], ["predict", checkpoint, picture, "--out", str(tmp_path / "masks")]):
+        assert main([*command, "--device", "gpu", "--precision", "tf32"]) == 0
+        assert "--precision tf32: the kernels for it need" in capsys.readouterr().err
+    launch.capability.cache_clear()
     nn.init.seed(0)
     fresh = fcn32s(num_classes=len(Folder(data, "val").classes.names), width=4).state_dict()
     moved = load(tmp_path / "run" / "checkpoint.npz").model
