@@ -46,6 +46,7 @@ class State:
     images: int = 0             # the last three again, over the run
     seconds: float = 0.0
     waited: float = 0.0
+    skipped: int = 0            # steps that moved nothing, since a gradient overflowed in fp16
     history: list = field(default_factory=list)     # rows of log.csv
     scores: dict | None = None                      # the last result of evaluate(), and "epoch", how many were done then
     best: dict | None = None                        # the scores with the highest mean IoU; if equal, the earliest
@@ -74,7 +75,8 @@ SCORES = {"pixel_accuracy": NUMBER, "mean_accuracy": NUMBER, "mean_iou": NUMBER,
           "loss": NUMBER, "images": int, "iou_per_class": {str: (NUMBER, None)},
           "always_background": {"pixel_accuracy": NUMBER, "mean_iou": NUMBER}, "epoch?": int, "unscored?": int, "date?": str}
 ROW = {"epoch": NUMBER, "step": int, "lr": NUMBER, "loss": NUMBER, "accuracy": NUMBER, "images_per_second": NUMBER,
-       "waiting": NUMBER, "val_loss": (NUMBER, None), "val_pixel_accuracy": (NUMBER, None), "val_mean_iou": (NUMBER, None)}
+       "waiting": NUMBER, "val_loss": (NUMBER, None), "val_pixel_accuracy": (NUMBER, None), "val_mean_iou": (NUMBER, None),
+       "skipped_steps?": int}
 ADDED = ("class_weights", "val_every", "sync_norm")    # options that older checkpoints do not have
 META = {
     "format": str,
@@ -84,7 +86,7 @@ META = {
         "options": {f.name + "?" * (f.name in ADDED): ANY for f in fields(Options)},
         "state": {"epoch": int, "batch": int, "step": int, "loss": NUMBER, "weight?": NUMBER, "correct": int, "pixels": int,
                   "row_images?": int, "row_seconds?": NUMBER, "row_waited?": NUMBER, "images": int, "seconds": NUMBER,
-                  "waited": NUMBER, "history": [ROW], "scores": (SCORES, None), "best?": (SCORES, None)},
+                  "waited": NUMBER, "skipped?": int, "history": [ROW], "scores": (SCORES, None), "best?": (SCORES, None)},
         "pretrained": [str],
         "images": int,
         "data?": {"train": str, "val": str},

@@ -61,6 +61,7 @@ def log_row(state, epoch, lr):
         "val_loss": None,
         "val_pixel_accuracy": None,
         "val_mean_iou": None,
+        "skipped_steps": state.skipped - sum(row.get("skipped_steps", 0) for row in state.history),
     })
     state.loss, state.weight, state.correct, state.pixels = 0.0, 0.0, 0, 0
     state.row_images, state.row_seconds, state.row_waited = 0, 0.0, 0.0
@@ -98,13 +99,13 @@ def metrics(state):
     """The last scores, if there are any yet; the best scores; the speed of the whole run, which includes the time for data and
     checkpoints but not for evaluations."""
     return (state.scores or {}) | {"best": state.best, "images_per_second": state.images / state.seconds, "epochs": state.epoch,
-                           "steps": state.step, "training_seconds": state.seconds}
+                           "steps": state.step, "skipped_steps": state.skipped, "training_seconds": state.seconds}
 
 
 def write_tables(out, state):
     """log.csv and metrics.json in the folder `out`."""
     text = io.StringIO()
-    table = csv.DictWriter(text, state.history[0])
+    table = csv.DictWriter(text, state.history[-1])                     # an older version's rows lack a column
     table.writeheader()
     table.writerows(state.history)
     _write(out / "log.csv", text.getvalue().encode())

@@ -201,7 +201,7 @@ class Run:
                 raise CheckpointError(f"{self.path}: {error}") from error
         self.train_step = Step(self.net, self.optimizer, self.classes.void, options.reduction, self.loss, self.world,
                                self.weight)
-        self.pending, self.skipped = [], 0
+        self.pending, self.skipped_before, self.told = [], self.state.skipped, self.state.skipped
         self.last_read = 0.0
 
     def _check_batches(self, images, own):
@@ -394,18 +394,21 @@ class Run:
             state.weight += sum(weights)
             self.last_correct = correct[-1]
             self.pending.clear()
+            if self.optimizer.skipped is not None:
+                state.skipped = self.skipped_before + int(to_host(self.optimizer.skipped))
         self.last_read = time.perf_counter()
 
     def _tell_skipped(self, bar):
         """Print how many steps in fp16 changed nothing because a gradient overflowed."""
-        skipped = self.optimizer.skipped
-        if skipped is not None and (count := int(to_host(skipped))) > self.skipped:
-            self.skipped = count
-            bar.write(f"step {self.state.step}: {count} steps so far moved nothing, a gradient overflowed in fp16",
+        if self.state.skipped > self.told:
+            self.told = self.state.skipped
+            bar.write(f"step {self.state.step}: {self.told} steps so far moved nothing, a gradient overflowed in fp16",
                       file=sys.stderr)
 
     def _advice(self):
-        return (f"nothing of it was saved. Lower --lr (it is {self.options.lr}), or look for broken images: "
+        half = " or train without --precision fp16 (whose largest number is 65,504)," * (
+            self.device == "gpu" and self.options.precision == "fp16")
+        return (f"nothing of it was saved. Lower --lr (it is {self.options.lr}),{half} or look for broken images: "
                 f"minifcn check --data {self.options.data}")
 
     def _end_epoch(self, bar):

@@ -230,6 +230,9 @@ BUGS = {
          "a second, better epoch"),
         ("training/report.py", "state.loss, state.weight, state.correct, state.pixels = 0.0, 0.0, 0, 0",
          "state.loss, state.weight, state.correct = 0.0, 0.0, 0", "the second row of the log"),
+        ("training/run.py", "self.skipped_before + int(", "int(", "steps skipped before a resume"),
+        ("training/report.py", "csv.DictWriter(text, state.history[-1])", "csv.DictWriter(text, state.history[0])",
+         "a log whose first rows are of an older version"),
         ("training/report.py", "    state.row_images, state.row_seconds, state.row_waited = 0, 0.0, 0.0",
          "    state.row_images, state.row_seconds = 0, 0.0", "the second row of the log"),
         ("training/step.py", "        optimizer.zero_grad()\n", "        if self.weight is None:\n"

@@ -31,7 +31,7 @@ CLASSES = Classes(("nothing", "thing"), np.array([[0, 0, 0], [9, 8, 7]], np.uint
 
 def example(value=1.0, size=3):
     model = {"trunk.conv1.weight": np.full((2, size), value, np.float32), "trunk.bn1.running_mean": np.arange(4.0)}
-    row = dict.fromkeys(ROW, 0.5) | {"step": 7, "val_loss": None}
+    row = {key.rstrip("?"): 0.5 for key in ROW} | {"step": 7, "val_loss": None, "skipped_steps": 2}
     state = State(step=7, batch=7, loss=1 / 3, weight=9.0, pixels=9, history=[row])
     return Checkpoint(CLASSES, model, {"0": np.ones(2)}, Options("d", lr=0.1, crop=(3, 4)), state, ("trunk.conv1.weight",), 5,
                       {"train": "a", "val": "b"}, {"numpy": "2"})
@@ -229,13 +229,14 @@ def test_a_checkpoint_from_before_there_were_digests(tmp_path):
         del meta["info"][key]
     for key in ("class_weights", "val_every", "sync_norm"):
         del meta["info"]["options"][key]
-    for key in ("weight", "row_images", "row_seconds", "row_waited", "best"):
+    for key in ("weight", "row_images", "row_seconds", "row_waited", "best", "skipped"):
         del meta["info"]["state"][key]
+    del meta["info"]["state"]["history"][0]["skipped_steps"]
     for key in ("epoch", "unscored"):
         del meta["info"]["state"]["scores"][key]
     np.savez(tmp_path / "c.npz", meta=np.frombuffer(json.dumps(meta).encode(), np.uint8))
     saved = load(tmp_path / "c.npz")
-    assert saved.data is None and saved.arithmetic is None and saved.state.best is None
+    assert saved.state.skipped == 0 and saved.data is None and saved.arithmetic is None and saved.state.best is None
     assert saved.state.weight == saved.state.pixels == 9 and saved.state.scores["epoch"] == 1
     assert (saved.options.class_weights, saved.options.val_every) == (None, 1)
 
