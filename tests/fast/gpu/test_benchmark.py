@@ -4,6 +4,7 @@ survives a failing section. What the times are means nothing here."""
 import json
 import os
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,7 @@ def options(gpu_on_cpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_on_cpu, "get_default_memory_pool", lambda: pool, raising=False)
     monkeypatch.setattr(benchmark, "LEAST_MS", 0)
     monkeypatch.setattr(benchmark, "WARM", 1)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)         # oneDNN aborts in fp16 on some CPUs
     options = benchmark.parse(["--batch", "2", "--size", "64", "64", "--width", "4", "--json", str(tmp_path / "gpu.json")])
     options.torch_device, options.rounds, options.seeds, options.classes = "cpu", 1, 1, 3
     options.copies, options.products, options.square = (1,), (("layer1", 4, 600, 36),), (8, 8, 8)
@@ -125,16 +127,18 @@ def test_training_reads_what_the_command_line_wrote(options, tmp_path):
 
 
 def test_an_epoch_is_the_difference_of_two_runs(options, tmp_path, monkeypatch):
-    runs = []
+    runs, sizes = [], Counter()
 
     def train(options, data, out, *settings):
         runs.append((len(list((data / "JPEGImages").iterdir())), len(Folder(data, "val")), settings[-1]))
+        sizes.update(Folder(data, "val").sizes())
         return 5.0 + 2.0 * settings[-1]
 
     monkeypatch.setattr(benchmark, "train", train)
     options.sections, options.epoch_images = ["epoch"], (70, 20)
     assert benchmark.report(options, {}, benchmark.apart)["epoch"]["epoch"] == 2.0
     assert runs == [(90, 20, 1), (90, 20, 3)]
+    assert sizes == dict(zip(benchmark.SIZES, (20, 10, 6, 2, 2)))        # of two times 20 images
 
 
 def test_a_failing_section_does_not_stop_the_others(options, monkeypatch):
@@ -191,6 +195,14 @@ def test_the_cases_run_in_pytorch_at_every_size():
         arrays, labels, cotangent = gpu_ops.inputs(case)
         exact = gpu_ops.theirs(case, arrays, labels, cotangent, "cpu", torch.float64)()
         assert gpu_ops.worst_error(gpu_ops.theirs(case, arrays, labels, cotangent, "cpu")(), exact) < 1e-5, case.name
+
+
+def test_one_wrong_number_among_many_is_an_error():
+    from benchmarks import gpu_ops
+    exact = torch.ones(10_000, dtype=torch.float64)
+    wrong = exact.clone()
+    wrong[1234] += 0.5
+    assert gpu_ops.worst_error([exact, wrong], [exact, exact]) == gpu_ops.worst_error([-2 * wrong], [-2 * exact]) == 0.5
 
 
 def test_without_a_device_it_says_so(monkeypatch, capsys, tmp_path):
