@@ -7,14 +7,16 @@ reads what an earlier call left there. A condition that is too wide lets a twin 
 fails for a condition that no case crosses: a new twin brings its own.
 """
 
+import collections
 import contextlib
 import itertools
 
 import numpy as np
 import pytest
+from crossings import Crossings
 
 from minifcn import nn
-from minifcn.core.dispatch import REPLACEMENTS, readable_only
+from minifcn.core.dispatch import readable_only
 from minifcn.core.tensor import Tensor, no_grad, recording
 from minifcn.fast import fused
 from minifcn.fast.cpu import columns, descent, head, lines, pixels, stem, winograd
@@ -24,10 +26,9 @@ from minifcn.fast.cpu.memory import scratch
 from minifcn.functional import basic, batchnorm, conv, loss, pool, step
 from minifcn.nn import blocks, init
 
-TWINS = {f"{t.function.__module__}.{t.function.__name__}": t for twins in REPLACEMENTS.values() for t in twins
-         if ".gpu." not in t.function.__module__}
-HELD, CROSSED = set(), set()                    # names of twins of which all conditions held; (name, the one that did not)
-THREADS = itertools.cycle((1, 2, 3, 4))
+CROSSINGS = Crossings(lambda module: ".gpu." not in module)
+CYCLES = collections.defaultdict(lambda: itertools.cycle((1, 2, 3, 4)))  # function -> its next number of threads
+RAN_ON = collections.defaultdict(set)           # ... and those that it has had
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,27 +61,34 @@ def small_blocks():
     cpu.set_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def noted(request):
+    yield
+    CROSSINGS.ran.add(request.node.name)
+
+
 def may_run(function, args):
-    """The twins of `function` whose conditions hold; notes what the arguments show of all of them."""
-    chosen = []
-    for name, twin in TWINS.items():
-        if twin in REPLACEMENTS[function]:
-            held = [asked(condition, args if places is None else [args[i] for i in places])
-                    for condition, places in twin.conditions]
-            if False not in held:
-                assert None not in held
-                HELD.add(name)
-                chosen.append(twin.function)
-            elif held.count(False) == 1:                                 # None: it cannot be asked where the others do not hold
-                CROSSED.add((name, twin.conditions[held.index(False)][0].__name__))
-    return chosen
+    """The names of the twins of `function` whose conditions hold."""
+    return [name for name in CROSSINGS.of(function) if CROSSINGS.ask(name, args) is None]
 
 
-def asked(condition, args):
-    try:
-        return bool(condition(*args))
-    except (TypeError, ValueError, IndexError, AttributeError):
-        return None
+def twin(name):
+    return CROSSINGS.twins[name][1].function
+
+
+def next_threads(name):
+    """One thread more than this function had last, or one after four."""
+    number = next(CYCLES[name])
+    cpu.set_threads(number)
+    RAN_ON[name].add(number)
+
+
+def runs(function, args, times=1):
+    """Every twin that may run, and what does run, `times` times each, with another number of threads every time."""
+    for name in (*may_run(function, args), function.__name__):
+        for _ in range(times):
+            next_threads(name)
+            yield twin(name) if name in CROSSINGS.twins else function
 
 
 def arrays(result):
@@ -92,12 +100,11 @@ def widened(args):
     return [a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a for a in args]
 
 
-def agree(function, *args, count=None):
+def agree(function, *args, count=None, times=1):
     """Every twin that may run, and what does run, against the definition in float64. count: how many results are compared."""
     with readable_only(), cpu.one_blas_thread():
         exact = arrays(function(*widened(args)))[:count]
-    for run in (*may_run(function, args), function):
-        cpu.set_threads(next(THREADS))
+    for run in runs(function, args, times):
         for mine, wanted in zip(arrays(run(*args))[:count], exact, strict=True):
             close(mine, wanted, f"{run.__name__} on {cpu._threads} threads")
 
@@ -163,7 +170,7 @@ def test_convolutions(name):
                  (fused.correlate_scale_relu_pool, x, w, scale, shift, *settings),
                  (conv.im2col, x, khw, ohw, *settings), (conv.col2im, cols, hw, khw, ohw, *settings)]
         for call in calls:
-            agree(*call)
+            agree(*call, times=1 if number else 4)
             if number == 0:                                              # float64 is the definition's
                 agree(call[0], *widened(call[1:]))
 
@@ -196,10 +203,10 @@ def test_a_mean_of_ten_thousand(outlier):
     calls = ((batchnorm.normalize, (x, w, b, 1e-5)), (fused.normalize_add_relu, (x, w, b, None, 1e-5)),
              (fused.normalize_relu_pool, (x, w, b, 1e-5)))
     for function, args in calls:
-        (twin,) = may_run(function, args)
+        (name,) = may_run(function, args)
         with readable_only():
             y, mean, var, _ = function(*widened(args))
-        mine = twin(*args)
+        mine = twin(name)(*args)
         np.testing.assert_allclose(mine[1], mean, rtol=1e-7)
         np.testing.assert_allclose(mine[2], var, rtol=1e-5)
         if not outlier:
@@ -211,8 +218,8 @@ def test_a_mean_of_ten_thousand(outlier):
 def test_a_constant_channel_has_no_variance(value):
     x, w = np.full((3, 5, 13, 9), value, np.float32), np.ones(5, np.float32)
     for function, args in ((batchnorm.normalize, (x, w, w, 1e-30)), (fused.normalize_relu_pool, (x, w, w, 1e-30))):
-        (twin,) = may_run(function, args)
-        y, _, var, _ = twin(*args)
+        (name,) = may_run(function, args)
+        y, _, var, _ = twin(name)(*args)
         assert (var >= 0).all() and (var <= (1e-6 * value) ** 2).all() and np.isfinite(y).all()
 
 
@@ -238,7 +245,7 @@ def pixel_calls(dtype, shape):
 @pytest.mark.parametrize("shape", [(3, 5, 13, 9), (2, 4, 12, 11), (1, 3, 4, 5), (300, 2, 1, 1), (2, 33, 1, 7), (1, 300, 2, 1)])
 def test_pixels(dtype, shape):
     for function, args, count in pixel_calls(dtype, shape):
-        agree(function, *args, count=count)
+        agree(function, *args, count=count, times=4)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -258,8 +265,7 @@ def test_backward_of_what_forward_saved(dtype, readable, shape):
             exact = arrays(backward(*widened(arguments(forward(*widened(args))))))
         with readable_only() if readable else contextlib.nullcontext():
             args = arguments(forward(*args))
-        for run in (*may_run(backward, args), backward):
-            cpu.set_threads(next(THREADS))
+        for run in runs(backward, args, 4):
             for mine, wanted in zip(arrays(run(*args)), exact, strict=True):
                 if mine is not None:                                     # a shortcut's gradient that nobody asked for
                     close(mine, wanted, run.__name__)
@@ -282,13 +288,15 @@ def test_descent(size, skip, dtype):
     """A step that is left out (an overflow) moves nothing."""
     w, g, v = (np.random.default_rng(i).standard_normal(size).astype(dtype) for i in range(3))
     args = lambda: (w.copy(), g, v.copy(), 0.1, 0.9, 0.01, None if skip is None else np.array(skip, np.int32))  # noqa: E731
-    exact, got = args(), args()
+    exact = args()
     with readable_only():
         step.descend(*exact)
-    assert len(may_run(step.descend, got)) == (size == 1234 and skip is None and dtype == np.float32)
-    step.descend(*got)
-    for mine, wanted in zip(got[::2][:2], exact[::2][:2]):
-        np.testing.assert_array_equal(mine, wanted)
+    assert len(may_run(step.descend, args())) == (size == 1234 and skip is None and dtype == np.float32)
+    for run in runs(step.descend, args(), 4):
+        got = args()
+        run(*got)
+        for mine, wanted in zip(got[::2][:2], exact[::2][:2]):
+            np.testing.assert_array_equal(mine, wanted)
 
 
 # ---- compositions of layers: values and gradients, or the same error ----
@@ -313,16 +321,17 @@ def outcome(block, *args):
 
 
 def same_outcome(block, make):
-    may_run(block, bound(block, make()))
-    cpu.set_threads(next(THREADS))
-    mine = outcome(block, *make())
     with readable_only():
         wanted = outcome(block, *make())
-    if isinstance(wanted, tuple):
-        assert mine == wanted
-        return
-    for a, b in zip(mine, wanted, strict=True):
-        close(np.asarray(a), np.asarray(b), block.__name__)
+    twins = may_run(block, bound(block, make()))
+    for _ in range(4 if twins else 1):
+        next_threads(twins[0] if twins else block.__name__)
+        mine = outcome(block, *make())
+        if isinstance(wanted, tuple):
+            assert mine == wanted
+            continue
+        for a, b in zip(mine, wanted, strict=True):
+            close(np.asarray(a), np.asarray(b), f"{block.__name__} on {cpu._threads} threads")
 
 
 def bound(block, args):
@@ -409,12 +418,8 @@ NOT_CROSSED = {                                 # conditions that no valid call 
 }
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_every_condition_was_crossed(name):
-    """Last in this file: looks back on the tests above."""
-    if not HELD:
-        pytest.skip("run the whole file: this looks back on its tests")
-    assert name in HELD
-    wanted = {condition.__name__ for condition, _ in TWINS[name].conditions}
-    wanted -= {c for c, twins in NOT_CROSSED.items() if name.rpartition(".")[2] in twins}
-    assert {c for twin, c in CROSSED if twin == name} >= wanted
+@pytest.mark.parametrize("name", CROSSINGS.twins)
+def test_every_condition_was_crossed(name, request):
+    """Last in this file: looks back on the tests above. And every twin ran on one thread, on two, on three and on four."""
+    CROSSINGS.look_back(name, request, [c for c, twins in NOT_CROSSED.items() if name.rpartition(".")[2] in twins])
+    assert RAN_ON[name] == {1, 2, 3, 4}

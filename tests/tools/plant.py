@@ -36,7 +36,7 @@ TESTS = {                                       # file -> the tests that know it
     "fast/cpu/memory.py": "fast",
     "fast/cpu/pixels.py": "conditions fast dispatch fused",
     "fast/cpu/stem.py": "conditions fast dispatch fused",
-    "fast/cpu/threads.py": "fast dispatch",
+    "fast/cpu/threads.py": "conditions fast dispatch",
     "fast/cpu/winograd.py": "conditions fast dispatch fused",
     "fast/fused.py": "conditions fused dispatch models",
     "fast/gpu/convolution.py": "gpu_conditions convolution_kernels cuda_path",
