@@ -81,7 +81,7 @@ class Kernel:
         numbers = [*map(ctypes.c_uint, (*grid, *block)), ctypes.c_size_t(shared_mem)]
         if not self.function(*numbers, *map(_c_argument, parameters, arrays)):
             raise RuntimeError(f"{name}: a barrier that some threads never reach, a wait that nobody ends, an address that is "
-                               "not aligned, or a write behind the shared memory")
+                               "not aligned, a missing fence, or a write behind the shared memory")
         for p, a in zip(parameters, arrays):
             if isinstance(a, np.ndarray) and not intact(a):
                 raise MemoryError(f"{name}: wrote outside of {p}")

@@ -3,9 +3,10 @@
 // What a GPU leaves open is chosen at random from a seed: which warp runs, for how long, and the order of its threads; whether
 // an asynchronous copy lands at once or as late as the program allows. Between barriers a thread therefore sees the writes of
 // others early, late or never, and a missing barrier or wait gives a wrong result for some seed. Shared memory is NaN when a
-// block starts, and so is a band behind what the launch asked for. A barrier that only part of the threads reach, and a wait
-// that nobody ends, make the launch return false. Not covered: the weak memory model, bank conflicts, speed, rounding of
-// fused multiply-adds, the order in which a tensor core adds.
+// block starts, and so is a band behind what the launch asked for; to Hopper's tensor core what a thread has stored is NaN, too,
+// until the thread's fence. A launch returns false after a barrier that only part of the threads reach, a wait that nobody
+// ends, a bulk copy that reports to a barrier without a fence behind it, and a product without a fence before it. Not covered:
+// the weak memory model, bank conflicts, speed, rounding of fused multiply-adds, the order in which a tensor core adds.
 //
 // Instructions without a word in C++ are functions in minifcn/fast/gpu/kernels/device.cuh; the same functions stand below.
 
@@ -51,6 +52,8 @@ struct Fiber {
   dim3 index;
   std::vector<char> stack;
   std::vector<Copy> copies;             // asynchronous ones that have not landed
+  std::vector<size_t> stored;           // pieces of 16 bytes that the tensor core cannot see yet
+  bool begun;                           // the registers of a product may be used
   int group, barrier;
 };
 struct Warp { int arrived; void* given[32]; };
@@ -66,6 +69,7 @@ static bool divergent, late_copies, misaligned;
 static std::vector<unsigned char> dynamic;
 static unsigned char* dynamic_start;
 static size_t dynamic_size;
+static std::vector<bool> hidden;                                        // of each 16 bytes: the tensor core cannot see them yet
 static long idle;                                                       // times that a fiber ran and only waited
 static const size_t BAND = 1024;
 static unsigned thread() { return current->index.x; }
@@ -105,6 +109,7 @@ static void (*when_idle)() = nullptr, (*at_start)() = nullptr;           // of t
 static void run_block(unsigned threads) {
   for (char* p = __start_shared_memory; p < __stop_shared_memory; p++) *p = (char)0xff;     // NaN in every float
   std::fill(dynamic.begin(), dynamic.end(), 0xff);
+  hidden.assign(dynamic.size() / 16, false);
   if (fibers.size() != threads || divergent) {
     fibers = std::vector<Fiber>(threads);
     for (Fiber& f : fibers) f.stack.resize(1 << 16), make(f);
@@ -116,7 +121,7 @@ static void run_block(unsigned threads) {
   if (at_start) at_start();
   for (unsigned i = 0; i < threads; i++) {
     fibers[i].state = RUNNABLE, fibers[i].index = {i, 0, 0}, fibers[i].group = 0;
-    fibers[i].copies.clear();
+    fibers[i].copies.clear(), fibers[i].stored.clear(), fibers[i].begun = false;
   }
   for (;;) {
     unsigned done = 0, waiting = 0, stuck = 0;
@@ -216,7 +221,12 @@ template <int LEFT> static void copies_wait() {
   for (; k < copies.size() && copies[k].group < shim::current->group - LEFT; k++) shim::land(copies[k]);
   copies.erase(copies.begin(), copies.begin() + k);
 }
-static void store16(Shared to, const unsigned* four) { shim::misaligned |= (uintptr_t)to % 16; memcpy(to, four, 16); }
+static void store16(Shared to, const unsigned* four) {
+  shim::misaligned |= (uintptr_t)to % 16;
+  memcpy(to, four, 16);
+  size_t piece = (to - shim::dynamic_start) / 16;
+  if (piece < shim::hidden.size()) shim::hidden[piece] = true, shim::current->stored.push_back(piece);
+}
 
 // ldmatrix: lane l names row l % 8 of matrix l / 8 (16 bytes) and gets the 4 bytes at row l / 4, place l % 4 of each matrix.
 static void load_matrices(unsigned* four, Shared row) {
@@ -271,7 +281,7 @@ static unsigned two_halves(float low, float high) { return round_half(low) | (un
 
 // mbarriers live beside the shared memory that they stand for. A bulk copy lands at once, or when all else waits.
 namespace shim {
-struct Barrier { long count, pending, bytes; unsigned phase; };
+struct Barrier { long count, pending, bytes; unsigned phase; bool made; };
 struct Bulk { Shared to; const void* from; unsigned bytes; Shared barrier; };
 static std::map<Shared, Barrier> barriers;
 static std::vector<Bulk> bulks;
@@ -311,6 +321,7 @@ static void run_product(Product& p) {
     unsigned start = (o & 0x3fff) << 4, k_step = (o >> 16 & 0x3fff) << 4, row_step = (o >> 32 & 0x3fff) << 4;
     size_t at = start + row / 8 * row_step + row % 8 * 16 + k / chunk * k_step + k % chunk * p.bytes;
     if (at + p.bytes > dynamic_size) return misaligned = true, 0.f;
+    if (hidden[at / 16]) return NAN;
     unsigned bits = 0;
     memcpy(&bits, dynamic_start + at, p.bytes);
     return p.bytes == 2 ? of_half(bits, 0) : of_tf32(bits, 0);
@@ -329,8 +340,8 @@ static void run_product(Product& p) {
 }
 }  // namespace shim
 
-static void barrier_make(Shared barrier, unsigned count) { shim::barriers[barrier] = {count, count, 0, 0}; }
-static void barriers_made() {}
+static void barrier_make(Shared barrier, unsigned count) { shim::barriers[barrier] = {count, count, 0, 0, false}; }
+static void barriers_made() { for (auto& b : shim::barriers) b.second.made = true; }
 static void barrier_arrive(Shared barrier) { shim::Barrier& b = shim::barriers.at(barrier); b.pending--, shim::settle(b); }
 static void barrier_arrive_expecting(Shared barrier, unsigned bytes) {
   shim::Barrier& b = shim::barriers.at(barrier);
@@ -344,12 +355,15 @@ template <int NUMBER, int THREADS> static void part_sync() {
   while (shim::named_barriers[NUMBER] < (ticket / THREADS + 1) * THREADS) shim::leave(shim::SPINNING);
 }
 static void bulk_copy(Shared to, const void* from, unsigned bytes, Shared barrier) {
-  shim::misaligned |= (uintptr_t)to % 16 || (uintptr_t)from % 16 || bytes % 16;
+  shim::misaligned |= (uintptr_t)to % 16 || (uintptr_t)from % 16 || bytes % 16 || !shim::barriers.at(barrier).made;
   shim::Bulk b = {to, from, bytes, barrier};
   if (shim::late_copies) shim::bulks.push_back(b);
   else shim::land(b);
 }
-static void stores_to_tensor_core() {}
+static void stores_to_tensor_core() {
+  for (size_t piece : shim::current->stored) shim::hidden[piece] = false;
+  shim::current->stored.clear();
+}
 
 typedef uint64_t Operand;
 static Operand operand(Shared start, unsigned k_step, unsigned row_step) {
@@ -358,9 +372,10 @@ static Operand operand(Shared start, unsigned k_step, unsigned row_step) {
 static Operand moved(Operand o, int units) { return o + units; }
 
 // A product is made when it is asked for, or when it is waited for: an operand that is freed too early shows in the second.
-static void warpgroup_begin() {}
+static void warpgroup_begin() { shim::current->begun = true; }
 static void warpgroup_mma(float (&d)[128], Operand a, Operand b, int add, int bytes) {
   struct Given { float* d; Operand a, b; int add, bytes; } mine = {d, a, b, add, bytes};
+  shim::misaligned |= !shim::current->begun;
   shim::four_warps_together(&mine, [](shim::Warpgroup& w) {
     shim::Product p;
     for (int t = 0; t < 128; t++) {
@@ -376,6 +391,7 @@ static void warpgroup_mma_half(float (&d)[128], Operand a, Operand b, int add) {
 static void warpgroup_mma_tf32(float (&d)[128], Operand a, Operand b, int add) { warpgroup_mma(d, a, b, add, 4); }
 static void warpgroup_commit() { shim::four_warps_together(nullptr, [](shim::Warpgroup& w) { w.committed++; }); }
 template <int LEFT> static void warpgroup_wait() {
+  if (LEFT == 0) shim::current->begun = false;                          // what comes now may use the registers
   shim::four_warps_together(nullptr, [](shim::Warpgroup& w) {
     size_t k = 0;
     for (; k < w.asked.size() && w.asked[k].group < w.committed - LEFT; k++) shim::run_product(w.asked[k]);

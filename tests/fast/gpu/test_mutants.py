@@ -413,6 +413,22 @@ MUTANTS = {  # what -> (file, text, in its place, test, its arguments)
         exact,
         twin("correlate_warpgroup in fp16"),
     ),
+    "pixels not shown to the tensor core": (
+        "warpgroup",
+        "stores_to_tensor_core();",
+        "",
+        exact,
+        twin("correlate_warpgroup in fp16"),
+    ),
+    "barriers that the copies do not know": ("warpgroup", "barriers_made();", "", exact, twin("correlate_warpgroup in fp16")),
+    "products without a fence": ("warpgroup", "warpgroup_begin();", "", exact, twin("correlate_warpgroup in tf32")),
+    "a fence for the first tile alone": (
+        "warpgroup",
+        "warpgroup_begin();",
+        "if (tile == blockIdx.x) warpgroup_begin();",
+        exact,
+        twin("correlate_warpgroup in fp16", 1),
+    ),
     "weights never freed": (
         "warpgroup",
         "if (lane == 0 && block + tap > 0) barrier_arrive(weights_free((kw + WEIGHTS - 1) % WEIGHTS));",
