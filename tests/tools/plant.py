@@ -59,7 +59,7 @@ TESTS = {                                       # file -> the tests that know it
     "training/parts.py": "arithmetic void run_options run before_the_first_step pretrained fit train_step cli",
     "training/pretrained.py": "pretrained",
     "training/report.py": "report void run_options run fit cli chapter",
-    "training/run.py": "void run_options run fit checkpoint before_the_first_step chapter pretrained cli cuda_path",
+    "training/run.py": "void run_on_gpu run_options run fit checkpoint before_the_first_step chapter pretrained cli",
     "training/scoring.py": "scoring void run_options run fit",
     "training/step.py": "train_step void run_options run fit parity graph cuda_path",
     "functional/batchnorm.py": "batchnorm odd_arguments torch_reference parallel",
