@@ -120,7 +120,8 @@ def test_predict_images_of_any_size(method, checkpoint, tmp_path, capsys):
         mask = Image.open(tmp_path / "out" / f"{stem}.png")
         assert mask.mode == "P" and np.array(mask.getpalette()[:15]).tolist() == classes.palette.ravel().tolist()
         assert read_labels(tmp_path / "out" / f"{stem}.png", classes).shape == hw
-        assert Image.open(tmp_path / "out" / f"{stem}_overlay.png").size == hw[::-1]
+        with Image.open(tmp_path / "out" / f"{stem}_overlay.png") as overlay:
+            assert overlay.size == hw[::-1]
         assert f"{name} ({hw[1]} x {hw[0]}): " in printed
 
 
@@ -129,7 +130,8 @@ def test_predict_turns_photos_upright(checkpoint, tmp_path):
     exif[0x0112] = 6                                                                    # shown turned by 90 degrees
     Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(tmp_path / "photo.jpg", exif=exif)
     assert main(["predict", checkpoint, str(tmp_path / "photo.jpg"), "--out", str(tmp_path)]) == 0
-    assert Image.open(tmp_path / "photo.png").size == (30, 50)
+    with Image.open(tmp_path / "photo.png") as mask:
+        assert mask.size == (30, 50)
 
 
 def test_check(data, tmp_path, capsys):

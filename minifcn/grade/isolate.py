@@ -81,8 +81,9 @@ def isolated(target, deep=False, arrays="numpy"):
 
 
 def _pump(stream, lines):
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 

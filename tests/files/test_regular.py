@@ -30,7 +30,8 @@ def test_anything_else_is_an_error_that_names_it(tmp_path, kind, monkeypatch):
     elif kind == "folder":
         os.mkdir(path)
     elif kind == "socket":
-        socket.socket(socket.AF_UNIX).bind(path)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)                             # its file stays
     elif kind == "broken link":
         os.symlink("nowhere", path)
     handles = len(os.listdir("/proc/self/fd"))

@@ -87,7 +87,8 @@ def test_an_own_run_has_its_log_checkpoint_and_pictures(data, tmp_path, capsys):
     metrics = fit(own(data), *data, mean_loss, tmp_path / "run", **SETTINGS)
     out = tmp_path / "run"
     assert {p.name for p in out.iterdir()} >= {"checkpoint.npz", "log.csv", "metrics.json", "curves.png", "predictions.png"}
-    assert Image.open(out / "predictions.png").size > (500, 300) and 0 < metrics["mean_iou"] < 1
+    with Image.open(out / "predictions.png") as image:
+        assert image.size > (500, 300) and 0 < metrics["mean_iou"] < 1
     printed = capsys.readouterr()
     assert "epoch 2/2: loss " in printed.out + printed.err
     net = own(data)

@@ -241,7 +241,9 @@ def test_a_rank_meets_a_broken_mask(slow, tmp_path):
     data = tmp_path / "data"
     kill_resume.draw_data(data)
     for mask in sorted((data / "SegmentationClass").glob("train_*"))[:3]:
-        Image.new("L", Image.open(mask).size, 77).save(mask)             # no class
+        with Image.open(mask) as image:
+            size = image.size
+        Image.new("L", size, 77).save(mask)                              # no class
     _, err = mpi.run(2, "-m", "minifcn", *kill_resume.arguments(data, tmp_path / "run"), code=2)
     assert "minifcn: " in err and "SegmentationClass" in err and "77" in err
 

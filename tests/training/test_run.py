@@ -69,7 +69,8 @@ def test_a_run_writes_what_it_found(finished, options, data):
     assert [bool(row["val_loss"]) for row in rows] == ([False] * 4 + [True]) * 2
     assert float(rows[-1]["val_mean_iou"]) == metrics["mean_iou"] and float(rows[-1]["val_loss"]) == metrics["loss"]
     for name in ("curves.png", "predictions.png"):
-        assert Image.open(out / name).size > (500, 300)
+        with Image.open(out / name) as image:
+            assert image.size > (500, 300)
     net, saved = checkpoint.load_model(out / "checkpoint.npz")
     assert saved.classes == Folder(data, "val").classes and saved.options.width == 2
     again = evaluate(net, Folder(data, "val"))

@@ -1,5 +1,7 @@
 """The Uploader on streams that copy as late as they may: every batch arrives whole, and none is overwritten too early."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import streams
@@ -39,7 +41,7 @@ def test_batches_arrive_whole(gpu_on_cpu):
 ])
 def test_a_missing_wait_is_noticed(gpu_on_cpu, planted):
     """Each event is needed: without it some batch is wrong, or may be."""
-    source = open(upload.__file__).read().replace("self.used.record", "slot = self; slot.used.record")
+    source = Path(upload.__file__).read_text().replace("self.used.record", "slot = self; slot.used.record")
     assert source.count(planted[0]) == 1
     names = {}
     exec(source.replace(*planted), names)
