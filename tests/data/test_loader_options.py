@@ -1,11 +1,16 @@
-"""The loader's options together: whatever they are, a batch must be what is written here. Every pair of values is tried."""
+"""The loader's options together: whatever they are, a batch must be what is written here. Every pair of values of two options
+is tried, and every triple with few images."""
 
+import hashlib
 import inspect
+import os
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
-from covering import covering, words
+from covering import covering, meetings, wanted, words
 from drawn import COLOURS, VOID, draw
 
 from minifcn.data.loader import Loader
@@ -55,9 +60,18 @@ def every(batches):
     return np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches])
 
 
-# "larger" with images of one size is an error, which tests/data/test_loader.py has.
-ROWS = [row for row in covering(OPTIONS) if not (row["crop"] == "larger" and row["size"] == "one")]
-ROWS += [row | {"size": "several"} for row in covering(OPTIONS) if row["crop"] == "larger" and row["size"] == "one"]
+def possible(rows):
+    """"larger" with images of one size is an error, which tests/data/test_loader.py has: either of the two is changed."""
+    for row in rows:
+        if row["crop"] == "larger" and row["size"] == "one":
+            yield from (row | {"size": "several"}, row | {"crop": "smaller"})
+        else:
+            yield row
+
+
+# A row of 70 images takes ten times as long: pairs there, triples of all else here.
+FEW = OPTIONS | {"images": [9], "workers": [1, 4]}
+ROWS = [*possible(covering(OPTIONS)), *possible(covering(FEW, 3))]
 # A mirrored or resized image in the cache shows only where the crop is the whole image, and nothing else is computed anew.
 ROWS += [dict(zip(OPTIONS, (70, "one", scale, "image", True, jitter, "ignore", True, False, workers, "full", "all")))
          for scale, jitter, workers in ((1.0, (1.0, 1.0), 3), (0.5, (1.0, 1.0), 4), (1.0, (0.6, 1.7), 1))]
@@ -67,6 +81,34 @@ def test_every_option_is_in_the_table():
     names = {"images": "folder", "cache": "cache_bytes"}
     table = {names.get(name, name) for name in OPTIONS} - {"size", "scale"}              # of the folder
     assert table | {"batch_size", "seed"} == inspect.signature(Loader).parameters.keys()
+
+
+@pytest.mark.parametrize("options, strength", [(OPTIONS, 2), (FEW, 3)])
+def test_every_possible_meeting_is_in_the_table(options, strength):
+    found = set().union(*(meetings(row, strength) for row in ROWS))
+    never = {("crop", "larger"), ("size", "one")}
+    assert {meeting for meeting in wanted(options, strength) if not never <= set(meeting)} <= found
+
+
+def second_epoch(root, after_the_first):
+    """The digest of all ids, images and labels of epoch 1, of a loader that has or has not made epoch 0."""
+    loader = Loader(Folder(root, "train").at_least((11, 14)), BATCH, (11, 14), seed=5, jitter=(0.6, 1.7), workers=3)
+    if after_the_first:
+        list(loader.epoch(0))
+    digest = hashlib.sha256()
+    for batch in loader.epoch(1):
+        for part in (repr(batch.ids).encode(), batch.images.tobytes(), batch.labels.tobytes()):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def test_the_second_epoch_in_a_fresh_process(roots):
+    """... whose hashes of texts begin elsewhere, gives the same bytes as after the first epoch here."""
+    root = roots[70, True]
+    code = "import sys, test_loader_options as t; print(t.second_epoch(sys.argv[1], False))"
+    run = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True,
+                         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"})
+    assert run.stdout.strip() == second_epoch(root, True)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=words)

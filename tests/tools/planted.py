@@ -222,6 +222,9 @@ BUGS = {
          "np.matmul(cols[:, :2**11], kernel.T[:2**11], out=y[n, i].reshape(-1, F)) ", "300 channels, 3 x 3"),
     ],
     "options together": [
+        ("data/loader.py", "image, labels = image[:, ::-1], labels[:, ::-1]", "image = image[:, ::-1]\n"
+         "            labels = labels if self.void == 'background' and self.jitter[0] < 1 else labels[:, ::-1]",
+         "a mirrored image, with jitter and void as background"),
         ("data/loader.py", "image, labels = image[:, ::-1], labels[:, ::-1]",
          "image, labels = image[:, ::-1], labels[:, ::-1] if self.jitter == (1.0, 1.0) else labels", "flip and jitter"),
         ("data/loader.py", "image, labels = image[:, ::-1], labels[:, ::-1]",
@@ -265,6 +268,8 @@ BUGS = {
         ("training/scoring.py", "pool.submit(folder.read_whole, i)", "pool.submit(folder.read, i)", "scores at scale 0.5"),
     ],
     "the second time": [
+        ("data/loader.py", "return np.random.default_rng((self.seed, e, n)).permutation(n)",
+         "return np.random.default_rng((abs(hash(f'{self.seed} {e}')), n)).permutation(n)", "the same run in another process"),
         ("training/run.py", "        self.net.train()\n", "        if state.epoch == 0:\n"
          "            self.net.train()\n", "two epochs"),
         ("training/run.py", "        parts.freeze(self.net, self.frozen)\n", "        if state.epoch == 0:\n"
