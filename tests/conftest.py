@@ -40,7 +40,7 @@ def xp(request):
     if request.param == "numpy":
         yield np
     elif request.param == "strict":
-        with pytest.MonkeyPatch.context() as patch, readable_only():     # it has no kernels; tests/gpu lends it some
+        with pytest.MonkeyPatch.context() as patch, readable_only():     # it has no kernels; tests/fast/gpu lends it some
             patch.setattr(backend, "cupy", strict_cupy)
             yield strict_cupy
     elif backend.has_gpu():

@@ -13,6 +13,9 @@ definition does not run in its place: faults must be seen. `with readable_only()
 MINIFCN_READABLE=1 switch all twins off, `readable_only(but=["blocks"])` all but those of one file. `explain(f, x)` runs
 f(x) and prints which twins ran, and why the others did not; MINIFCN_EXPLAIN=1 does so for a whole run, once for each kind of
 call.
+
+Definitions compute with all threads of BLAS, twins hold BLAS to one thread. So two readable runs side by side lose four times
+to each other's threads of BLAS: give each run OMP_NUM_THREADS=1, or start one after the other.
 """
 
 from __future__ import annotations
@@ -148,10 +151,11 @@ def explain(f: Callable, *args: Any, **kwargs: Any) -> Any:
     Calls of one kind (the same shapes, dtypes and settings) are printed once, with their number. Returns what f returns.
     f: any function. To see what a backward pass runs, let f call `backward()`.
 
-    >>> explain(F.conv2d, x, w, padding=1)
-    correlate(1x64x80x120 float32, 64x64x3x3 float32, (1, 1), (1, 1), (1, 1))
-        correlate_winograd runs
-        correlate_cells: not kernel_twice_stride
+    >>> y = explain(F.max_pool2d, np.ones((1, 64, 80, 120), np.float32), 3, 2, 1)
+    2 threads of minifcn's own, each with one of BLAS: openblas 0.3.31.188.0, Haswell kernels
+    maximum_of_windows(1x64x80x120 float32, (3, 3), (2, 2), (1, 1))
+        maximum_of_windows_separable runs
+        maximum_of_windows_gpu: not float32_on_gpu
     """
     listener = _Listener()
     _listeners.append(listener)

@@ -1,7 +1,8 @@
 """The training loop: the order of its steps, what is saved, and how an interrupted run goes on.
 
 The result of a run depends only on its Options and its data. Its position (State) is saved with weights and velocities every
-few steps. So a run that is killed at any moment and resumed ends with the same bits as a run without interruption.
+few steps. So a run that is killed at any moment and resumed ends with the same bits as a run without interruption, given the
+same threads, the same BLAS and its kernels (parts.arithmetic lists all); a resume with others says what differs, and goes on.
 Source: pytorch/vision references/segmentation.
 """
 

@@ -196,6 +196,15 @@ square(20)
     assert capsys.readouterr().out == ""
 
 
+def test_the_example_of_explain(capsys, monkeypatch):
+    """What its docstring shows is what it prints; the first line names the BLAS of the machine."""
+    monkeypatch.setattr(dispatch, "_readable", False)
+    call, first, *lines = inspect.getdoc(dispatch.explain).split(">>> ")[1].splitlines()
+    exec(call, {"explain": dispatch.explain, "F": F, "np": np})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:] == lines and "of minifcn's own" in first and "of minifcn's own" in printed[0]
+
+
 def test_explain_a_layer(capsys, monkeypatch):
     """Layers by their class, arrays by shape and dtype; a composition before what it calls."""
     monkeypatch.setattr(dispatch, "_readable", False)
