@@ -97,15 +97,18 @@ def _next(lines, seconds):
 
 
 def _while_it_calls(lines, box):
-    """The verdict; None if the child ended, or started no call for SILENCE seconds. It keeps its own time limit."""
-    latest, since = None, time.monotonic()
-    while time.monotonic() - since < SILENCE:
+    """The verdict; None if the child ended, or started no call for SILENCE seconds. It keeps its own time limit.
+
+    The first call may take as long as loading: before it, Hypothesis is imported and draws.
+    """
+    latest, since, limit = box.stat().st_mtime_ns, time.monotonic(), LOADING
+    while time.monotonic() - since < limit:
         try:
             line = lines.get(timeout=0.2)
             return None if line is None else json.loads(line)
         except queue.Empty:
             if latest != box.stat().st_mtime_ns:
-                latest, since = box.stat().st_mtime_ns, time.monotonic()
+                latest, since, limit = box.stat().st_mtime_ns, time.monotonic(), SILENCE
     return None
 
 

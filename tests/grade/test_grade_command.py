@@ -2,7 +2,9 @@
 
 import json
 import os
+import queue
 import sys
+import threading
 
 import pytest
 
@@ -109,6 +111,15 @@ def test_misbehaviour_is_reported(mine, how, capsys, monkeypatch):
     assert verdict["state"] == "wrong" and words in verdict["counterexample"]["note"]
     show(verdict, Printer())
     assert "x = np.array" in capsys.readouterr().out
+
+
+def test_the_first_call_may_take_long(tmp_path, monkeypatch):
+    """On a slow machine Hypothesis needs more than SILENCE before it calls; later calls follow each other."""
+    monkeypatch.setattr(isolate, "SILENCE", 0.0)
+    lines, box = queue.Queue(), tmp_path / "call"
+    box.touch()
+    threading.Timer(0.3, lines.put, ['{"state": "right"}']).start()
+    assert isolate._while_it_calls(lines, box) == {"state": "right"}
 
 
 def test_prints_do_not_spoil_the_report(mine, capfd):

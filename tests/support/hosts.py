@@ -11,7 +11,7 @@ import pytest
 from minifcn.files.download import Source
 
 BYTES = np.random.default_rng(0).bytes(700_001)             # more than two blocks, and a remainder
-STALL = 0.3                                                 # seconds; the timeout of tests in which a host sends too little
+STALL = 0.3                                                 # seconds; the first timeout where a host sends too little
 BUSY = 60                                                   # the timeout of the others, also on a machine that is busy
 
 
@@ -91,6 +91,19 @@ def server(monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def patiently(server, folder, attempt):
+    """attempt(a folder, a short timeout); on a busy machine a good host is late, too: a failure is tried with longer ones."""
+    for timeout in (STALL, 10 * STALL, 100 * STALL):
+        to = folder / f"{timeout:g}"
+        to.mkdir()
+        server.count.clear(), server.requests.clear()
+        try:
+            return attempt(to, timeout)
+        except (Exception, pytest.fail.Exception):
+            if timeout == 100 * STALL:
+                raise
 
 
 def source(server, *paths, content=BYTES, digits=64):
