@@ -2,9 +2,9 @@
 this one alone does not. On both sides every twin that may run gives the definition's result.
 
 A case is a layer with unequal pairs; its neighbours differ in one number, of one axis. Blocks are small, so that there are
-several and the last one is ragged; threads go from one to four; and buffers that are used again hold NaN, so that nobody
-reads what an earlier call left there. A condition that is too wide lets a twin run where its result is wrong. The last test
-fails for a condition that no case crosses: a new twin brings its own.
+several and the last one is ragged; each twin runs on one thread, on two, three and four; and buffers that are used again hold
+NaN, so that nobody reads what an earlier call left there. A condition that is too wide lets a twin run where its result is
+wrong. The last test fails for a condition that no case crosses, those of NOT_CROSSED aside: a new twin brings its own.
 """
 
 import collections
