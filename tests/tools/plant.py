@@ -50,7 +50,7 @@ TESTS = {                                       # file -> the tests that know it
     "fast/gpu/stem.py": "gpu_conditions norm_kernels cuda_path",
     "files/atomic.py": "atomic",
     "files/weights.py": "weights pretrained",
-    "inference.py": "inference scoring cli",
+    "inference.py": "inference scoring cli graph",
     "models/fcn.py": "models torch_reference",
     "models/resnet.py": "models torch_reference",
     "training/arena.py": "arena optim fit",

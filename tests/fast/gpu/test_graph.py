@@ -225,6 +225,20 @@ def test_images_of_several_sizes(gpu):
     assert len(recordings) == 2 and all(r.graph is not None for r in recordings)
 
 
+def test_other_arrays_of_statistics(gpu):
+    """A prediction that was recorded with one array of running means is recorded again with another, which lies elsewhere."""
+    net = step().net.eval()
+    x = backend.to_device(np.random.default_rng(0).standard_normal((1, 3, 15, 17), np.float32), "gpu")
+    for _ in range(2):
+        for _ in range(4):
+            with no_grad():
+                expected = backend.to_host(net(Tensor(x)).data)
+            np.testing.assert_array_equal(backend.to_host(whole(net, x)), expected)
+        for module in net.modules():
+            if hasattr(module, "running_mean"):
+                module.running_mean = module.running_mean + 1
+
+
 def test_only_a_size_that_comes_again_takes_a_place(gpu, monkeypatch):
     """Sizes seen once take none of the recordings, and a size that finds none left is computed as always."""
     monkeypatch.setattr(graph, "KINDS", 2)
