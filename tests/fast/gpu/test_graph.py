@@ -146,15 +146,20 @@ def test_a_last_smaller_batch(gpu):
     assert {len(r.inputs[0]) for r in graph._recorders[recorded].recordings.values()} == {1, 2}
 
 
-@pytest.mark.parametrize("change", ["lr", "velocity", "mode", "weights"])
+SETTINGS = {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True}
+
+
+@pytest.mark.parametrize("change", [*SETTINGS, "precision", "velocity", "mode", "weights"])
 def test_what_changes_between_two_calls_is_noticed(gpu, change):
     """A setting, an array that moved, the mode, and weights that are written where they lie."""
     def between(trained):
         def act(k):
             if k != 3:
                 return
-            if change == "lr":
-                trained.optimizer.param_groups[0]["lr"] = 0.01
+            if change in SETTINGS:
+                trained.optimizer.param_groups[0][change] = SETTINGS[change]
+            elif change == "precision":
+                backend.set_precision("tf32")
             elif change == "velocity":
                 trained.optimizer.velocity = trained.optimizer.velocity * 0.5
             elif change == "mode":
@@ -164,7 +169,9 @@ def test_what_changes_between_two_calls_is_noticed(gpu, change):
         return act
 
     recorded, plain = step(), step()
-    same(run(repeat, recorded, between=between(recorded)), run(directly, plain, between=between(plain)))
+    outcome = run(repeat, recorded, between=between(recorded))
+    backend.set_precision("fp32")
+    same(outcome, run(directly, plain, between=between(plain)))
 
 
 def test_it_is_released_with_its_step(gpu):
