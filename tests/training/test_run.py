@@ -333,6 +333,17 @@ def test_infinite_weights_are_not_saved(options, tmp_path):
     assert checkpoint.load(tmp_path / "checkpoint.npz").state.step == 0
 
 
+def test_infinite_statistics_are_not_saved(options, tmp_path):
+    """The running variance of a layer can overflow while every weight is finite."""
+    train(replace(options, epochs=1), tmp_path)
+    before = arrays(tmp_path)
+    again = run.Run(replace(options, epochs=1), tmp_path, checkpoint.load(tmp_path / "checkpoint.npz"))
+    again.net.trunk.bn1.running_var[0] = np.inf
+    with pytest.raises(TrainingError, match=r"^trunk\.bn1\.running_var holds numbers that are not finite after step \d"):
+        again.save(again.path)
+    assert same(before, arrays(tmp_path))
+
+
 def test_damaged_checkpoint_is_refused_and_kept(finished, tmp_path):
     content = (finished[0] / "checkpoint.npz").read_bytes()
     for damaged in (content[:-100], content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]):
