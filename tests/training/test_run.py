@@ -344,6 +344,16 @@ def test_infinite_statistics_are_not_saved(options, tmp_path):
     assert same(before, arrays(tmp_path))
 
 
+def test_a_checkpoint_holds_the_losses_of_all_its_steps(options, tmp_path, monkeypatch):
+    """Losses are read every second step here; a checkpoint between two readings must not miss one."""
+    rows, save = [], checkpoint.save
+    monkeypatch.setattr(run, "READ_SECONDS", np.inf)
+    monkeypatch.setattr(checkpoint, "save", lambda path, saved: rows.append(replace(saved.state)) or save(path, saved))
+    train(replace(options, batch_size=1, epochs=1, save_every=1), tmp_path)
+    assert {row.row_images for row in rows} == {0, 1}
+    assert all((row.pixels > 0) == (row.loss > 0) == (row.row_images > 0) for row in rows)
+
+
 def test_damaged_checkpoint_is_refused_and_kept(finished, tmp_path):
     content = (finished[0] / "checkpoint.npz").read_bytes()
     for damaged in (content[:-100], content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]):
