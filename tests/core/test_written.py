@@ -117,6 +117,17 @@ def test_load_state_dict_of_other_names_is_no_write():
     assert_allclose(net[1].weight.grad, [[4, 4]])
 
 
+def test_a_step_writes_every_parameter():
+    """The second one alone is needed by the backward that comes too late."""
+    a, b = (Tensor(np.ones(3), requires_grad=True) for _ in range(2))
+    optimizer = SGD([a, b], 1.0)
+    (a + b).sum().backward()
+    y = (b * b).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=WRITTEN):
+        y.backward()
+
+
 def test_generator_and_discriminator():
     """The step of one network between forward and backward of both: refused; in the right order: the right gradient."""
     z = np.random.default_rng(0).standard_normal((16, 2)).astype(np.float32)

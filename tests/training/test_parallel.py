@@ -75,6 +75,28 @@ def test_buckets_are_neighbours_cut_from_the_end(monkeypatch):
     assert [[p.size for p in bucket] for bucket in parallel._buckets(Arena(params))] == [[3, 1], [5, 1], [1]]
 
 
+@pytest.mark.parametrize("without", range(6))
+def test_each_gradient_is_summed_once(monkeypatch, without):
+    """The loss does not depend on one parameter, in whichever bucket it lies; "summed" adds 1,000 here."""
+    class Sums:
+        def start(self, grad):
+            grad += 1000
+
+        def test(self):
+            pass
+
+        wait = test
+
+    monkeypatch.setattr(parallel, "BUCKET", 16)
+    params = [Tensor(np.zeros(n), requires_grad=True) for n in (1, 1, 5, 1, 3, 1)]                  # buckets of 2
+    arena, world = Arena(params), parallel.Local()
+    world.sums = Sums()
+    loss = sum(p.sum() for i, p in enumerate(params) if i != without)
+    parallel.Mpi.backward(world, loss, arena)
+    for i, p in enumerate(params):
+        assert (arena.grad[arena.span(p)] == (0 if i == without else 1001)).all()
+
+
 # ---- minifcn train and evaluate ----
 
 SCORES = """
