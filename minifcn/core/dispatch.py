@@ -14,8 +14,8 @@ MINIFCN_READABLE=1 switch all twins off, `readable_only(but=["blocks"])` all but
 f(x) and prints which twins ran, and why the others did not; MINIFCN_EXPLAIN=1 does so for a whole run, once for each kind of
 call.
 
-Definitions compute with all threads of BLAS, twins hold BLAS to one thread. So two readable runs side by side lose four times
-to each other's threads of BLAS: give each run OMP_NUM_THREADS=1, or start one after the other.
+Definitions compute with all threads of BLAS, twins hold BLAS to one thread. So two readable runs side by side take
+nearly five times as long as one: give each OMP_NUM_THREADS=1 (1.2 times), or start one after the other.
 """
 
 from __future__ import annotations
