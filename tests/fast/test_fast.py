@@ -742,7 +742,7 @@ def test_the_definition_alone(monkeypatch):
     seen, im2col = [], conv.im2col
     monkeypatch.setattr(conv, "im2col", lambda *a: seen.append({b["num_threads"] for b in cpu._blas.info()}) or im2col(*a))
     alone(conv.correlate)(x, w, *settings)
-    assert seen == [{b["num_threads"] for b in cpu._blas.info()} and {1}]                        # of a BLAS that can be held
+    assert seen == [{1} if cpu._blas.info() else set()]                  # empty for a BLAS that threadpoolctl does not know
 
 
 def test_scratch_belongs_to_its_thread(three_threads):
