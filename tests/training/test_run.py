@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import shutil
 import signal
 import warnings
 from dataclasses import replace
@@ -284,10 +285,14 @@ def test_resume_notices_changed_files(tmp_path, options):
         resume(tmp_path / "run")
 
 
-def test_resume_refuses_other_images(finished, tmp_path):
+def test_resume_refuses_other_images_and_another_order(finished, data, tmp_path):
     other = write_synthetic(tmp_path / "other", train=9, val=3, size=(64, 96))
-    with pytest.raises(ValueError, match="not the classes and training images"):
-        resume(finished[0], data=str(other))
+    turned = shutil.copytree(data, tmp_path / "turned")
+    names = turned / "ImageSets" / "Segmentation" / "train.txt"
+    names.write_text("\n".join(reversed(names.read_text().split())))
+    for folder in (other, turned):
+        with pytest.raises(ValueError, match="not the classes and training images"):
+            resume(finished[0], data=str(folder))
 
 
 def test_resume_needs_a_checkpoint(tmp_path):
