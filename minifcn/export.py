@@ -270,9 +270,7 @@ def to_onnx(net: nn.Module, classes: Classes, image: bool = False, size: Pair | 
         planes = graph.node("image.planes", "Transpose", floats, perm=[0, 3, 1, 2])              # (N, 3, H, W)
         mean, std = (np.array(values, np.float64)[:, None, None] for values in (MEAN, STD))
         scaled = graph.node("image.scaled", "Mul", planes, graph.weight("image.scale", 1 / (255 * std)))
-        graph.node("x", "Add", scaled, graph.weight("image.shift", -mean / std))
-        if size and graph.hw:
-            graph.hw["x"] = tuple(size)
+        graph.node("x", "Add", scaled, graph.weight("image.shift", -mean / std), hw=size and tuple(size))
     else:
         inputs = [helper.make_tensor_value_info("x", kinds.FLOAT, ["N", 3, H, W])]
     logits = graph.layer("net", net, "x")
@@ -286,7 +284,7 @@ def to_onnx(net: nn.Module, classes: Classes, image: bool = False, size: Pair | 
     versions = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "minifcn", inputs, outputs, list(graph.weights.values())), opset_imports=versions,
-        ir_version=max(7, helper.find_min_ir_version_for(versions)), producer_name="minifcn", producer_version=__version__)
+        ir_version=helper.find_min_ir_version_for(versions), producer_name="minifcn", producer_version=__version__)
     helper.set_model_props(model, metadata(classes, image, scale))
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -81,7 +81,7 @@ def test_the_reference_evaluator_computes_the_same(model, backbone):
 def test_a_fixed_size_needs_no_shapes(runtime):
     """Multiples of 32 have no crop at all, other sizes one with constants."""
     net = trained("fcn8s")
-    for hw, cuts in (((64, 96), 0), ((33, 47), 3)):
+    for hw, cuts in (((64, 96), 0), ((33, 47), 3), ((1, 1), 3)):
         written = to_onnx(net, SEVEN, size=hw)
         ops = [node.op_type for node in written.graph.node]
         assert "Shape" not in ops and ops.count("Slice") == cuts
@@ -94,13 +94,17 @@ def test_a_fixed_size_needs_no_shapes(runtime):
 def test_pictures_in_labels_out(runtime):
     """--image: normalisation and argmax inside; pixels differ from predict's only where two logits are equal to rounding."""
     net, picture = trained(), np.random.default_rng(4).integers(0, 256, (75, 101, 3), np.uint8)
-    session = runtime(to_onnx(net, SEVEN, image=True))
+    written = to_onnx(net, SEVEN, image=True)
+    session = runtime(written)
     labels = session.run(["labels"], {"image": picture[None]})[0]
     assert labels.dtype == np.uint8 and labels.shape == (1, 75, 101)
     ours = predict(net, picture)
     assert len(np.unique(ours)) > 1 and (labels[0] != ours).mean() < 1e-3
     fixed = runtime(to_onnx(net, SEVEN, image=True, size=(75, 101)))
     assert np.array_equal(fixed.run(None, {"image": picture[None]})[0], labels)
+    weights = {w.name: onnx.numpy_helper.to_array(w).ravel() for w in written.graph.initializer}
+    assert np.array_equal(weights["image.scale"], np.float32([1 / (255 * std) for std in (0.229, 0.224, 0.225)]))
+    assert {p.key: p.value for p in written.metadata_props}["input"] == "RGB, 0..255"
 
 
 def test_what_the_file_says_of_itself():
@@ -108,6 +112,11 @@ def test_what_the_file_says_of_itself():
     written = to_onnx(net, SEVEN, scale=0.5)
     assert written.ir_version == 7 and [(o.domain, o.version) for o in written.opset_import] == [("", 13)]
     assert written.producer_name == "minifcn"
+    shape = [axis.dim_param or axis.dim_value for axis in written.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["N", 3, "H", "W"]
+    for node in written.graph.node:                                      # no output_padding, which is 0
+        if node.op_type.startswith("Conv"):
+            assert {a.name for a in node.attribute} == {"kernel_shape", "strides", "pads", "dilations"}
     ops = {node.op_type for node in written.graph.node}
     assert ops == {"Conv", "Relu", "MaxPool", "Add", "ConvTranspose", "Shape", "Slice"}
     properties = {p.key: p.value for p in written.metadata_props}
@@ -118,8 +127,9 @@ def test_what_the_file_says_of_itself():
     weights = {w.name for w in written.graph.initializer}
     assert {"trunk.layer1.0.conv1.weight", "transpose_conv.bias", "skips.0.score.weight"} <= weights
     assert {"trunk.layer4.1.conv2", "skips.1.upsample"} <= {node.name for node in written.graph.node}
-    first, second = (to_onnx(net, SEVEN).SerializeToString(deterministic=True) for _ in range(2))
-    assert first == second
+    first, second = (to_onnx(net, SEVEN) for _ in range(2))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+    assert {p.key: p.value for p in first.metadata_props}["scale"] == "1.0"
     newer = to_onnx(net, SEVEN, opset=17)
     assert newer.opset_import[0].version == 17 and newer.ir_version >= 8
 
@@ -136,8 +146,8 @@ def test_a_layer_without_writer_is_refused_by_name():
 
 class Own(nn.Module):
     def __init__(self):
-        self.down = nn.Sequential(nn.Conv2d(3, 4, (3, 2), (2, 1), (1, 0), bias=True), nn.BatchNorm2d(4), nn.LeakyReLU(0.2),
-                                  nn.Dropout(), nn.Conv2d(4, 4, 1))
+        self.down = nn.Sequential(nn.Conv2d(3, 4, (3, 2), (2, 1), (1, 2), dilation=(1, 3)), nn.BatchNorm2d(4),
+                                  nn.LeakyReLU(0.2), nn.Dropout(), nn.Conv2d(4, 4, 1), nn.ReLU())
         self.up = nn.ConvTranspose2d(4, 7, (3, 2), (2, 3), (1, 0), (1, 0), bias=False, dilation=(1, 2))
         self.last = nn.Sequential(nn.BatchNorm2d(7), nn.Sigmoid(), nn.Identity())
 
@@ -159,6 +169,7 @@ def test_a_network_of_ones_own(runtime):
         y = graph.layer("last", net.last, graph.layer("up", net.up, graph.layer("down", net.down, x)))
         return graph.cut("last", y, x)
 
+    assert callable(write)                                               # as it was, for other modules to call
     net, x = Own(), np.random.default_rng(5).standard_normal((2, 3, 9, 11)).astype(np.float32)
     net(Tensor(x))                                                       # moves the running statistics from 0 and 1
     logits = runtime(to_onnx(net, SEVEN)).run(None, {"x": x})[0]
@@ -175,6 +186,41 @@ def test_the_size_of_a_cut_is_that_of_its_pattern():
     graph = Graph(onnx, (4, 5))
     y = graph.layer("up", nn.ConvTranspose2d(3, 7, 2, 2), "x")
     assert (graph.hw[y], graph.hw[graph.cut("a", y, "x")]) == ((8, 10), (4, 5))
+
+
+def test_the_size_of_a_pooled_map():
+    graph = Graph(onnx, (8, 10))
+    assert graph.hw[graph.layer("pool", nn.MaxPool2d(2), "x")] == (4, 5)
+
+
+def test_a_norm_is_computed_in_float64():
+    """The file holds the exact factors and summands, rounded once."""
+    rng = np.random.default_rng(7)
+    conv, norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
+    for array in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        array[...] = rng.uniform(0.1, 3, 3)
+    gamma, beta, mean, var, w, b = (a.astype(np.float64) for a in (
+        norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var, conv.weight.data, conv.bias.data))
+    scale = gamma / np.sqrt(var + norm.eps)
+    graph = Graph(onnx)
+    graph.conv("merged", conv, "x", norm)
+    graph.norm("alone", norm, "x")
+    for name, values in {"merged.weight": w * scale[:, None, None, None], "merged.bias": b * scale + beta - mean * scale,
+                         "alone.scale": scale[:, None, None], "alone.shift": (beta - mean * scale)[:, None, None]}.items():
+        np.testing.assert_allclose(onnx.numpy_helper.to_array(graph.weights[name]), np.float32(values), rtol=2**-23)
+
+
+def test_a_graph_that_onnx_refuses_is_not_returned():
+    """Shapes are inferred too: two axes for four."""
+    class Turned(nn.Module):
+        pass
+
+    @exports(Turned)
+    def write(graph, name, net, x):
+        return graph.node(name, "Transpose", x, perm=[1, 0])
+
+    with pytest.raises(onnx.shape_inference.InferenceError, match="Transpose, node name: net"):
+        to_onnx(Turned(), SEVEN)
 
 
 @pytest.fixture

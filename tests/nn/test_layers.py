@@ -98,6 +98,10 @@ def test_defaults_as_printed():
         (nn.AvgPool2d((3, 2), 1, 1), "AvgPool2d(kernel_size=(3, 2), stride=1, padding=1)"),
         (nn.AdaptiveAvgPool2d((1, 1)), "AdaptiveAvgPool2d(output_size=(1, 1))"),
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "Sequential(\n  (0): ReLU()\n  (1): Flatten()\n)"),
+        (nn.LeakyReLU(), "LeakyReLU(negative_slope=0.01)"),
+        (nn.Dropout(), "Dropout(p=0.5)"),
+        (nn.Upsample((7, 9)), "Upsample(size=(7, 9), scale_factor=None, mode='nearest')"),
+        (nn.CrossEntropyLoss(), "CrossEntropyLoss(ignore_index=-100, reduction='mean')"),
     ]:
         assert repr(layer) == text
 
@@ -106,6 +110,16 @@ def test_batch_norm_wants_four_axes():
     for shape in ((2, 3), (2, 3, 4), (2, 3, 4, 5, 6)):
         with pytest.raises(ValueError, match="BatchNorm2d: x must have 4 axes"):
             nn.BatchNorm2d(3)(np.ones(shape, np.float32))
+
+
+def test_batch_norm_sums_over_processes():
+    """`reduce` reaches the function: here a second process has the same images, so every pixel counts twice."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    layer, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    layer.reduce = lambda array: 2 * array
+    for norm, count in ((layer, 80), (other, 40)):                       # the running variance is that of a sample
+        norm(x)
+        np.testing.assert_allclose(norm.running_var, 0.9 + 0.1 * x.var(axis=(0, 2, 3)) * count / (count - 1), rtol=1e-6)
 
 
 def test_settings_are_kept():
@@ -214,6 +228,7 @@ def test_dropout():
     (lambda: nn.Conv2d(3.0, 4, 3), TypeError, "Conv2d: in_channels must be an int, got 3.0"),
     (lambda: nn.ConvTranspose2d(3, 0, 3), ValueError, "ConvTranspose2d: out_channels must be at least 1"),
     (lambda: nn.Linear(0, 3), ValueError, "Linear: in_features must be at least 1"),
+    (lambda: nn.Linear(3, 0), ValueError, "Linear: out_features must be at least 1"),
     (lambda: nn.ConvTranspose2d(0, 3, 3), ValueError, "ConvTranspose2d: in_channels must be at least 1"),
     (lambda: nn.BatchNorm2d(0), ValueError, "BatchNorm2d: num_features must be at least 1"),
     (lambda: nn.BatchNorm2d(3, momentum=None), ValueError, "momentum must be a number in 0..1, got None"),

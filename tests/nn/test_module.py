@@ -8,6 +8,7 @@ import pytest
 
 import minifcn.functional as F
 from minifcn import Tensor, nn
+from minifcn.core.backend import to_host
 
 
 class Net(nn.Module):
@@ -127,6 +128,17 @@ def test_sequential_chains_slices_and_grows():
     assert len(net) == 3 and isinstance(net[-1], nn.Linear) and len(net[:2]) == 2
     x = Tensor(np.arange(-6.0, 6).reshape(2, 1, 2, 3).astype(np.float32))
     np.testing.assert_allclose(net(x).data, F.linear(F.relu(x).reshape(2, 6), net[2].weight, net[2].bias).data)
+
+
+def test_a_list_grows_in_a_chain():
+    layers = nn.ModuleList([nn.ReLU()])
+    assert layers.extend([nn.Flatten(), nn.Sigmoid()]) is layers and len(layers) == 3
+
+
+def test_load_takes_arrays_and_tensors_of_the_device(xp, device):
+    net, w, b = nn.Linear(2, 3).to(device), np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3, dtype=np.float32)
+    net.load_state_dict({"weight": xp.asarray(w), "bias": Tensor(xp.asarray(b))})
+    assert np.array_equal(to_host(net.weight.data), w) and np.array_equal(to_host(net.bias.data), b)
 
 
 @pytest.mark.parametrize("layer, text", [

@@ -236,6 +236,16 @@ def test_a_multiplied_loss(xp):
     assert step([1, -5], scale=4) == [-0.75, 0.25] and to_host(optimizer.skipped) == 3     # v = 0.75 + 0.25, 1.25 - 1.25
 
 
+def test_zero_grad_makes_the_arrays_anew_after_a_move():
+    """Then backward writes into them; and without momentum there is still no velocity."""
+    net = nn.Linear(2, 1)
+    optimizer = SGD(net.parameters(), lr=1)
+    net.to(np.float64)
+    optimizer.zero_grad()
+    net(np.ones((1, 2))).sum().backward()
+    assert all(np.shares_memory(p.grad, optimizer.arena.grad) for p in net.parameters()) and optimizer.velocity is None
+
+
 def test_a_velocity_where_a_group_has_momentum():
     a, b = parameters(np.random.default_rng(0))
     assert SGD([a], lr=1).velocity is None
