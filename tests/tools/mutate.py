@@ -1,6 +1,6 @@
 """Mutation testing: breaks the library in four thousand small ways and shows which breaks no test notices.
 
-    python tests/tools/mutate.py                      everything (43 minutes on two cores of a Zen 3); exits 1 if a mutant survives
+    python tests/tools/mutate.py                      everything (43 minutes on two Zen 3 cores); exits 1 if a mutant survives
     python tests/tools/mutate.py pool loss            only files whose path contains one of these words
     python tests/tools/mutate.py --list pool          the mutants, without running them
 

@@ -100,6 +100,21 @@ def test_on_a_device(options, tmp_path, xp):
         assert all(isinstance(a, np.ndarray) for a in arrays(tmp_path / f"gpu {weights}").values())
 
 
+def test_when_checkpoints_are_written(options, tmp_path, monkeypatch):
+    """Every 3 steps, and every 7 where an epoch has 5; also before the first step and after each epoch."""
+    steps, save = [], run.Run.save
+
+    def noted(self, path):
+        steps.append(self.state.step)
+        save(self, path)
+
+    monkeypatch.setattr(run.Run, "save", noted)
+    for every, wanted in ((3, {0, 3, 5, 6, 9, 10}), (7, {0, 5, 7, 10})):
+        steps.clear()
+        train(replace(options, save_every=every, val_every=2), tmp_path / str(every))
+        assert set(steps) == wanted
+
+
 def test_one_seed_determines_everything(finished, options, tmp_path):
     train(replace(options, workers=3, save_every=1), tmp_path / "again")
     assert same(arrays(finished[0]), arrays(tmp_path / "again"))

@@ -6,7 +6,7 @@ import pytest
 
 import minifcn.functional as F
 from minifcn import nn
-from minifcn.core.backend import to_host
+from minifcn.core.backend import to_device, to_host
 from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Batch
 from minifcn.data.upload import Uploader
@@ -64,6 +64,17 @@ def test_step_counts(device):
     mask = batch.labels != 255
     assert int(to_host(valid)) == mask.sum() and int(to_host(correct)) == (logits.argmax(1) == batch.labels)[mask].sum()
     assert float(to_host(total)) == pytest.approx(-np.log(chosen[mask]).sum(), rel=200 * 2**-24)
+
+
+def test_step_weighs_the_classes(device):
+    """A network without a loss of its own: each pixel counts as much as its class."""
+    batch, weight = batch_of(np.random.default_rng(2)), np.array([0.5, 1, 2, 4], np.float32)
+    losses = F.cross_entropy(pixelwise()(normalize(batch.images)), batch.labels, weight, ignore_index=255, reduction="sum")
+    net = pixelwise().to(device)
+    total, _, valid = train_step(net, SGD(net.parameters(), lr=0.1), batch, upload=Uploader(device),
+                                 weight=to_device(weight, device))
+    assert float(to_host(total)) == pytest.approx(float(losses.data), rel=200 * 2**-24)
+    assert float(to_host(valid)) == weight[batch.labels[batch.labels != 255]].sum()      # multiples of a half: exact
 
 
 def test_step_without_a_valid_pixel_moves_nothing():
