@@ -294,6 +294,25 @@ def test_ranks_share_the_cores():
     assert out == "2 processes, threads of each: 4\n(4, {4}) (4, {4})\n" and err == ""
 
 
+SUMS = """
+import numpy as np
+from minifcn.training import parallel
+world = parallel.world()
+flat = np.arange(6.0)
+for array in (flat, flat.reshape(2, 3).T):
+    before, total = array.copy(), world.sum(array)
+    assert np.array_equal(total, 2 * before) and np.array_equal(array, before), (total, array)
+print("summed")
+"""
+
+
+@mpi.needed
+def test_a_sum_is_a_new_array():
+    """Also of an array whose rows do not lie one after the other."""
+    out, _ = mpi.run(2, "-c", SUMS)
+    assert out == "summed\n"
+
+
 @mpi.needed
 def test_ranks_with_a_blas_that_nobody_holds():
     """One thread of minifcn's own in each, since BLAS may take all cores; and the line says why."""
