@@ -194,7 +194,7 @@ def test_the_size_of_a_pooled_map():
 
 
 def test_a_norm_is_computed_in_float64():
-    """The file holds the exact factors and summands, rounded once."""
+    """What float64 gives, rounded to float32; another order of its sums may turn that rounding, by one unit."""
     rng = np.random.default_rng(7)
     conv, norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
     for array in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):

@@ -1,4 +1,4 @@
-"""The bugs of planted.py still apply. Whether tests notice them shows plant.py, which takes minutes."""
+"""The bugs of planted.py still apply. Whether tests notice them shows plant.py, which takes an hour."""
 
 import ast
 
