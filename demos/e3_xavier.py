@@ -40,7 +40,7 @@ def build(start, seed):
 
 def run(net, seed):
     """Train; returns [(epoch, loss of the epoch, mean IoU, pixel accuracy), ...]."""
-    optimizer = SGD(net.parameters(), options.lr, options.momentum, options.weight_decay)
+    optimizer = SGD(net.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay)
     loader = Loader(train_set, options.batch_size, options.crop, seed)
     history, step, steps = [], 0, options.epochs * len(loader)
     for epoch in range(options.epochs):

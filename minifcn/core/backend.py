@@ -1,7 +1,7 @@
 """NumPy or CuPy, decided by the data: a function asks `array_module(x)` for its namespace and runs unchanged on both devices.
 
 There is no global device. An array stays on the device where it was made, and operations run on the device of their arrays.
-Only the functions of this file move arrays. Source: the convention of `cupy.get_array_module`.
+No operation moves its operands to another device. Source: the convention of `cupy.get_array_module`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from minifcn.core import machine
 
 Function = TypeVar("Function", bound=Callable)
 REPLACEMENTS: dict = {}                         # definition's wrapper -> [Twin, ...] in the order in which they are asked
-NOTES: list = []                                # functions without arguments: what computes where twins run, a sentence each
+NOTES: list = []                                # functions that return a sentence: what computes where twins run
 _readable = os.environ.get("MINIFCN_READABLE", "0") not in ("", "0")
 _but: tuple = ()                                # endings of the names of modules whose twins run even so
 
@@ -130,7 +130,7 @@ def readable_only(but: Sequence[str] = ()) -> Iterator[None]:
 
 
 def readable() -> bool:
-    """Whether definitions alone run now: twins are switched off, or there are none."""
+    """Whether twins are switched off (all, or all but those of some files), or there are none."""
     return _readable or not any(REPLACEMENTS.values())
 
 

@@ -40,7 +40,7 @@ def cotangent_generator(seed: int) -> np.random.Generator:
 def check_vjp(f: Callable, *arrays: Array, seed: int = 0) -> Check:
     """Compare the gradients of f with a numerical derivative, in float64.
 
-        D = d/dh <gy, f(..., x + h d, ...)> at h = 0, from four evaluations:  (8 (p(h) - p(-h)) - (p(2h) - p(-2h))) / 12 h
+        D = d/dh <gy, f(..., x + h d, ...)> at h = 0, from four evaluations:  (8 (p(h) - p(-h)) - (p(2h) - p(-2h))) / (12 h)
 
     Here p(h) = <gy, f(..., x + h d, ...)>.
     f: function of Tensors that returns one Tensor. arrays: float64 inputs (NumPy or CuPy); the gradient of each is checked.

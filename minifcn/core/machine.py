@@ -1,6 +1,7 @@
 """What computes on a CPU: the cores that this process may use, and NumPy's BLAS with its kernels and threads.
 
-threadpoolctl tells and sets the threads of BLAS. It may be missing, and it does not know every BLAS: then nobody holds BLAS.
+threadpoolctl tells and sets the threads of BLAS. It may be missing, and it does not know every BLAS: then BLAS keeps its
+threads.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def built_with() -> Any:
 
 
 def blas_file() -> str | None:
-    """The file of NumPy's BLAS as Linux maps it, since Debian has any BLAS behind one name; None if it cannot be told."""
+    """The file of NumPy's BLAS in Linux's list of mapped files (on Debian its name tells nothing); None if it is not found."""
     try:
         found = re.search(r"/\S*/lib(scipy_open|open|flexi|c)?bl[ai]s\S*\.so\S*", Path("/proc/self/maps").read_text())
     except OSError:                                                      # another system
@@ -49,7 +50,7 @@ def why_not_held() -> str | None:
     if BLAS is None:
         return f"threadpoolctl is not installed, {consequence}: pip install threadpoolctl"
     name, known = built_with().get("name", "unknown"), [library["internal_api"] for library in BLAS.info()]
-    needed = [api for api in ("accelerate", "openblas", "blis", "mkl") if api in name]       # else: chosen when it is loaded
+    needed = [api for api in ("accelerate", "openblas", "blis", "mkl") if api in name]       # empty: chosen at loading
     if not known or needed and not set(known) & set(needed):
         name = ", ".join(filter(None, (name, blas_file())))
         return (f"threadpoolctl does not know NumPy's BLAS ({name}), {consequence}: pip install --upgrade threadpoolctl numpy "
@@ -66,7 +67,7 @@ def kernels() -> str:
 
 
 def blas_in_words() -> str:
-    """The BLAS in use, its kernels and its threads; if nobody holds it, its file and what its threads depend on."""
+    """The BLAS in use, its kernels and threads; if it cannot be held to one thread, its file and what its threads depend on."""
     if NOT_HELD is None:
         threads = max(library["num_threads"] for library in BLAS.info())
         return f"{kernels()}, {threads} {'thread' if threads == 1 else 'threads'}"

@@ -1,6 +1,6 @@
 """Pairs of ints, the length of an output, and checks whose messages name all shapes.
 
-Sizes are capital letters. Each has one meaning everywhere in minifcn:
+Sizes are capital letters. Where nothing else is said, they mean:
 
     N  batch            H  W    height, width of the input      S  stride    (SH, SW)
     C  in-channels      KH KW   of the kernel                   P  padding   (PH, PW)

@@ -152,7 +152,7 @@ class Classes:
 
     @staticmethod
     def of(content: dict) -> Classes:
-        """The Classes of what a JSON file holds. Raises DataError for anything but what content() gives."""
+        """Classes from the content of a JSON file. Raises DataError if it does not have the form that content() gives."""
         keys = {"names", "palette", "void", "map"}
         if not isinstance(content, dict) or not {"names", "palette"} <= set(content) <= keys:
             raise DataError('an object with "names", "palette" and perhaps "void" and "map" wanted')
@@ -291,9 +291,9 @@ def index_to_colour(labels: np.ndarray, classes: Classes) -> np.ndarray:
 def colour_to_index(image: np.ndarray, classes: Classes) -> np.ndarray:
     """The label map of a picture, inverse of index_to_colour (where the classes have no map).
 
-    image: uint8 (H, W, 3). Returns uint8 (H, W). A colour outside the palette (an edge blurred by resizing, a mask
-    saved as JPEG) raises DataError that names the colour and its place. Cost: one binary search among the K + 1 colours
-    for each pixel (a table of all 256^3 colours would take 17 MB).
+    image: uint8 (H, W, 3). Returns uint8 (H, W). A colour outside classes.colours (an edge blurred by resizing, a mask
+    saved as JPEG) gets the label of "*" in classes.map, or raises DataError that names the colour and its place. Cost: one
+    binary search among the K + 1 colours for each pixel (a table of all 256^3 colours would take 17 MB).
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"colours wanted, uint8 (H, W, 3) with 0..255, got {image.dtype} {image.shape}")

@@ -27,7 +27,7 @@ PREFETCH = 2                        # batches decoded ahead of the one in use
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, H, W); labels: uint8 (N, H, W); ids: names, for messages; those of the whole batch for a share."""
+    """images: uint8 (N, 3, H, W); labels: uint8 (N, H, W); ids: names, for messages; a share has those of the whole batch."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -92,8 +92,8 @@ class Loader:
     def epoch(self, e: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the Batches of epoch e, from batch number `start` on.
 
-        At most PREFETCH + 1 batches are in memory. The threads end when the iterator is exhausted or closed; leaving a for
-        loop closes it. A worker's DataError is raised here, when its batch is asked for.
+        At most PREFETCH + 1 batches are in memory. The threads end when the iterator is exhausted, closed or not
+        referenced any more. A worker's DataError is raised here, when its batch is asked for.
         """
         order = self._order(e)
         parts = np.split(order, range(self.batch_size, len(order), self.batch_size))

@@ -157,7 +157,7 @@ def _ends_well(file, kind):
     if mark:
         return content == mark
     ends = 8 + int.from_bytes(content[4:], "little") if kind == "WEBP" else int.from_bytes(content[2:6], "little")
-    return length == ends                                            # WEBP: "RIFF", bytes that follow; BMP: "BM", bytes
+    return length == ends                                            # WEBP: "RIFF", length of the rest; BMP: "BM", length
 
 
 def _may_turn(file, image):
@@ -205,8 +205,8 @@ def _completes(data):
 def read_labels(path: str | Path, classes: Classes) -> np.ndarray:
     """A mask as uint8 (H, W): class indices and classes.void.
 
-    Palette and grey files hold the indices; the colours of their palette do not matter. If `meaning` finds that a tool has
-    renumbered the indices, it corrects them, and a warning says so. RGB and RGBA files go through colour_to_index. A
+    Palette and grey files hold the indices. If `meaning` finds by the palette that a tool has renumbered the indices, it
+    corrects them, and a warning says so. RGB and RGBA files go through colour_to_index. A
     classes.map is applied last. Raises DataError for an index or a colour that classes does not have, and for a JPEG.
     """
     labels, reading = decode_labels(path, classes)
@@ -216,7 +216,7 @@ def read_labels(path: str | Path, classes: Classes) -> np.ndarray:
 
 
 def decode_labels(path: str | Path, classes: Classes, data: bytes | None = None) -> tuple[np.ndarray, str]:
-    """(labels, uint8 (H, W); a key of READINGS or ""), without the warning. data: the file's bytes, where they are at hand."""
+    """The pair (labels uint8 (H, W), a key of READINGS or ""), without the warning. data: the file's bytes, if at hand."""
     from PIL import Image
 
     with opened(path, data) as (file, image):
@@ -263,11 +263,13 @@ def meaning(present: np.ndarray, palette: bytes | None, depth: int, classes: Cla
 
     present: the values, integers 0..255. palette: bytes r, g, b, r, g, b, ..., or None for grey. depth: bits of a value.
 
+    If the keys of classes.map are colours, the colours are meant. Else:
+
     1. If every palette entry that occurs has the colour of a class or of void, and at least one of them stands at another
        index than its class, the colours are meant. But if the whole palette is VOC's, the indices are meant.
     2. If every entry that occurs is a grey whose value is a class or void, and at least one value differs from the index of
        its entry, the greys are meant. Black and white alone are not enough for this.
-    3. Else the indices are meant. If the keys of classes.map are colours, the colours are always meant.
+    3. Else the indices are meant.
 
     In a grey file without palette the values are meant; if they are no classes but the grey colours of classes, rule 1 holds.
     Raises DataError if a lossy tool has changed the colours of the classes a little: the indices are then unreliable too.
@@ -298,7 +300,7 @@ def meaning(present: np.ndarray, palette: bytes | None, depth: int, classes: Cla
 
 
 def _nearly(entries, present, classes):
-    """Whether each palette entry that occurs is near to a known colour, a different one each, and one has another index."""
+    """Whether each palette entry that occurs is near to a known colour of its own, and at least one has another index."""
     if not all(entries):
         return False
     known, indices = np.array(list(classes.colours)), np.array(list(classes.colours.values()))       # (colours, 3), (colours,)

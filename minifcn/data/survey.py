@@ -147,7 +147,7 @@ def survey(*folders: Folder, decode: bool = False, faults: list[str] | None = No
                 else:
                     _add(part, name, item, whole)
             part.digest = whole.hexdigest()
-            folder._said.update(part.readings)                       # said here, with numbers: no warning when read again
+            folder._said.update(part.readings)                       # the report says it: no warning when read again
             parts.append(part)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -29,7 +29,7 @@ VERSION = 1                         # add 1 when the drawing changes, so that ol
 VOID_WIDTH = 2.5                    # pixels of void along the edge of an object
 OWN_NAMES = re.compile(r"(synthetic|classes)\.json|ImageSets/Segmentation/(train|val|trainval)\.txt|"
                        r"JPEGImages/(train|val)_\d{5,}\.jpg|SegmentationClass/(train|val)_\d{5,}\.png")
-OWN_COLOUR = 0.7                    # share of the objects with the colour of their class; the others have any class's colour
+OWN_COLOUR = 0.7                    # share of the objects that surely get the colour of their class; the others any class's
 
 
 # A shape is given by its signed distance d(x, y) in units of its radius, negative inside. Near a corner the largest of the
@@ -147,7 +147,7 @@ def write_synthetic(root: str | Path, train: int = 600, val: int = 100, seed: in
 
 
 def _strangers(root):
-    """The names in root that _write_folder does not write."""
+    """The names in root that _write_folder does not write; all names if there is no synthetic.json."""
     if not os.path.lexists(root):
         return []
     if not root.is_dir():

@@ -41,7 +41,7 @@ class Uploader:
         slot.copied.synchronize()                                        # its page-locked memory may be written again
         size = sum(a.nbytes for a in arrays)
         slot.reserve(size, compute)
-        self._stream.wait_event(slot.used)                               # and so may its device memory
+        self._stream.wait_event(slot.used)                               # so may its device memory
         ends = np.cumsum([0] + [a.nbytes for a in arrays])
         for a, start, end in zip(arrays, ends, ends[1:]):
             slot.host[start:end] = a.reshape(-1)

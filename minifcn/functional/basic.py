@@ -4,7 +4,7 @@ Every op computes y with plain arrays. Its `backward` takes gy, the gradient of 
 gradient of each input. Broadcasting copies one value to many places, so the gradient of that value is the sum of the
 gradients at those places: `unbroadcast` takes this sum. Operands must have one dtype. In `x * 2.0` the number takes x's
 dtype, but a float64 array beside a float32 Tensor is an error.
-`reshape`, `permute`, `transpose`, `crop` and slices share memory with x.
+`permute`, `transpose`, `crop`, slices and, where the order in memory allows it, `reshape` share memory with x.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def rectify_grad(gy, y):
 def relu(x: Operand) -> Tensor:
     """y = max(x, 0), elementwise; gx = gy where x > 0, else 0 (so relu'(0) = 0).
 
-    x: any shape. Returns the same shape. Keeps y, which has the sign of x and is needed by the next layer anyway.
+    x: any shape. Returns the same shape. Keeps y, which is > 0 where x is, and which the next layer needs anyway.
     """
     x = as_tensor(x)
     y = array_module(x.data).maximum(x.data, 0)                          # a NaN stays a NaN
@@ -406,4 +406,4 @@ Tensor.reshape, Tensor.permute, Tensor.transpose, Tensor.T = reshape, permute, t
 Tensor.sum, Tensor.mean, Tensor.max, Tensor.argmax = sum, mean, max, argmax
 Tensor.exp, Tensor.log, Tensor.relu, Tensor.sqrt, Tensor.abs, Tensor.clip = exp, log, relu, sqrt, abs, clip
 Tensor.view, Tensor.unsqueeze, Tensor.squeeze, Tensor.flatten, Tensor.clone = reshape, unsqueeze, squeeze, flatten, clone
-Tensor.__iter__ = None                          # as a sequence x[0], x[1], ... never ends on CuPy; index instead
+Tensor.__iter__ = None                          # else Python tries x[0], x[1], ..., which never ends on CuPy

@@ -28,7 +28,7 @@ from minifcn.core.tensor import Operand, Tensor, as_tensor, record
 #       gx = (gxhat - mean(gxhat) - xhat mean(gxhat xhat)) / sqrt(var + eps)
 #          = w / sqrt(var + eps) * (gy - gb / M - xhat gw / M)
 #
-# so gx sums to 0, and a uniform gy has the gradient 0. With eps = 0, gx is orthogonal to xhat as well.
+# so gx sums to 0, and is 0 for a uniform gy. With eps = 0, gx is orthogonal to xhat as well.
 
 
 def batch_norm(x: Operand, running_mean: Array | None, running_var: Array | None, w: Operand | None = None,

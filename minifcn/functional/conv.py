@@ -26,7 +26,7 @@ from minifcn.core.dispatch import replaceable  # marks a function that fast/ may
 from minifcn.core.shapes import IntOrPair, check_channels, check_dtypes, check_ndim, conv_size, dims, pair
 from minifcn.core.tensor import Operand, Tensor, as_tensor, record  # record(y, parents, backward, name): y as a Tensor
 
-COLUMN_BYTES = {"numpy": 2**25, "cupy": 2**30}  # size of the columns at a time: fits a CPU's caches nearly; fills a GPU
+COLUMN_BYTES = {"numpy": 2**25, "cupy": 2**30}  # bytes of columns at a time: nearly fit a CPU's caches; fill a GPU
 
 
 def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
@@ -156,7 +156,7 @@ def output_size(hw, khw, stride, padding, dilation):
 
 
 def image_blocks(x, columns):
-    """Slices of the batch x, each as many images as fit COLUMN_BYTES, at least one. columns: numbers that an image takes."""
+    """Slices of the batch x, each as many images as fit COLUMN_BYTES, at least one. columns: numbers in one image's columns."""
     step = max(1, COLUMN_BYTES[array_module(x).__name__] // (columns * x.itemsize))
     return [slice(n, n + step) for n in range(0, len(x), step)]
 
@@ -166,7 +166,7 @@ def image_blocks(x, columns):
 # A tap is a position (u, v) of the kernel. While the window moves over the zero-padded image, a tap meets OH x OW pixels, and
 # these are one strided view of the image. im2col copies each view into the columns. col2im adds the columns to each view.
 #
-#     view(u, v) = padded[:, :, u*D : : S, v*D : : S]                    KH*KW views of shape (OH, OW)
+#     view(u, v) = padded[:, :, u*D : : S, v*D : : S], its first OH rows and OW columns: KH*KW views
 #
 # A 3 x 3 image with K = 2, S = 1, P = 0: each column is one of the four positions of the window, each row one of the taps.
 #
@@ -196,7 +196,7 @@ def col2im(cols, hw, khw, ohw, stride, padding, dilation):
     cols: (n, C*KH*KW, OH*OW). hw: (H, W). Returns (n, C, H, W).
     """
     (H, W), (PH, PW) = hw, padding
-    C = cols.shape[1] // (khw[0] * khw[1])                               # not -1 below, which an empty batch leaves open
+    C = cols.shape[1] // (khw[0] * khw[1])                               # -1 below would fail for an empty batch
     cols = cols.reshape(len(cols), C, *khw, *ohw)                        # (n, C, KH, KW, OH, OW)
     frame = array_module(cols).zeros((*cols.shape[:2], H + 2 * PH, W + 2 * PW), cols.dtype)
     for (u, v), view in tap_views(frame, khw, ohw, stride, dilation):

@@ -4,8 +4,8 @@
     matrix   y = W x with x and y as vectors. Transposed: W^T y. The weight gradient sums outer products of gy and x
 
 Both have the signatures of the functions in conv.py; `form="loops"` or `form="matrix"` makes conv2d and conv_transpose2d use
-them. They are for reading and for tests. They are too large for real use: the dense W of the FCN head (21 classes, 64 x 64
-kernel, 320 x 480 image) would have 3,150 x 3.2 million numbers, 40.6 GB.
+them. They are for reading and for tests: the loops are slow, and W is large. That of the FCN head (21 classes, 64 x 64 kernel,
+320 x 480 image) would have 3,150 x 3.2 million numbers, 40.6 GB.
 
 Source: Dumoulin & Visin 2016, arXiv 1603.07285, section 4.1.
 """

@@ -24,9 +24,9 @@ def conv_transpose2d(x: Operand, w: Operand, b: Operand | None = None, stride: I
         gw[c,f,u,v] = sum_{n,i,j} x[n,c,i,j] gy[n,f, i*SH + u*DH - PH, ...];  gb[f] = sum_{n,h,k} gy[n,f,h,k]
 
     x: (N, C, H, W). w: (C, F, KH, KW), in-channels first. b: (F,) or None. One dtype.
-    stride, dilation: int or pair. padding: int or pair; here it *removes* that many rows from every side of the output.
-    output_padding: int or pair, smaller than stride or dilation: extra rows at the bottom and right. A convolution with
-        stride S gives the same output size for S input sizes; output_padding chooses one of these input sizes.
+    stride, dilation: int or pair. padding: int or pair; here it *removes* that many rows or columns from each side of the
+        output. output_padding: int or pair, smaller than stride or dilation: extra rows at the bottom, columns at the right. A
+        convolution with stride S gives the same output size for S input sizes; output_padding chooses one of these.
     form: "gemm" (a matrix product and col2im), "loops" (pixel by pixel), "matrix" (W^T itself). All give the same values.
     Returns (N, F, OH, OW) with OH = (H-1) SH - 2 PH + DH (KH-1) + 1 + output_padding.
     Raises ValueError or TypeError that names the shapes.
@@ -54,8 +54,8 @@ def conv_transpose2d(x: Operand, w: Operand, b: Operand | None = None, stride: I
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None
         if x.requires_grad:
-            gx = correlate(gy, w.data, stride, padding, dilation)        # (N, C, >= H, >= W): longer than x
-            gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)        if output_padding >= stride
+            gx = correlate(gy, w.data, stride, padding, dilation)        # larger than x if output_padding >= stride
+            gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)
         if w.requires_grad:
             gw = grad_w(x.data, gy, w.shape[2:], stride, padding, dilation)          # (C, F, KH, KW)
         if b is not None and b.requires_grad:

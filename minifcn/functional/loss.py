@@ -1,7 +1,7 @@
 """Softmax and the cross-entropy of every pixel, with a label to ignore.
 
-The loss of a pixel is the logarithm of the sum of exponentials minus the logit of the true class, computed after
-subtracting the largest logit so that nothing overflows. Its gradient is the softmax minus the one-hot label:
+The loss of a pixel is log sum_k exp(x_k), over its logits x_k, minus the logit of the true class. The largest logit is
+subtracted first, so that nothing overflows. The gradient of the loss is the softmax minus the one-hot label:
 
     d/dx_c log sum_k exp(x_k) = exp(x_c) / sum_k exp(x_k) = softmax_c        d/dx_c (-x_t) = -[c == t]
 
@@ -66,7 +66,7 @@ def cross_entropy(x: Operand, labels: Array, weight: Array | None = None, *, ign
         If no label is valid, the mean is 0 with gradient 0 (PyTorch gives NaN).
     Raises ValueError for shapes that do not fit and, on the CPU, for a label that is neither a class nor ignore_index.
     On a GPU such a label makes the loss NaN instead, because a check would have to wait for the device.
-    Cost: keeps x and two numbers for each pixel; backward computes the softmax again.
+    Cost: keeps x and four numbers for each pixel; backward computes the softmax again.
 
     >>> cross_entropy(np.array([[0.0, 0.0], [3.0, 9.0]]), np.array([0, 255]), ignore_index=255).item()
     0.6931471805599453

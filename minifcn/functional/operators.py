@@ -3,7 +3,8 @@
     x == y, x < y, ...          elementwise, a boolean ndarray; `x is y` compares identity, and so do dicts and sets
     x += y, x[i] = y            write into x's array if nothing is recorded: under no_grad, or if neither needs a gradient
     x += y, x recorded          x = x + y, a new Tensor; backward may still need the old values
-    w += y, w a leaf            RuntimeError outside no_grad; change a weight under no_grad, after backward
+    x[i] = y, x recorded        RuntimeError; use where, or build x from parts
+    w += y, w a weight          RuntimeError outside no_grad; change a weight under no_grad, after backward
 
 Each write sets the Tensor's `written` to a new time. A backward that still needs the old values then raises an error
 (core/tensor.py).

@@ -1,4 +1,4 @@
-"""Resizing, bilinear or by the nearest pixel. The FCN's transposed convolution starts as the bilinear form.
+"""Resizing, bilinear or by the nearest pixel. The FCN's transposed convolution starts as bilinear resizing.
 
 Bilinear: each output pixel is a weighted mean of the four nearest input pixels. Nearest: it is one input pixel. Rows and
 columns are independent, so the map is a product with two small matrices, y = R x Q^T, and its gradient is gx = R^T gy Q.
@@ -24,7 +24,8 @@ def interpolate(x: Operand, size: IntOrPair | None = None, scale_factor: float |
     """Resize: y[n,c,i,j] = sum_{h,w} R[i,h] Q[j,w] x[n,c,h,w]; gx = R^T gy Q.
 
     x: (N, C, H, W). size: (OH, OW) or int; or scale_factor: number or pair, and OH = floor(H * scale).
-    mode: "nearest": row i is input row floor(i * H / OH), as in torch; or "bilinear". Others raise NotImplementedError.
+    mode: "nearest", as in torch: row i is input row floor(i H / OH), or floor(i / scale); or "bilinear". Others raise
+        NotImplementedError.
     align_corners: for "bilinear". False or None: the centre of pixel i is at (i + 1/2) pixels, and edge pixels are repeated.
         True: the centres of the corner pixels of input and output coincide.
     Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given. If floor(H * scale) is H,
@@ -61,7 +62,7 @@ def interpolate(x: Operand, size: IntOrPair | None = None, scale_factor: float |
 def bilinear_matrix(H, O, ratio, align_corners):
     """R (O, H): row i holds the weights of the two input rows nearest to output row i; every row sums to 1.
 
-    ratio: input pixels per output pixel. Output row i lies at input coordinate s = max((i + 1/2) ratio - 1/2, 0).
+    s: the input coordinate at which output row i lies. ratio: input pixels per output pixel; not used with align_corners.
     """
     i = np.arange(O)
     if align_corners:

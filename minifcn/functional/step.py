@@ -1,6 +1,6 @@
 """What a training step does outside the layers: normalise the images, change the weights, and repeat the step.
 
-These are array functions, so that fast/ may replace them. training/ calls them.
+These are array functions, so that fast/ may replace them.
 Sources: Dive into Deep Learning, 14.9 (the statistics); torch.optim.SGD (the rule of `descend`).
 """
 
@@ -18,7 +18,7 @@ def normalize(images, dtype=np.float32):
     """x = (images / 255 - mean) / std for each channel, with ImageNet's statistics.
 
     images: uint8 (..., 3, H, W) on any device. Returns an array of the same shape and device, of the given dtype.
-    Raises TypeError for another dtype (images of 0..1 would be divided by 255 again), ValueError for other axes.
+    Raises TypeError if images are not uint8 (those of 0..1 would be divided by 255 again), ValueError for other axes.
 
     >>> normalize(np.full((1, 3, 1, 1), 255, np.uint8)).ravel().round(3).tolist()
     [2.249000072479248, 2.4289999008178711, 2.640000104904175]

@@ -21,7 +21,7 @@ from minifcn.core.tensor import Tensor
 from minifcn.models.resnet import TRUNKS  # "resnet18" -> a function that takes a width and makes the trunk
 from minifcn.nn import init  # initial weights: xavier is random, bilinear_kernel interpolates
 
-LARGE = 30_000_000          # a kernel of more numbers warns: FCN-32s of 86 classes, a step several times slower than for 21
+LARGE = 30_000_000          # numbers in a kernel; more warn: FCN-32s from 86 classes on, where a step is several times slower
 
 
 def enlarge(num_classes, factor):

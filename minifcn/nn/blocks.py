@@ -76,7 +76,7 @@ def loss_sums(logits: Operand, labels: Array, weight: Array | None = None, ignor
     hits = ((F.argmax(logits, 1) == labels) & counted).sum()
     if weight is None:
         return loss, hits, counted.sum()
-    return loss, hits, xp.where(counted, weight[xp.where(counted, labels, 0)], 0).sum()          # mask first: CuPy would wrap
+    return loss, hits, xp.where(counted, weight[xp.where(counted, labels, 0)], 0).sum()      # 0 first: CuPy takes 255 modulo K
 
 
 def cut(y: Tensor, hw: Pair) -> Tensor:

@@ -53,7 +53,7 @@ def bilinear_kernel(in_channels: int, out_channels: int, kernel_size: int) -> np
     Why has FCN-32s kernel 64, stride 32 and padding 16? To enlarge s times, the stride is s. The kernel is a tent that reaches
     s pixels to both sides of its centre, so K = 2s = 64. The output would be (H-1)s + 2s = (H+1)s pixels long, s too many, so
     the padding removes s/2 = 16 on both sides. In the interior this equals bilinear interpolation (align_corners=False).
-    The outer s/2 pixels get fewer tents: their weights sum to 0.52 at an edge and 0.27 in a corner, instead of 1.
+    The outer s/2 pixels get fewer tents: their weights sum to less than 1, down to 0.52 at an edge and 0.27 in a corner.
     Raises ValueError unless in_channels == out_channels: each channel is enlarged by itself.
 
     >>> bilinear_kernel(1, 1, 4)[0, 0, 0].tolist()

@@ -1,6 +1,6 @@
 """The layers. Each holds its settings and weights and calls one operation.
 
-Arguments, defaults, initial values and printed form are those of torch.nn. An argument that minifcn lacks raises TypeError.
+Arguments, defaults and initial values are those of torch.nn. An argument that minifcn lacks raises TypeError.
 """
 
 from __future__ import annotations

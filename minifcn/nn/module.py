@@ -5,8 +5,8 @@
     self.running_mean = array          a buffer: any ndarray attribute; saved and moved, but not trained
 
 Nothing is registered: children and weights have the order in which they were assigned. Set the values of a weight by
-`layer.weight.data = values`. An assignment raises TypeError for what would not be found, and so not trained, saved or moved:
-layers or Parameters in a list, tuple, set or dict (use ModuleList), and a Tensor that needs a gradient but is no Parameter.
+`layer.weight.data = values`. An assignment raises TypeError for what would not be trained, saved or moved: layers or Parameters
+in a list, tuple, set or dict (use ModuleList), and a Tensor of your own that needs a gradient but is no Parameter.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _refuse_hidden(module, name, value):
 class Module:
     """Base class of layers and networks. A subclass assigns children and weights in __init__ and defines forward(x)."""
 
-    training = True                             # batch norm's switch, set by train() and eval()
+    training = True                             # read by batch norm and dropout; set by train(), eval()
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:
         return self.forward(*inputs, **settings)
@@ -143,13 +143,13 @@ class Module:
         setattr(self, name, module)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for the whole tree: batch norm uses and collects the statistics of the batch."""
+        """Training mode for the whole tree: batch norm uses and collects the batch's statistics, dropout drops."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Evaluation mode: batch norm uses its running statistics."""
+        """Evaluation mode: batch norm uses its running statistics, dropout is off."""
         return self.train(False)
 
     @contextlib.contextmanager

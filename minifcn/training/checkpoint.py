@@ -1,8 +1,8 @@
 """A run in one file: weights, classes, optimiser, position and options. The file is written and read as a whole or not at all.
 
 checkpoint.npz is an ordinary NumPy archive: one array for each name, and "meta", a JSON text as uint8. It never uses pickle.
-META describes the JSON, and `load` checks it. After `load`, no value has a wrong type, no number is infinite or NaN, and the
-options fit the weights.
+META describes the JSON, and `load` checks it: after `load`, no value has a wrong type and no number is infinite or NaN.
+`restore` checks that the weights have the shapes that the options ask for.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class State:
     batch: int = 0              # batches of it that are done
     step: int = 0               # steps of the run that are done
     loss: float = 0.0           # sums since the last row of log.csv: loss of the valid pixels,
-    weight: float = 0.0         # their weights (their number, where classes have none),
-    correct: int = 0            # those predicted right,
-    pixels: int = 0             # their number,
+    weight: float = 0.0         # weights of these pixels (their number, if classes have no weights),
+    correct: int = 0            # valid pixels predicted right,
+    pixels: int = 0             # valid pixels,
     row_images: int = 0         # images trained on,
     row_seconds: float = 0.0    # wall time of training, evaluation left out,
     row_waited: float = 0.0     # part of it spent waiting for data
@@ -70,7 +70,7 @@ class Checkpoint(NamedTuple):
 # ---- what the JSON must be ----
 
 ANY = object()                  # a value that is checked elsewhere
-NUMBER = float                  # any finite number; int: an integer of 0..2^63
+NUMBER = float                  # any finite number; int: an integer of 0..2^63 - 1
 SCORES = {"pixel_accuracy": NUMBER, "mean_accuracy": NUMBER, "mean_iou": NUMBER, "frequency_weighted_iou": NUMBER,
           "loss": NUMBER, "images": int, "iou_per_class": {str: (NUMBER, None)},
           "always_background": {"pixel_accuracy": NUMBER, "mean_iou": NUMBER}, "epoch?": int, "unscored?": int, "date?": str}
@@ -98,7 +98,7 @@ META = {
 def conform(value: Any, schema: Any, place: str) -> None:
     """Raise ValueError, which names the place, if a value of a JSON text does not fit a schema.
 
-    A schema is str, int or float; None; [schema of every item]; {key: schema}; or a tuple of schemas, one of which must fit.
+    A schema is ANY, str, int or float; [schema of every item]; {key: schema}; or (schema, None), which allows null too.
     A key with "?" at its end may be missing. The key `str` stands for any key.
     """
     if schema is ANY:
@@ -127,7 +127,7 @@ def conform(value: Any, schema: Any, place: str) -> None:
             raise ValueError(f"{place} is not a text")
     elif schema is int:
         if type(value) is not int or not 0 <= value < 2**63:
-            raise ValueError(f"{place} is not an integer of 0..2^63")
+            raise ValueError(f"{place} is not an integer of 0..2^63 - 1")
     elif type(value) not in (int, float) or not -math.inf < value < math.inf:
         raise ValueError(f"{place} is not a finite number")
 
@@ -228,7 +228,7 @@ def build(options: Options, num_classes: int) -> FCN:
 
 
 def _check_width(checkpoint):
-    """Compare the width with the largest array. A net of a wrong width might take far more memory than the file."""
+    """Compare the width with the trunk's largest array. A net of a wrong width might take far more memory than the file."""
     name, width = "trunk.layer4.0.conv2.weight", checkpoint.options.width
     if name not in checkpoint.model:
         raise ValueError(f"{name} is missing")

@@ -29,7 +29,7 @@ def fit(net: Module, train: Folder, val: Folder, loss: Callable | None = None, o
         integers (N, H, W), void included. If it returns several numbers, their mean is minimised.
     resume: go on with the run in `out`, bit for bit, given the same network, data and loss. overwrite: start again in `out`.
     settings: of training.Options, such as epochs, lr, crop, batch_size, momentum, weight_decay, schedule, flip, jitter, seed,
-        device. Settings that choose the data or a network of minifcn are an error.
+        device. Settings that choose the data, a network of minifcn or the loss's mean are an error.
     Returns the content of metrics.json. Raises TypeError for an unknown setting, and the errors of train() and resume().
     `net.load_state_dict(training.checkpoint.load(path).model)` loads a checkpoint's weights into another network of the class.
 

@@ -22,7 +22,7 @@ class ConfusionMatrix:
         mean IoU                mean of the IoUs that are not NaN
         frequency-weighted IoU  sum_c t_c * IoU_c / sum_c t_c
 
-    All are fractions in 0..1. If there is no valid pixel they are 0.
+    All are fractions in 0..1. If there is no valid pixel they are 0, and the IoUs of the classes NaN.
     num_classes: K. ignore_index: the label of void pixels, which are left out.
 
     >>> m = ConfusionMatrix(2)

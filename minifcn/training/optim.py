@@ -1,6 +1,6 @@
 """Stochastic gradient descent with momentum, by exactly torch's rule, and learning-rate schedules.
 
-To resume a run exactly, only the velocities must be saved: a schedule is a function of the step number and has no state.
+To resume a run exactly, save the weights, the step number and the velocities: a schedule depends on the step number alone.
 Sources: Sutskever et al. 2013 (momentum), Chen et al. 2017, DeepLab, section 4.1 (poly); rule of torch.optim.SGD.
 """
 
@@ -32,16 +32,17 @@ class SGD:
         in which settings may be missing (then the arguments count). `param_groups` holds the dicts; you may change their "lr".
     lr: step length, > 0 or 0. momentum, weight_decay: >= 0; decay applies to every parameter, as in torch.
     nesterov: subtract lr * (momentum * v + g + weight_decay * p) in place of lr * v; needs momentum.
-    The parameters are put into an Arena, in this order. One call of `descend` changes all neighbours that have a gradient.
+    The parameters are put into an Arena, in this order. One call of `descend` changes as many as lie side by side and have
+    gradients.
     Raises ValueError for a negative setting, an unknown one, no parameters, a parameter given twice, or mixed dtypes; TypeError
-    for anything that is not a Parameter.
+    for a setting that is not a number, and for a Tensor that an operation made.
     Cost: arrays as large as all parameters: one for gradients, one for velocities (with momentum), one during a step.
 
     >>> optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
     >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
     """
 
-    def __init__(self, params: Iterable, lr: float, momentum: float = 0, weight_decay: float = 0, *,
+    def __init__(self, params: Iterable, lr: float, momentum: float = 0, *, weight_decay: float = 0,
                  nesterov: bool = False) -> None:
         if isinstance(params, Tensor | Module):
             raise TypeError(f"SGD: params must be Parameters, such as net.parameters(), not one {type(params).__name__}")

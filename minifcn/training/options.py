@@ -86,7 +86,7 @@ class Options:
     workers: int = _option("run", "threads that decode images; the results do not depend on it", 2, low=1, high=256,
                            metavar="N")
 
-    # These may change on resume: the device, the speed, the number of epochs, how often the run is scored.
+    # These may change on resume: where the data lies, device, precision, threads, epochs, how often it is scored and saved.
     FREE = ("data", "epochs", "val_every", "save_every", "device", "precision", "workers")
 
     def __post_init__(self):
@@ -143,7 +143,7 @@ def _checked_number(name, value, kind, low, high):
     if isinstance(value, bool) or not isinstance(value, Real if kind is float else Integral):
         raise ValueError(f"{name} is {_shown(value)}, must be {'a number' if kind is float else 'an integer'}")
     value = value.item() if isinstance(value, np.generic) else value
-    if not low <= value <= high:                                        # neither is NaN
+    if not low <= value <= high:                                        # true for NaN too
         bounds = f"at least {low}" + f" and at most {high}" * (high < LARGEST)
         raise ValueError(f"{name} is {value}, must be {bounds}{' and finite' * (high == LARGEST)}")
     return kind(value)

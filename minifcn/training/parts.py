@@ -67,7 +67,7 @@ def optimizer(net, pretrained, frozen, options):
     if frozen and not new:
         raise ValueError("--lr-pretrained 0 freezes what --pretrained loaded, and that is the whole network")
     groups = [{"params": new}] + [{"params": old, "lr": options.lr * options.lr_pretrained}] * bool(old)
-    return SGD(groups, options.lr, options.momentum, options.weight_decay)
+    return SGD(groups, options.lr, options.momentum, weight_decay=options.weight_decay)
 
 
 def freeze(net, frozen):

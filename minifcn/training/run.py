@@ -1,8 +1,9 @@
 """The training loop: the order of its steps, what is saved, and how an interrupted run goes on.
 
-The result of a run depends only on its Options and its data. Its position (State) is saved with weights and velocities every
-few steps. So a run that is killed at any moment and resumed ends with the same bits as a run without interruption, given the
-same threads, the same BLAS and its kernels (parts.arithmetic lists all); a resume with others says what differs, and goes on.
+The result of a run depends only on its Options, its data and what computes: the threads, BLAS and its kernels
+(parts.arithmetic lists all). Its position (State) is saved with weights and velocities every --save-every steps. So a run that
+is killed at any moment and resumed ends with the same bits as a run without interruption. If something else computes now, a
+resume says what differs, and goes on.
 Source: pytorch/vision references/segmentation.
 """
 
@@ -45,7 +46,7 @@ from minifcn.training.step import Step
 
 RESULTS = ("checkpoint.npz", "best.npz", "model-card.md", "log.csv", "metrics.json", "curves.png", "predictions.png")
 GAP = 0.2                   # difference of a batch's accuracy in train mode and eval mode above which a line is printed
-READ_SECONDS = 0.5          # losses stay on the device at least this long: reading one waits for the device
+READ_SECONDS = 0.5          # between two readings of losses within a fifth of an epoch: each waits for the device
 
 
 class TrainingError(RuntimeError):
@@ -86,7 +87,7 @@ def resume(out: str | Path, own: Own | None = None, **given: Any) -> dict:
     own: the arguments of fit(), or None for a network of minifcn.
     given: options to compare with the stored ones. Those in Options.FREE may differ; the given value is used. With other
         `epochs` the run is longer (or shorter) than planned, and its schedule ends elsewhere; a line says so.
-    Raises ValueError that names every other option that differs, or for fewer epochs than are done; and the errors of train().
+    Raises ValueError that names every other option that differs, or for fewer epochs than have begun; and errors of train().
     """
     path = Path(out) / "checkpoint.npz"
 
@@ -228,25 +229,25 @@ class Run:
                                   f"{batches} batches an epoch")
         odd = []
         if saved.data is None:
-            odd.append("what the files of the data set were then cannot be told")
+            odd.append("it is not known which files the data set had then")
         elif saved.data["train"] != self.data["train"]:
             odd.append("files of the training images or masks have changed")
         if saved.arithmetic is None:
-            odd.append("what computed then cannot be told")
+            odd.append("it is not known what computed then")
         else:
             before, now = saved.arithmetic, self.arithmetic
             odd += [f"{name}: {before.get(name, 'unknown')} before, {now.get(name, 'unknown')} now"
                     for name in before | now if before.get(name) != now.get(name)]
         if odd and self.world.rank == 0:
-            warnings.warn("the run goes on, but perhaps not with the bits of one that was left alone: " + "; ".join(odd),
-                          stacklevel=4)
+            warnings.warn("the run goes on, but its last bits may differ from those of a run without interruption: "
+                          + "; ".join(odd), stacklevel=4)
         if saved.data is not None and saved.data["val"] != self.data["val"] and self.world.rank == 0:
             warnings.warn("the validation images have changed: scores before and after, and the choice of best.npz, compare "
                           "different pictures", stacklevel=4)
 
     def new_end(self, epochs):
-        """A line about the schedule if the run now ends after another number of epochs than `epochs`. Raises ValueError if more
-        epochs than that are done."""
+        """A line about the schedule of a run that was planned for `epochs` and now has another number. Raises ValueError if
+        more epochs have begun than the run now has."""
         state, options, schedule = self.state, self.options, SCHEDULES[self.options.schedule]
         begun = state.epoch + (state.batch > 0)
         if options.epochs < begun:
@@ -299,7 +300,7 @@ class Run:
         if state.best is None or scores["mean_iou"] > state.best["mean_iou"]:
             state.best = state.scores
             position, state.epoch, state.batch = (state.epoch, state.batch), epoch, 0
-            self.save(self.out / "best.npz")        # before checkpoint.npz: a run that is killed between them writes it again
+            self.save(self.out / "best.npz")        # before checkpoint.npz: a run killed between the two writes best.npz again
             state.epoch, state.batch = position
 
     def _progress(self):
@@ -323,7 +324,7 @@ class Run:
                 factor = self._step(batch)
                 fifth = 5 * state.batch // n > 5 * (state.batch - 1) // n           # a fifth of the epoch is over
                 late = time.perf_counter() - self.last_read > READ_SECONDS
-                look = fifth or late and self.world.size == 1                       # the ranks' clocks differ
+                look = fifth or late and self.world.size == 1                       # not with ranks: their clocks differ
                 if look:
                     self._read()
                     self._tell_skipped(bar)
@@ -360,9 +361,9 @@ class Run:
         return np.count_nonzero(batch.labels != self.classes.void)
 
     def _compare_modes(self, batch, bar):
-        """Print a line if the accuracy of an epoch's last batch is much better in train mode than in eval mode, or worse."""
+        """Print a line if the accuracy of an epoch's last batch differs by GAP or more between train mode and eval mode."""
         correct = 0
-        if len(batch.labels):                                                       # else: others have the whole batch
+        if len(batch.labels):                                                       # else other ranks have all of it
             images, labels = self.upload(batch.images, batch.labels)                # (N, 3, h, w), (N, h, w)
             correct = (whole(self.net, normalize(images)).argmax(axis=1) == labels).sum().item()
         correct, pixels = self.world.sum(np.array([correct, self._valid(batch)])).tolist()
@@ -429,7 +430,7 @@ class Run:
             raise Interrupted(number, self.state.step, self.path)
 
     def save(self, path):
-        """Write a checkpoint. Raises TrainingError, and leaves the last one alone, when a number in it is not finite."""
+        """Write a checkpoint. If a number in it is not finite, raises TrainingError; the file written before stays."""
         self._read()
         self.world.on_first(lambda: self._write(path))
 

@@ -27,7 +27,7 @@ def evaluate(net: Module, folder: Folder, device: str = "cpu", stopped: Callable
 
     folder: the net sees its images at folder.scale; the logits are enlarged to the masks, which stay as they are.
     stopped: a function, called before each image; when it returns True the evaluation ends and returns None.
-    loss: None for the cross-entropy, or a function of (logits, labels) whose mean over an image counts for its valid pixels.
+    loss: None for the cross-entropy, or a function of (logits, labels); its mean over an image is weighted by the valid pixels.
     world: the processes that evaluate together (parallel.py); each scores a part of the images and returns the scores of all.
     matrix: an empty ConfusionMatrix to count in, for a caller who wants to see it; None for one that is forgotten.
     Returns a dict: pixel_accuracy, mean_accuracy, mean_iou, frequency_weighted_iou (fractions), loss (mean over pixels),

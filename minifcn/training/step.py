@@ -32,7 +32,7 @@ REDUCTIONS = {
 }
 
 
-# In a mean over millions of pixels the gradient of one pixel is smaller than 6e-8, the smallest fp16 number. So the loss is
+# In a mean over millions of pixels a pixel's gradient is often below 6e-8, the smallest fp16 number above 0. So the loss is
 # multiplied by LOSS_SCALE before backward, and the gradients are divided by it afterwards. A power of two rounds nothing. (With
 # 4 photographs of 320 x 480 the gradients that a convolution gets lie between 2^-30 and 2^-6; fp16 goes from 2^-24 to 2^16.)
 LOSS_SCALE = 2.0**16

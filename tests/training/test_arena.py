@@ -126,7 +126,8 @@ def test_a_later_arena_takes_over():
 def test_runs_of_neighbours_have_the_bits_of_single_steps(has, momentum, decay):
     shapes = [(3,), (70,), (2, 3), (), (130,)]
     ours, single = parameters(shapes=shapes, dtype=np.float32), parameters(shapes=shapes, dtype=np.float32)
-    optimizer = SGD([{"params": ours[:2]}, {"params": ours[2:], "lr": 0.5}], 0.1, momentum, decay)
+    optimizer = SGD([{"params": ours[:2]}, {"params": ours[2:], "lr": 0.5}], 0.1, momentum,
+                    weight_decay=decay)
     velocities = [np.zeros_like(p.data) if momentum else None for p in single]
     rng = np.random.default_rng(3)
     for _ in range(3):

@@ -94,7 +94,8 @@ def test_factor_scales_every_group():
 
 def test_resumes_exactly():
     def optimizer(params):
-        return SGD([{"params": params[:1]}, {"params": params[1:], "momentum": 0.5, "weight_decay": 0.1}], 0.1, 0.9, 1e-4)
+        return SGD([{"params": params[:1]}, {"params": params[1:], "momentum": 0.5, "weight_decay": 0.1}], 0.1, 0.9,
+                   weight_decay=1e-4)
 
     whole, first = (parameters(np.random.default_rng(1), dtype=np.float32) for _ in range(2))
     a, b = optimizer(whole), optimizer(first)

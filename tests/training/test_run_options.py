@@ -122,7 +122,7 @@ def plain_loop(o, weights):
     groups = [{"params": [p for p in net.parameters() if id(p) not in trunk]}]
     if trunk and not frozen:
         groups.append({"params": [p for p in net.parameters() if id(p) in trunk], "lr": o.lr * o.lr_pretrained})
-    optimizer = SGD(groups, o.lr, o.momentum, o.weight_decay)
+    optimizer = SGD(groups, o.lr, o.momentum, weight_decay=o.weight_decay)
     weight, n = of_classes(o.class_weights, folder, o.void, o.device), len(loader)
     rows, scores, step, sums = [], [], 0, np.zeros(4)
     for e in range(EPOCHS):

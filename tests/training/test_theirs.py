@@ -28,7 +28,7 @@ def three_steps():
     """The losses of three steps of a small FCN in float32, and its weights after them."""
     nn.init.seed(0)
     net = models.fcn32s(5, width=4).train()
-    optimizer, rng = SGD(net.parameters(), 0.05, 0.9, 1e-4), np.random.default_rng(0)
+    optimizer, rng = SGD(net.parameters(), 0.05, 0.9, weight_decay=1e-4), np.random.default_rng(0)
     losses = []
     for _ in range(3):
         labels = rng.integers(0, 5, (2, 64, 96)).astype(np.uint8)
