@@ -1,35 +1,35 @@
-"""Ten lines each that let functions on torch or cupy arrays in: NumPy arrays go in and come out."""
+"""Functions on torch or cupy arrays as functions of NumPy arrays."""
 
 import numpy as np
 
 
 def on_torch(function):
-    """A function of torch Tensors as one of ndarrays; Tensors share memory with them, so changes in place arrive."""
+    """A function of torch Tensors as one of ndarrays. They share memory, except where torch knows no negative strides."""
     import torch
 
-    def into(v):
-        if isinstance(v, np.ndarray):            # torch knows no negative strides
-            return torch.from_numpy(v.copy() if any(s < 0 for s in v.strides) else v)
-        return v
-
-    def call(*args, **kwargs):
-        result = function(*map(into, args), **{k: into(v) for k, v in kwargs.items()})
-        back = lambda v: v.detach().numpy() if isinstance(v, torch.Tensor) else v  # noqa: E731
-        return tuple(map(back, result)) if isinstance(result, tuple) else back(result)
-    return call
+    return _adapted(function, torch.Tensor, lambda v: torch.from_numpy(v.copy() if any(s < 0 for s in v.strides) else v),
+                    lambda t: t.detach().numpy())
 
 
 def on_cupy(function):
-    """A function of cupy arrays as one of ndarrays; what it changes in place is copied back."""
+    """A function of cupy arrays as one of ndarrays."""
     import cupy
 
-    def call(**kwargs):
-        there = {k: cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in kwargs.items()}
-        result = function(**there)
-        for k, v in kwargs.items():
+    return _adapted(function, cupy.ndarray, cupy.asarray, cupy.asnumpy)
+
+
+def _adapted(function, kind, there, here):
+    """there: makes an array of type `kind` of an ndarray; here: the way back. Changes in place are copied back."""
+    def back(value):
+        return here(value) if isinstance(value, kind) else value
+
+    def call(*args, **kwargs):
+        given = [*args, *kwargs.values()]
+        moved = [there(v) if isinstance(v, np.ndarray) else v for v in given]
+        result = function(*moved[:len(args)], **dict(zip(kwargs, moved[len(args):])))
+        for v, m in zip(given, moved):
             if isinstance(v, np.ndarray):
-                v[...] = cupy.asnumpy(there[k])
-        back = lambda v: cupy.asnumpy(v) if isinstance(v, cupy.ndarray) else v  # noqa: E731
+                v[...] = here(m)
         return tuple(map(back, result)) if isinstance(result, tuple) else back(result)
     return call
 

@@ -72,9 +72,10 @@ def isolated(target, deep=False, arrays="numpy"):
             verdict = _while_it_calls(lines, box)
             if verdict is not None:
                 return verdict
-            if child.poll() is None:
-                child.kill()
-            return _lost(target, box, child.wait())
+            try:
+                return _lost(target, box, child.wait(1), hangs=False)
+            except subprocess.TimeoutExpired:
+                return _lost(target, box, None, hangs=True)
         finally:
             child.kill()
             child.wait()
@@ -117,13 +118,13 @@ def _unable(target, error):
             "advice": [], "diagnosis": None, "notes": [], "seconds": 0.0}
 
 
-def _lost(target, box, code):
-    """The verdict on a function whose process had to be killed or ended by itself."""
+def _lost(target, box, code, hangs):
+    """The verdict on a function whose process hangs, or ended by itself with an exit code."""
     latest = BlackBox.read(box)
     if latest is None:
-        return _unable(target, f"the process ended before the first call (exit code {code})")
+        return _unable(target, "nothing is called" if hangs else f"the process ended before the first call (exit code {code})")
     level, arguments = latest
-    if code == -getattr(signal, "SIGKILL", 9):
+    if hangs:
         note = "does not return, and does not let itself be interrupted"
     else:
         note = f"ends the process ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"

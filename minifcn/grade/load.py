@@ -31,7 +31,7 @@ def find(path):
     found = {}
     for file in files:
         try:
-            names = set(_defined(ast.parse(read_regular(file, LARGEST).decode()).body))
+            names = set(_defined(ast.parse(read_regular(file, LARGEST)).body))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:      # a zero byte; 10,000 brackets
             where = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
             text = f"{type(error).__name__}: {(error.args or [''])[0]}{where}"
@@ -68,7 +68,14 @@ def load(file, name):
             sys.path.insert(0, str(path.parent))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.modules[path.stem], before = module, sys.modules.get(path.stem)      # dataclasses look for it there
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            if before is None:
+                del sys.modules[path.stem]
+            else:
+                sys.modules[path.stem] = before
     if not hasattr(module, name):
         raise ValueError(f"{file} defines no {name}")
     return getattr(module, name)

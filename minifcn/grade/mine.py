@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minifcn.grade.call import Caller, NotBegun, Wrong
+from minifcn.grade.call import CALL_SECONDS, Caller, Hang, NotBegun, Wrong
 from minifcn.grade.levels import levels_of
 from minifcn.grade.load import find, load
 from minifcn.grade.subjects import SUBJECTS
@@ -24,7 +24,7 @@ def usable(path):
             raise ValueError(f"{target.file}: {target.error}")
         try:
             function = load(target.file, target.name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"{target.file}: {type(error).__name__}: {error}") from error
         subject = SUBJECTS[target.subject]
         example = next(level for level in levels_of(subject) if level.name == "worked example")
@@ -33,6 +33,8 @@ def usable(path):
                 example.check(Caller(subject, function), None)
         except NotBegun:
             continue
+        except Hang:
+            raise ValueError(f"{Path(target.file).name}: {target.name} does not return within {CALL_SECONDS:g} s") from None
         except Wrong as wrong:
             raise ValueError(f"{Path(target.file).name}: {target.name} is not right yet ({wrong.note}): "
                              f"minifcn grade {target.file}:{target.name}") from None

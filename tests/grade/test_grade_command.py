@@ -11,6 +11,7 @@ import pytest
 from minifcn.__main__ import main
 from minifcn.grade import isolate
 from minifcn.grade.load import Target
+from minifcn.grade.mine import usable
 from minifcn.grade.report import Printer, show
 
 RIGHT = "import numpy as np\n\ndef relu(x):\n    return np.maximum(x, 0)\n"
@@ -97,6 +98,7 @@ MISBEHAVING = {
     "is stuck": ("while True: pass", "does not return within 2 seconds"),
     "hears no signal": ("import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\ntime.sleep(99)",
                         "does not return, and does not let itself be interrupted"),
+    "is killed": ("import os\nos.kill(os.getpid(), 9)", "ends the process (SIGKILL)"),
     "leaves": ("raise SystemExit(0)", "raises SystemExit"),
 }
 
@@ -166,3 +168,13 @@ def test_as_a_pytest_module(tmp_path):
                          capture_output=True, text=True,
                          env=os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTEST_ADDOPTS": ""})
     assert "FAILED test_mine.py::tests_too[the kink]" in run.stdout and "tests[" not in run.stdout, run.stdout
+
+
+@pytest.mark.parametrize("head", [
+    b"\xef\xbb\xbf", "# -*- coding: latin-1 -*-\n# \u00e9\n".encode("latin-1"),
+    b"from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int = 0\n"])
+def test_whatever_python_reads(tmp_path, head):
+    """A byte order mark, another encoding, dataclasses with annotations as text."""
+    file = tmp_path / "mine.py"
+    file.write_bytes(head + RIGHT.encode())
+    assert run(str(file)) == 0 and list(usable(file)) == ["relu"] and "mine" not in sys.modules
