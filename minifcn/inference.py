@@ -166,7 +166,7 @@ def image_logits(net: Module, image: np.ndarray, method: Callable = whole, devic
     h, w = scaled_size((H, W), scale)
     if (h, w) != (H, W):
         image = resized(image, (h, w))                                              # (h, w, 3)
-    x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device))      # (1, 3, h, w)
+    x = normalize(to_device(np.ascontiguousarray(image.transpose(2, 0, 1))[None], device), dtype_of(net))        # (1, 3, h, w)
     logits = method(net, x)                                                         # (1, K, h, w)
     if (h, w) != (H, W):
         logits = F.interpolate(logits, (H, W), mode="bilinear").data                # (1, K, H, W)
@@ -189,7 +189,7 @@ def predict_tiled(net: Module, image: np.ndarray, device: str = "cpu", scale: fl
 
     def score(rows, columns):
         part = np.ascontiguousarray(image[rows, columns].transpose(2, 0, 1)[None])              # (1, 3, <= th, <= tw)
-        return whole(net, _pad(normalize(to_device(part, device)), *tile))          # (1, K, th, tw)
+        return whole(net, _pad(normalize(to_device(part, device), dtype_of(net)), *tile))       # (1, K, th, tw)
 
     with tqdm(desc="tiles", total=H * W, unit=" pixels", unit_scale=True, leave=False, disable=None) as bar:
         for first in range(0, W, PANEL):
@@ -224,7 +224,14 @@ def _enlarged(bands, h, H):
             done += n
         if done < H:
             first = _between(done, done + 1, h, H)[0][0]                            # the first row that is still needed
-            kept, top = kept[:, :, first - top:].copy(), first
+            drop = min(first - top, kept.shape[2])                                  # where h > H, `first` may come later
+            kept, top = kept[:, :, drop:].copy(), top + drop
+
+
+def dtype_of(net: Callable) -> np.dtype:
+    """That of a network's weights, which its input must have; float32 for another function."""
+    first = next(net.parameters(), None) if isinstance(net, Module) else None
+    return np.dtype(np.float32) if first is None else first.dtype
 
 
 def _between(start, stop, n, N):

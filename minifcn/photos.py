@@ -96,7 +96,7 @@ def _predict_file(net, path, mask, picture, classes, method, device, scale):
 def memory_needed(net: Module, hw: Pair, K: int, method: Callable, scale: float) -> float:
     """Bytes that `predict` needs at its peak on a CPU. Measured on two small images; each further pixel needs the same."""
     h, w = scaled_size(hw, scale)
-    if h * w < SMALL:
+    if max(h * w, hw[0] * hw[1]) < SMALL:
         return 0
     small, large = (_peak(net, side, method) for side in (256, 512))
     pixel = (large - small) / (512**2 - 256**2)                                     # bytes

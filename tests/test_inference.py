@@ -173,10 +173,11 @@ def test_predictions_lie_where_the_classes_are(row, device, monkeypatch):
     np.testing.assert_array_equal(labels[inside], truth[inside])
 
 
-@given(H=st.integers(1, 150), W=st.integers(1, 150), scale=st.sampled_from([1.0, 0.5, 0.3, 1.7]), panel=st.integers(40, 160),
-       rows=st.integers(9, 90), seed=st.integers(0, 99))
+@given(H=st.integers(1, 150), W=st.integers(1, 150), scale=st.sampled_from([1.0, 0.5, 0.3, 1.7, 3.1]),
+       panel=st.integers(40, 160), rows=st.integers(9, 90), seed=st.integers(0, 99))
 @example(H=1, W=50, scale=0.3, panel=7, rows=1, seed=0)
 @example(H=150, W=96, scale=1.0, panel=150, rows=64, seed=0)
+@example(H=120, W=40, scale=6.0, panel=150, rows=9, seed=0)              # the next row may lie beyond the band that is held
 def test_bands_and_panels_give_the_classes_of_the_whole(H, W, scale, panel, rows, seed):
     """Tiles whose logits are forgotten band by band, against tile_and_average, whose logits are all there."""
     image = np.random.default_rng(seed).integers(0, 256, (H, W, 3), np.uint8)

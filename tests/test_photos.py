@@ -118,6 +118,11 @@ def test_a_photograph_that_does_not_fit_is_refused_with_the_way_out(net, tmp_pat
     assert len(run(net, [path], tmp_path / "out", method=METHODS["tile"])) == 1
 
 
+def test_a_large_photograph_needs_memory_at_any_scale(net):
+    """The logits are enlarged to its own size."""
+    assert memory_needed(net, (8000, 8000), 3, METHODS["whole"], 0.25) > 8 * 3 * 8000**2
+
+
 def test_what_is_measured_is_what_is_needed(net, monkeypatch):
     """The estimate from 256 and 512 pixels squared, against the peak of an image of 1,000 x 1,000."""
     monkeypatch.setattr(photos, "SMALL", 0)
