@@ -17,6 +17,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,10 +99,9 @@ def _pairs(image_folder, mask_folder):
         if not files:
             raise DataError(f"{folder}: no files in it that end in {', '.join(endings)}" + _why_no_masks(folder))
     if not images.keys() & masks.keys():
-        first = next(iter(images))
-        endings = sorted(stem[len(first):] for stem in masks if stem.startswith(first)) or [""]
-        ending = max(endings, key=lambda ending: sum(stem + ending in masks for stem in images))
-        masks = {stem.removesuffix(ending): path for stem, path in masks.items() if stem.endswith(ending)}
+        endings = Counter(stem[k:] for stem in masks for k in range(1, len(stem)) if stem[:k] in images)
+        ending = max(sorted(endings), key=endings.__getitem__, default="")
+        masks = {stem.removesuffix(ending): path for stem, path in masks.items()}
     both = [stem for stem in images if stem in masks]
     if not both:
         raise DataError(f"{mask_folder}: no mask has the name of an image ({next(iter(images.values())).name} and "

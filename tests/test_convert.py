@@ -274,3 +274,15 @@ def test_convert_check_and_train_by_the_command_line(source, tmp_path, capsys):
     assert load(f"{run}/checkpoint.npz").classes.names == CATS.names
     assert main(["check", "--quick"]) == 2 and main(["convert", str(source), "--out", data]) == 2
     assert "give --data as well" in (err := capsys.readouterr().err) and "exists already" in err
+
+
+def test_the_first_image_may_lack_a_mask(tmp_path):
+    for k in range(4):
+        image(tmp_path / "images" / f"{k}.jpg", k)
+    labels = {f"{k}": mask(tmp_path / "masks" / f"{k}_mask.png", k) for k in (1, 2, 3)}
+    mask(tmp_path / "masks" / "other.png", 9)
+    write_classes(tmp_path, CATS)
+    said = convert(tmp_path, tmp_path / "out")
+    check(tmp_path / "out", labels, CATS.names)
+    assert "1 images without a mask are left out, the first is 0.jpg" in said
+    assert "1 masks without an image are left out, the first is other.png" in said

@@ -181,7 +181,8 @@ def check_inside(path: str | Path, data: bytes) -> None:
             return
         start = 2
         while data[start + 1] != 0xDA:                               # the segments before the scan: FF, kind, length (2 bytes)
-            start += 2 + int.from_bytes(data[start + 2:start + 4])
+            filled = data[start + 1] == 0xFF                         # before a segment more FF may stand
+            start += 1 if filled else 2 + int.from_bytes(data[start + 2:start + 4])
         if data[start + 4] != image.layers:                          # one of several scans
             return
         if not _completes(data[:-2] + bytes(16)) or _completes(data[:-130]):

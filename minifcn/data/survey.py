@@ -32,7 +32,7 @@ class Part:
 
     folder: Folder
     pixels: np.ndarray                                          # int64 (K + 1,): of each class, and of void, unscaled
-    images: dict = field(default_factory=dict)                  # digest of an image's bytes -> id
+    images: dict = field(default_factory=dict)                  # digest of an image's bytes -> ids
     readings: dict = field(default_factory=dict)                # key of masks.READINGS -> ids of the masks read in this way
     turned: list = field(default_factory=list)                  # images turned as their EXIF orientation says
     upright: list = field(default_factory=list)                 # images with an orientation that their masks do not follow
@@ -55,7 +55,8 @@ class Survey:
         first, second = self.parts
         known = set(second.folder.ids)
         pairs = {(name, name): None for name in first.folder.ids if name in known}
-        pairs |= {(first.images[digest], second.images[digest]): None for digest in first.images if digest in second.images}
+        pairs |= {(name, second.images[digest][0]): None for digest, names in first.images.items() if digest in second.images
+                  for name in names}
         return list(pairs)
 
     def problems(self, void: str = "ignore") -> list[str]:
@@ -84,8 +85,8 @@ class Survey:
     def lines(self) -> list[str]:
         """The report, a list of lines."""
         classes, splits = self.parts[0].folder.classes, [part.folder.split for part in self.parts]
-        masks = sum(len(part.folder) for part in self.parts)
-        lines = [f"{masks} masks and images read in {self.seconds:.1f} s; share of the pixels:"]
+        read = sum(len(ids) for part in self.parts for ids in part.images.values())
+        lines = [f"{read} masks and images read in {self.seconds:.1f} s; share of the pixels:"]
         shares = [part.pixels / max(part.pixels.sum(), 1) for part in self.parts]        # (K + 1,) each
         width = max(map(len, (*classes.names, "class")))
         lines.append(f"  {'class':<{width}}" + "".join(f" {split[:9]:>9}" for split in splits))
@@ -100,12 +101,13 @@ class Survey:
         lines += self._lost(self.parts[0])
         pairs = [a if a == b else f"{a} = {b}" for a, b in self.shared()]
         if pairs:
-            lines.append(f"{len(pairs)} pictures of {splits[0]} are also in {splits[1]} (the same id, or the same bytes): its "
+            count = len({name for name, _ in self.shared()})
+            lines.append(f"{count} pictures of {splits[0]} are also in {splits[1]} (the same id, or the same bytes): its "
                          f"scores will be too good: {_some(pairs)}")
         return lines
 
     def _notes(self, part):
-        folder, split, n = part.folder, part.folder.split, len(part.folder)
+        folder, split, n = part.folder, part.folder.split, sum(map(len, part.images.values()))
         for reading, ids in part.readings.items():
             path = folder.root / "SegmentationClass" / f"{ids[0]}.png"
             yield f"{split}: {len(ids)} of {n} masks have {READINGS[reading]}; the first is {path}"
@@ -197,7 +199,7 @@ def _add(part, name, item, whole):
         part.readings.setdefault(reading, []).append(name)
     if turn != 1:
         (part.turned if follows else part.upright).append(name)
-    part.images.setdefault(image, name)
+    part.images.setdefault(image, []).append(name)
     whole.update(json.dumps([name, *hw]).encode() + image + mask)
 
 

@@ -45,7 +45,8 @@ class Uploader:
         ends = np.cumsum([0] + [a.nbytes for a in arrays])
         for a, start, end in zip(arrays, ends, ends[1:]):
             slot.host[start:end] = a.reshape(-1)
-        slot.array[:size].set(slot.host[:size], stream=self._stream)
+        if size:                                                         # not a rank without images
+            slot.array[:size].set(slot.host[:size], stream=self._stream)
         slot.copied.record(self._stream)
         compute.wait_event(slot.copied)
         return tuple(slot.array[start:end].reshape(a.shape) for a, start, end in zip(arrays, ends, ends[1:]))
@@ -55,7 +56,7 @@ class _Slot:
     """Room for one batch on both sides, and the events of its last copy and its last use."""
 
     def __init__(self):
-        self.host = self.array = np.empty(0, np.uint8)
+        self.host, self.array = np.empty(0, np.uint8), backend.cupy.empty(0, np.uint8)
         self.copied, self.used = (backend.cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
     def reserve(self, size, compute):

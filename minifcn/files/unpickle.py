@@ -92,6 +92,8 @@ def unpickle(data, storages=None):
             raise
         except (IndexError, KeyError):
             raise WeightsError(f"damaged pickle: operation {number} takes what is not there") from None
+        except RecursionError:
+            raise WeightsError("a pickle whose calls lie in one another more deeply than those of weights") from None
         except ValueError as error:                             # from genops
             raise WeightsError(f"damaged pickle: {show(error)}") from None
     raise WeightsError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
@@ -263,7 +265,8 @@ def _tensor(storage, offset, shape, stride, metadata=None, *more):
         raise WeightsError(f"{what}: needs an offset >= 0 and one stride >= 0 per size")
     metadata = {} if metadata is None else metadata
     if more or type(metadata) is not dict or not set(metadata) <= {"neg", "conj"} or metadata.get("conj"):
-        raise WeightsError(f"{what}: says {show(metadata)} of it, which is not known here; save tensor.clone()")
+        names = ", ".join(filter(lambda name: type(name) is str, metadata)) if type(metadata) is dict else metadata
+        raise WeightsError(f"{what}: says {show(names)} of it, which is not known here; save tensor.clone()")
     negative = metadata.get("neg", False)
     if type(negative) is not bool or negative and storage.kind == "b1":
         raise WeightsError(f"{what}: cannot be negated")
@@ -279,6 +282,7 @@ def check_shape(what, shape):
     return tuple(shape)
 
 
-def show(text):
-    """Anything from the file as a short, printable text for a message."""
-    return ascii(str(text)[:80])
+def show(what):
+    """Something from the file as a short, printable text for a message; of lists and the like only the type."""
+    known = isinstance(what, str | int | Name | Exception)               # a list may hold itself a million times
+    return ascii((str(what) if known else type(what).__name__)[:80])

@@ -80,16 +80,17 @@ def test_one_class_is_refused(root):
 
 
 def test_the_same_picture_in_both_lists(root):
-    """The same id, and the same bytes under two names: SBD's train list beside VOC's val."""
-    write_list(root, "a\nb\n")
+    """The same id, and the same bytes under other names: SBD's train list beside VOC's val."""
+    write_list(root, "a\nb\ne\n")
     write_list(root, "c\nb\nd\n", "val")
     for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
-        shutil.copy(root / folder / f"a.{ending}", root / folder / f"d.{ending}")
+        for copy in "de":
+            shutil.copy(root / folder / f"a.{ending}", root / folder / f"{copy}.{ending}")
     found = survey(Folder(root, "train"), Folder(root, "val"))
-    assert sorted(found.shared()) == [("a", "d"), ("b", "b")]
-    assert any("2 pictures of train are also in val" in line and "a = d" in line for line in found.lines())
+    assert sorted(found.shared()) == [("a", "d"), ("b", "b"), ("e", "d")]
+    assert any("3 pictures of train are also in val" in line and "a = d" in line for line in found.lines())
     report = []
-    assert check_folder(root, report=report) == [] and any("2 pictures" in line for line in report)
+    assert check_folder(root, report=report) == [] and any("3 pictures" in line for line in report)
     assert survey(Folder(root, "train")).shared() == []
 
 
@@ -168,6 +169,7 @@ def test_sound_pictures_are_not_called_damaged(options):
             file = io.BytesIO()
             Image.fromarray(array.astype(np.uint8)).convert(mode).save(file, "JPEG", **options)
             check_inside("x", file.getvalue())
+            check_inside("x", file.getvalue()[:2] + b"\xff\xff" + file.getvalue()[2:])           # T.81, B.1.1.2: fill bytes
 
 
 def test_quick_reads_lists_only(root):
