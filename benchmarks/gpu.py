@@ -206,7 +206,7 @@ def our_step(options, state, images, labels, recorded=False):
     net = fcn32s(options.classes, width=options.width)
     net.load_state_dict(state)
     net.to("gpu").train()
-    step = Step(net, SGD(net.parameters(), 1e-3, 0.9, 1e-4))
+    step = Step(net, SGD(net.parameters(), 1e-3, 0.9, weight_decay=1e-4))
     inputs = backend.to_device(images, "gpu"), backend.to_device(labels, "gpu"), 1.0
     return net, (lambda: repeat(step, inputs)) if recorded else (lambda: step(*inputs))
 

@@ -110,12 +110,15 @@ class Module:
             yield from child.modules()
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """(name, Parameter) of the whole tree; names are joined by dots."""
-        return self._named(lambda v: isinstance(v, Parameter), prefix)
+        """(name, Parameter) of the whole tree, each once, under its first name; names are joined by dots."""
+        found: dict = {}
+        for name, p in self._named(lambda v: isinstance(v, Parameter), prefix):
+            found.setdefault(id(p), (name, p))
+        return iter(found.values())
 
     def parameters(self) -> Iterator[Parameter]:
         """The Parameters of the whole tree, each once, even if two layers share one."""
-        return iter({id(p): p for _, p in self.named_parameters()}.values())
+        return (p for _, p in self.named_parameters())
 
     def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Array]]:
         """(name, ndarray) of the whole tree: the arrays that are not trained, such as running means."""
@@ -215,7 +218,7 @@ class Module:
         for name in own:
             if name in state:
                 own[name][...] = array_module(own[name]).asarray(state[name])                # assignment converts the dtype
-        for name, p in self.named_parameters():
+        for name, p in self._named(lambda v: isinstance(v, Parameter), ""):                     # all names of each
             if name in state:
                 p.mark_written()
         return report

@@ -137,7 +137,7 @@ class SGD:
         nothing was changed."""
         mine = dict(self._named_velocities())
         if mine.keys() != state.keys():
-            odd = sorted(mine.keys() ^ state.keys(), key=int)
+            odd = [name for name in [*mine, *state] if (name in mine) != (name in state)]
             raise ValueError(f"SGD: the state holds {len(state)} velocities, {len(mine)} are wanted (differ: {odd[:5]})")
         for name, v in mine.items():
             if v.shape != state[name].shape:

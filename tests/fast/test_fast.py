@@ -31,6 +31,7 @@ from minifcn.fast.cpu.layout import channels_first, channels_last
 from minifcn.fast.cpu.memory import scratch
 from minifcn.functional import basic, batchnorm, conv, loss, pool, step
 from minifcn.nn import init
+from minifcn.training.signals import Signals
 
 ROOT = Path(__file__).parents[2]
 U = 2.0**-24
@@ -621,6 +622,15 @@ def test_an_interrupt_waits_for_all_shares(three_threads):
     with pytest.raises(KeyboardInterrupt):
         cpu.in_parallel(work, [0, 1, 2])
     assert sorted(done) == [1, 2]
+
+
+def test_another_signals_handler_may_give_ctrl_c_back(three_threads):
+    """As in a run: after a first SIGTERM in the midst of an operation, Ctrl-C ends it at once."""
+    before = signal.getsignal(signal.SIGINT)
+    with Signals() as signals:
+        with cpu.one_blas_thread():
+            signal.raise_signal(signal.SIGTERM)
+        assert signals.number == signal.SIGTERM and signal.getsignal(signal.SIGINT) is before
 
 
 INTERRUPTED = """

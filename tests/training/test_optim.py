@@ -211,6 +211,12 @@ def test_schedules():
     assert [step_decay(s, 8, pieces=2, gamma=0.5) for s in range(8)] == [1] * 4 + [0.5] * 4
 
 
+def test_a_state_of_torch_is_refused():
+    optimizer = SGD(parameters(np.random.default_rng(0)), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match="the state holds 2 velocities, . are wanted .*param_groups"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+
+
 def test_without_momentum_and_decay_by_default():
     p = Tensor(np.array([2.0]), requires_grad=True)
     optimizer = SGD([p], lr=0.5)

@@ -84,11 +84,13 @@ def _interrupt_later():
     if threading.current_thread() is not threading.main_thread() or not callable(handler):       # nothing can be raised here
         yield
         return
-    signal.signal(signal.SIGINT, lambda *_: noted.append(True))
+    note = lambda *_: noted.append(True)  # noqa: E731
+    signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if signal.getsignal(signal.SIGINT) is note:                      # else another signal's handler has changed it
+            signal.signal(signal.SIGINT, handler)
         if noted:
             signal.raise_signal(signal.SIGINT)
 
