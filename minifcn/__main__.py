@@ -64,7 +64,8 @@ def main(argv=None):
         return world.on_first(lambda: args.run(args))
     except Interrupted as stop:
         command = f"mpiexec -n {world.size} " * (world.size > 1) + "python -m minifcn train --resume --out"
-        return world.last_words(f"{stop}\ngo on with: {command} {shlex.quote(str(args.out))}", 128 + stop.signal)
+        functions = "" if args.theirs is None else f" --with {shlex.quote(str(args.theirs))}"
+        return world.last_words(f"{stop}\ngo on with: {command} {shlex.quote(str(args.out))}{functions}", 128 + stop.signal)
     except KeyboardInterrupt:
         return world.last_words("minifcn: interrupted", 130)
     except (TrainingError, DownloadError, Incomplete) as error:
@@ -127,7 +128,8 @@ def _train(args):
 def _train_plainly(args):
     world = parallel.world()
     given = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
-    given = chapter.RECIPES.get(args.chapter, {}) | given
+    if not args.resume:                             # else the stored options hold the recipe
+        given = chapter.RECIPES.get(args.chapter, {}) | given
     synthetic = "data" not in given
     if args.out is None:
         args.out = Path("runs") / ("synthetic" if synthetic else Path(given["data"]).resolve().name)
@@ -289,6 +291,8 @@ def _check_arguments(parser):
 
 def _check(args):
     if args.checkpoint is not None:
+        if args.data is not None or args.quick:
+            raise ValueError("check describes a CHECKPOINT or checks --data, one at a time")
         net, checkpoint = load_model(args.checkpoint)
         stored = checkpoint.options
         for line in check.network_report(net, stored.crop, stored.batch_size):

@@ -175,7 +175,8 @@ def load(path: str | Path) -> Checkpoint:
             raise ValueError(f"its format is {str(meta.get('format'))[:80]!r}, this version reads {FORMAT!r}")
         conform(meta, META, "meta")
         info, classes = meta["info"], Classes.of(meta["classes"])
-        state, options = State(**info["state"]), Options(**info["options"])
+        older = {"weight": float(info["state"]["pixels"])}           # from before there were weights
+        state, options = State(**older | info["state"]), Options(**info["options"])
         _check_state(state, options, classes)
         own = meta["architecture"].get("own")
         if meta["architecture"] != _architecture(options, own):
@@ -201,8 +202,6 @@ def _check_state(state, options, classes):
             if scores["iou_per_class"].keys() != set(classes.names):
                 raise ValueError("its scores are of other classes than its own")
             scores.setdefault("epoch", state.epoch)
-    if not state.weight:
-        state.weight = float(state.pixels)
 
 
 def _parts(arrays):

@@ -23,8 +23,11 @@ def first(folder, limit):
 
 def arithmetic(device, world):
     """What the last bits of a run depend on, beside its options: {name: words}. Call it when each rank has its cores or GPU."""
-    found = {"numpy": np.__version__, "path": "readable" if dispatch.readable() else "fast", "device": device,
-             "processes": str(world.size)}
+    import PIL
+    from PIL import features
+
+    found = {"numpy": np.__version__, "pictures": f"Pillow {PIL.__version__}, libjpeg {features.version('jpg')}",
+             "path": "readable" if dispatch.readable() else "fast", "device": device, "processes": str(world.size)}
     if device == "gpu":
         return found | {"cupy": backend.cupy.__version__, "GPU": backend.gpu_name(),
                         "CUDA runtime": str(backend.cupy.cuda.runtime.runtimeGetVersion())}

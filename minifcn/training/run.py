@@ -113,6 +113,14 @@ def resume(out: str | Path, own: Own | None = None, **given: Any) -> dict:
         return run.finish()
 
 
+def _device(options):
+    """"cpu" or "gpu". Raises ValueError if a GPU is asked for, perhaps by the checkpoint, and there is none."""
+    try:
+        return choose_device(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"{error}; a run on a GPU can go on with --device cpu") from error
+
+
 class _Pending(NamedTuple):
     """A step whose loss has not been read from the device yet."""
 
@@ -140,7 +148,7 @@ class Run:
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
 
         # Where it computes.
-        self.world, self.device = parallel.world(), choose_device(options.device)
+        self.world, self.device = parallel.world(), _device(options)
         parallel.start(self.world, self.device)
         choose_precision(options.precision, self.device)
         self.upload, self.arithmetic = Uploader(self.device), parts.arithmetic(self.device, self.world)
@@ -148,6 +156,9 @@ class Run:
         # The data: what is used of it, and what is in it.
         listed, large, folder = parts.training_folders(options, own)
         val = own.val if own else Folder(options.data, "val", options.scale)
+        if val.classes.names != folder.classes.names:
+            raise ValueError(f"val has the classes {', '.join(val.classes.names)}; those of train are "
+                             f"{', '.join(folder.classes.names)}")
         val.sizes()                                                                 # finds faults before training starts
         self.val = parts.first(val, options.limit)
         self.unscored = len(val) - len(self.val)
@@ -262,26 +273,32 @@ class Run:
         with Signals() as signals, self._progress() as bar:
             if state.step == 0:
                 self.save(self.path)                # finds a full disk or a read-only folder before hours of training
-                self.world.on_first(lambda: (self.out / "best.npz").unlink(missing_ok=True))        # of a run before this one
+                self.world.on_first(self._forget)
             while state.epoch < options.epochs:
                 try:
                     self._train_epoch(signals, bar)
+                    if not options.sync_norm:       # each rank has its own running statistics; rank 0's are used
+                        self.net.load_state_dict(self.world.broadcast(self.net.state_dict()))
+                    if (state.epoch + 1) % options.val_every == 0 or state.epoch + 1 == options.epochs:
+                        self._evaluate(signals, state.epoch + 1)
                 except DataError as error:          # an image whose pixels are damaged; the survey reads masks
                     if self.world.size > 1:         # the other ranks do not know of it
                         raise
                     self.save(self.path)
                     raise DataError(f"{error}; all steps before are in {self.path}: mend the file and go on with "
                                     "--resume") from error
-                if not options.sync_norm:           # each rank has its own running statistics; rank 0's are used
-                    self.net.load_state_dict(self.world.broadcast(self.net.state_dict()))
-                if (state.epoch + 1) % options.val_every == 0 or state.epoch + 1 == options.epochs:
-                    self._evaluate(signals, state.epoch + 1)
                 self._end_epoch(bar)
             if state.scores is None or state.scores["epoch"] != state.epoch:        # --epochs was lowered to what is done
                 self._evaluate(signals, state.epoch)
                 self.save(self.path)
         self.world.on_first(self._report)
         return report.metrics(state)
+
+    def _forget(self):
+        """Remove what a run before this one left in the folder; its checkpoint is already overwritten."""
+        for name in RESULTS[1:]:
+            if name != "model-card.md":             # written again with the checkpoint
+                (self.out / name).unlink(missing_ok=True)
 
     def _report(self):
         report.write_tables(self.out, self.state)   # again, for a run that was killed just before it wrote them
@@ -365,7 +382,8 @@ class Run:
         correct = 0
         if len(batch.labels):                                                       # else other ranks have all of it
             images, labels = self.upload(batch.images, batch.labels)                # (N, 3, h, w), (N, h, w)
-            correct = (whole(self.net, normalize(images)).argmax(axis=1) == labels).sum().item()
+            x = normalize(images, self.train_step.dtype)                            # (N, 3, h, w)
+            correct = (whole(self.net, x).argmax(axis=1) == labels).sum().item()
         correct, pixels = self.world.sum(np.array([correct, self._valid(batch)])).tolist()
         training, evaluation = self.last_correct / max(pixels, 1), correct / max(pixels, 1)
         if abs(training - evaluation) >= GAP:

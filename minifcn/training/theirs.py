@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 
-from minifcn.core.dispatch import REPLACEMENTS, replaces
+from minifcn.core.dispatch import NOTES, REPLACEMENTS, readable, replaces
 from minifcn.core.shapes import conv_transpose_size
 from minifcn.functional import basic, batchnorm, conv, loss, pool, step
 
@@ -174,11 +174,16 @@ class Ledger:
 def in_place_of_definitions(functions):
     """Inside this context the reader's functions run where TWINS says, the definitions elsewhere, and nothing of fast/.
 
-    functions: name -> function of ndarrays, with the names and arguments of minifcn.grade. Yields the Ledger.
+    functions: name -> function of ndarrays, with the names and arguments of minifcn.grade. Yields the Ledger. Raises ValueError
+    if replacements are switched off.
     """
+    if readable():
+        raise ValueError("MINIFCN_READABLE=1 would switch your functions off too; leave it out: nothing of fast/ runs here")
     ledger, before = Ledger(), {call: list(twins) for call, twins in REPLACEMENTS.items()}
+    note = lambda: f"with the reader's {', '.join(functions)}"  # noqa: E731
     for twins in REPLACEMENTS.values():
         twins.clear()
+    NOTES.append(note)                          # so a checkpoint says that they computed
     try:
         for names, definition, conditions, adapter in TWINS:
             if all(name in functions for name in names):
@@ -188,5 +193,6 @@ def in_place_of_definitions(functions):
             replaces(definition, ())(ledger.timed("ours", definition.__name__, definition.__wrapped__))
         yield ledger
     finally:
+        NOTES.remove(note)
         for call, twins in before.items():
             REPLACEMENTS[call][:] = twins

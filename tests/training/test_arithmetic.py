@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import PIL.features
 import pytest
 import strict_cupy
 
@@ -15,6 +16,7 @@ from minifcn.training import parallel, parts
 
 ROOT = Path(__file__).parents[2]
 ALONE = parallel.Local()
+PICTURES = f"Pillow {PIL.__version__}, libjpeg {PIL.features.version('jpg')}"
 
 
 def test_on_a_cpu(monkeypatch):
@@ -23,7 +25,7 @@ def test_on_a_cpu(monkeypatch):
     monkeypatch.setattr(dispatch, "NOTES", [lambda: "5 threads", lambda: "and a BLAS"])
     monkeypatch.setattr(machine, "blas_in_words", lambda: "a BLAS with 3 threads")
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "77")
-    common = {"numpy": np.__version__, "device": "cpu", "processes": "1", "L2 cache": "77K"}
+    common = {"numpy": np.__version__, "pictures": PICTURES, "device": "cpu", "processes": "1", "L2 cache": "77K"}
     assert parts.arithmetic("cpu", ALONE) == common | {"path": "fast", "threads and BLAS": "5 threads; and a BLAS"}
     readable = common | {"path": "readable", "threads and BLAS": "BLAS: a BLAS with 3 threads"}
     with dispatch.readable_only():
@@ -37,8 +39,8 @@ def test_on_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "cupy", strict_cupy)
     monkeypatch.setattr(dispatch, "_readable", False)
     before = parts.arithmetic("gpu", SimpleNamespace(size=2))
-    assert before == {"numpy": np.__version__, "path": "fast", "device": "gpu", "processes": "2", "cupy": "stand-in",
-                      "GPU": "a stand-in's card", "CUDA runtime": "13000"}
+    assert before == {"numpy": np.__version__, "pictures": PICTURES, "path": "fast", "device": "gpu", "processes": "2",
+                      "cupy": "stand-in", "GPU": "a stand-in's card", "CUDA runtime": "13000"}
     cards = [{"name": b"the first"}, {"name": b"another"}]
     runtime = SimpleNamespace(getDevice=lambda: 1, getDeviceProperties=cards.__getitem__, runtimeGetVersion=lambda: 12090)
     monkeypatch.setattr(backend, "cupy", SimpleNamespace(__version__="14.0", cuda=SimpleNamespace(runtime=runtime)))

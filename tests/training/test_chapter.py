@@ -96,5 +96,6 @@ def test_command_line(data, tmp_path, capsys):
     assert "read 10 examples" in printed and "examples/sec on [cpu]" in printed and "mean IoU" in printed
     options = load_model(tmp_path / "run" / "checkpoint.npz")[1].options
     assert (options.lr, options.backbone, options.batch_size, options.epochs) == (0.1, "resnet18_v2", 4, 1)
-    assert cli.main([*arguments, "--batch-size", "4", "--epochs", "1", "--resume"]) == 0
-    assert "loss" in capsys.readouterr().out
+    for given in (["--batch-size", "4", "--epochs", "1"], []):           # given options need not be given again
+        assert cli.main([*arguments, *given, "--resume"]) == 0
+        assert "loss" in capsys.readouterr().out

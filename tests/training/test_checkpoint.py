@@ -241,6 +241,14 @@ def test_a_checkpoint_from_before_there_were_digests(tmp_path):
     assert (saved.options.class_weights, saved.options.val_every) == (None, 1)
 
 
+def test_weights_of_zero_stay_zero(tmp_path):
+    """As while only pixels of a class of weight 0 have been seen."""
+    meta = copy.deepcopy(META)
+    meta["info"]["state"] |= {"weight": 0.0, "pixels": 9}
+    np.savez(tmp_path / "c.npz", meta=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+    assert load(tmp_path / "c.npz").state.weight == 0.0
+
+
 def test_an_array_that_belongs_nowhere(tmp_path, written):
     (tmp_path / "c.npz").write_bytes(written)
     with zipfile.ZipFile(tmp_path / "c.npz", "a") as archive:

@@ -1,6 +1,7 @@
 """fit(): one's own network and loss in the trainer's loop, with all that a run of minifcn's networks has."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -12,6 +13,7 @@ from minifcn import models, nn
 from minifcn.__main__ import main
 from minifcn.data.synthetic import write_synthetic
 from minifcn.data.voc import Folder
+from minifcn.inference import predict, tile_and_average
 from minifcn.training import checkpoint, fit
 from minifcn.training.checkpoint import CheckpointError
 from minifcn.training.options import Options
@@ -152,3 +154,22 @@ def test_lists_of_any_name(data, tmp_path, capsys):
     twice = data[0], data[0]
     fit(own(data), *twice, out=tmp_path / "twice", **SETTINGS | {"epochs": 1})
     fit(own(data), *twice, out=tmp_path / "twice", resume=True)
+
+
+def test_val_must_have_the_classes_of_train(data, tmp_path):
+    shutil.copytree(data[1].root, tmp_path / "other")
+    file = tmp_path / "other" / "classes.json"
+    file.write_text(file.read_text().replace("disc", "wheel"))
+    with pytest.raises(ValueError, match="val has the classes background, wheel, .*; those of train are background, disc, "):
+        fit(own(data), data[0], Folder(tmp_path / "other", "val"), out=tmp_path / "out", **SETTINGS)
+
+
+def test_a_layer_that_is_used_twice_and_float64(data, tmp_path):
+    """Its weights are trained once. All that computes with a float64 network gives it float64 images."""
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    net = nn.Sequential(conv, nn.ReLU(), conv, nn.Conv2d(3, 5, 1)).to("float64")
+    metrics = fit(net, *data, out=tmp_path, **SETTINGS | {"epochs": 1})
+    assert metrics["mean_iou"] >= 0 and len(arrays(tmp_path)) == 6 + 4 and net[0].weight.dtype == np.float64
+    photo = np.random.default_rng(0).integers(0, 256, (70, 50, 3), np.uint8)
+    inside = slice(2, -2), slice(2, -2)                                  # tiles are padded before the first layer
+    assert np.array_equal(predict(net, photo)[inside], predict(net, photo, tile_and_average)[inside])

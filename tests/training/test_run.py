@@ -15,6 +15,7 @@ from layouts import png
 from PIL import Image
 
 from minifcn import models, nn
+from minifcn.core import backend
 from minifcn.data.classes import DataError
 from minifcn.data.loader import Loader
 from minifcn.data.masks import write_labels
@@ -269,16 +270,16 @@ def test_resume_says_what_may_change_the_bits(options, tmp_path, monkeypatch):
         warnings.simplefilter("error")
         resume(tmp_path)
     checkpoint.save(tmp_path / "checkpoint.npz", saved._replace(arithmetic=saved.arithmetic | {"numpy": "1.0", "path": "b"}))
-    with pytest.warns(UserWarning, match=rf"perhaps not with the bits .*: numpy: 1.0 before, {np.__version__} now; path: b"):
+    with pytest.warns(UserWarning, match=rf"last bits may differ .*: numpy: 1.0 before, {np.__version__} now; path: b"):
         resume(tmp_path)
     for before, words in (({"numpy": np.__version__}, "; device: unknown before, cpu now; "),        # of an older minifcn
-                          (None, "what computed then cannot be told")):
+                          (None, "not known what computed then")):
         checkpoint.save(tmp_path / "checkpoint.npz", saved._replace(arithmetic=before))
         with pytest.warns(UserWarning, match=words):
             resume(tmp_path)
     checkpoint.save(tmp_path / "checkpoint.npz", saved)
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "77")
-    with pytest.warns(UserWarning, match="one that was left alone: L2 cache: .* before, 77K now"):
+    with pytest.warns(UserWarning, match="without interruption: L2 cache: .* before, 77K now"):
         resume(tmp_path)
 
 
@@ -297,7 +298,7 @@ def test_resume_notices_changed_files(tmp_path, options):
             resume(tmp_path / "run")
         (masks / f"{name}.png").write_bytes(content)
     checkpoint.save(tmp_path / "run" / "checkpoint.npz", before._replace(data=None))
-    with pytest.warns(UserWarning, match="what the files of the data set were then cannot be told"):
+    with pytest.warns(UserWarning, match="not known which files the data set had then"):
         resume(tmp_path / "run")
 
 
@@ -400,6 +401,36 @@ def test_a_broken_picture_in_the_midst_of_an_epoch_loses_nothing(options, tmp_pa
     with pytest.warns(UserWarning, match="files of the training images or masks have changed"):
         resume(tmp_path / "run")
     assert same(arrays(tmp_path / "whole"), arrays(tmp_path / "run"))
+
+
+def test_a_broken_picture_among_those_for_validation_loses_nothing(options, tmp_path):
+    """The epoch before it is saved: a resumed run goes on with the evaluation. What an overwritten run left is gone."""
+    data = write_synthetic(tmp_path / "data", train=8, val=2, size=(64, 96))
+    wanted = replace(options, data=str(data))
+    train(wanted, tmp_path / "whole")
+    train(wanted, tmp_path / "run")
+    image = sorted((data / "JPEGImages").glob("val*"))[1]
+    good = image.read_bytes()
+    image.write_bytes(png("I;16", (64, 96), 4000))
+    with pytest.raises(DataError, match=rf"{image.name}: .*8 bits .*all steps before are in .*: mend the file and go"):
+        train(wanted, tmp_path / "run", overwrite=True)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.npz").state
+    assert (state.epoch, state.batch, state.step) == (0, 4, 4)
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"checkpoint.npz", "model-card.md", ".lock"}
+    image.write_bytes(good)
+    with pytest.warns(UserWarning, match="validation images have changed"):
+        resume(tmp_path / "run")
+    assert same(arrays(tmp_path / "whole"), arrays(tmp_path / "run"))
+
+
+def test_a_run_of_a_gpu_goes_on_without_one(options, tmp_path, monkeypatch):
+    train(replace(options, epochs=1), tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoint.npz")
+    checkpoint.save(tmp_path / "checkpoint.npz", saved._replace(options=replace(saved.options, device="gpu", epochs=2)))
+    monkeypatch.setattr(backend, "has_gpu", lambda: False)
+    with pytest.raises(ValueError, match="'gpu' was asked for, but .*; a run on a GPU can go on with --device cpu"):
+        resume(tmp_path)
+    assert resume(tmp_path, device="cpu")["epochs"] == 2
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_fail_a_run(options, tmp_path, monkeypatch):

@@ -10,8 +10,9 @@ from minifcn.__main__ import main
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
 from minifcn.data.loader import Batch
 from minifcn.data.synthetic import write_synthetic
+from minifcn.grade import call
 from minifcn.grade.mine import usable
-from minifcn.training import theirs
+from minifcn.training import parallel, parts, theirs
 from minifcn.training.optim import SGD
 from minifcn.training.step import train_step
 from minifcn.training.theirs import TWINS, in_place_of_definitions
@@ -103,3 +104,45 @@ def test_command(tmp_path, monkeypatch, capsys):
     (mine / "03_conv2d.py").write_text("def conv2d(x, w, b=None, **settings):\n    raise NotImplementedError\n")
     assert main(["train", "--with", str(mine), *small, str(tmp_path / "other")]) == 2
     assert "is begun" in capsys.readouterr().err
+
+
+def test_who_computed_is_known(solutions):
+    """A checkpoint names the functions, so a resume without them says so; and with replacements off nothing pretends to run."""
+    some = {"relu_grad": solutions["relu_grad"]}
+    before = parts.arithmetic("cpu", parallel.ALONE)
+    with in_place_of_definitions(some):
+        assert "the reader's relu_grad" in parts.arithmetic("cpu", parallel.ALONE)["threads and BLAS"]
+    assert parts.arithmetic("cpu", parallel.ALONE) == before
+    with readable_only(), pytest.raises(ValueError, match="MINIFCN_READABLE=1 would switch your functions off"):
+        with in_place_of_definitions(some):
+            pass
+
+
+INTERRUPTS = """import os, signal
+calls = []
+
+def relu_grad(gy, x):
+    calls.append(1)
+    if len(calls) == 200:                       # in the midst of training
+        os.kill(os.getpid(), signal.SIGINT)
+    return gy * (x > 0)
+"""
+
+
+def test_the_command_to_go_on_names_the_functions(tmp_path, capsys):
+    data = write_synthetic(tmp_path / "shapes", train=4, val=1, size=(64, 96))
+    (tmp_path / "mine.py").write_text(INTERRUPTS)
+    assert main(["train", "--with", str(tmp_path / "mine.py"), "--data", str(data), "--width", "4", "--crop", "64", "96",
+                 "--batch-size", "2", "--epochs", "30", "--out", str(tmp_path / "run")]) == 130
+    assert f"--resume --out {tmp_path / 'run'} --with {tmp_path / 'mine.py'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, words", [
+    ("import sys\n\ndef relu(x):\n    return x\n\nsys.exit()\n", "mine.py: SystemExit"),
+    ("def relu(x):\n    while True:\n        pass\n", "relu does not return within 2 s"),
+])
+def test_files_that_end_or_hang(text, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(call, "CALL_SECONDS", 0.2)
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        usable(tmp_path / "mine.py")

@@ -6,7 +6,7 @@ import pytest
 
 import minifcn.functional as F
 from minifcn import nn
-from minifcn.core.backend import to_device, to_host
+from minifcn.core.backend import device_of, to_device, to_host
 from minifcn.core.tensor import Tensor
 from minifcn.data.loader import Batch
 from minifcn.data.upload import Uploader
@@ -83,3 +83,9 @@ def test_step_without_a_valid_pixel_moves_nothing():
     before = net.state_dict()
     total, correct, valid = train_step(net, SGD(net.parameters(), lr=1.0), batch)
     assert (float(total), int(correct), int(valid)) == (0, 0, 0) and same(before, net.state_dict())
+
+
+def test_a_share_without_images_is_uploaded(device):
+    """As a rank's first one may be."""
+    images, labels = Uploader(device)(np.zeros((0, 3, 5, 6), np.uint8), np.zeros((0, 5, 6), np.uint8))
+    assert images.shape == (0, 3, 5, 6) and labels.shape == (0, 5, 6) and device_of(images) == device
