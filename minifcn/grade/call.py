@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 CALL_SECONDS = 2.0                              # of the processor, for one call on a few numbers
+MOST_PRINTED = 1000                             # lines after which no more are kept
 LAYOUTS = ("", "{}.copy(order='F')", "np.repeat({}, 2, axis=-1)[..., ::2]", "{}[..., ::-1].copy()[..., ::-1]")
 
 
@@ -88,7 +89,7 @@ class Caller:
         self.latest = arguments
         said = io.StringIO()
         try:
-            with self._limit(), contextlib.redirect_stdout(said), np.errstate(all="ignore"):
+            with (self._limit(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), np.errstate(all="ignore")):
                 if self.subject.run:
                     result = self.subject.run(self.function, given)
                 else:
@@ -98,7 +99,7 @@ class Caller:
         except (Exception, SystemExit) as error:
             return Outcome({}, given, f"raises {_said(error)}")
         finally:
-            if said.getvalue() and len(self.printed) < 1000:
+            if said.getvalue() and len(self.printed) < MOST_PRINTED:
                 self.printed.extend(said.getvalue().splitlines())
         return self._named(result, given)
 

@@ -34,7 +34,7 @@ def behaviour(subject, call, arguments):
     arrays = {k: v for k, v in outcome.given.items() if isinstance(v, np.ndarray) and k not in subject.in_place}
     changed = {k for k, v in arrays.items() if not np.array_equal(v, arguments[k], equal_nan=v.dtype.kind == "f")}
     shared = {k for k, v in outcome.outputs.items() if k not in subject.in_place and not subject.run
-              and any(np.may_share_memory(v, a) for a in arrays.values())}
+              and any(np.shares_memory(v, a) for a in arrays.values())}
     return outcome.outputs, changed, shared
 
 
@@ -76,5 +76,4 @@ def diagnose(subject, call, wrong=None, clock=lambda: 0.0, deadline=np.inf, seed
 
 
 def _parameters(subject):
-    return {*subject.example[0], *subject.case(Seeded(0), len(subject.stages) - 1)} | {
-        part.split("=")[0].strip() for part in subject.signature.split(",")}
+    return {*subject.example[0], *subject.case(Seeded(0), len(subject.stages) - 1), *subject.argument_names()}

@@ -58,6 +58,7 @@ def isolated(target, deep=False, arrays="numpy"):
         child = subprocess.Popen([sys.executable, "-m", "minifcn.grade.isolate"], stdin=subprocess.PIPE,
                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
                                  env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+                                                   "PYTHONSAFEPATH": "1",           # no random.py of the current folder
                                                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
         try:
             child.stdin.write(json.dumps(job))
@@ -156,6 +157,8 @@ def child():
             verdict = judge(SUBJECTS[job["subject"]], function, Path(job["file"]).stem, job["deep"], BlackBox(job["box"]))
         except MissingHypothesis as error:
             verdict = _unable(_Job(job["subject"]), str(error))
+        except Exception as error:               # the grader's own: not the reader's fault
+            verdict = _unable(_Job(job["subject"]), f"the grader failed, {type(error).__name__}: {error}")
         if os.fstat(1).st_size > before and not verdict["notes"]:
             verdict["notes"].append("writes to the terminal past Python's print")
         answer(verdict)

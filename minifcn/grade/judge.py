@@ -5,7 +5,7 @@ A verdict is a plain dict, ready for JSON: it travels between processes.
 
 import numpy as np
 
-from minifcn.grade.call import CALL_SECONDS, Caller, Clock, Hang, NotBegun, Wrong
+from minifcn.grade.call import CALL_SECONDS, MOST_PRINTED, Caller, Clock, Hang, NotBegun, Wrong
 from minifcn.grade.diagnosis import diagnose
 from minifcn.grade.levels import levels_of
 from minifcn.grade.paste import lines_to_paste, side_by_side
@@ -44,8 +44,10 @@ def judge(subject, function, module="", deep=False, before=None, only=None):
         try:
             wrong = search(level, call, examples, lambda found: clock() > (end if found else deadline))  # noqa: B023  this turn's
         except NotBegun:
-            verdict["state"], locked = "not begun", True
-            continue
+            if not any(row["state"] == "passed" for row in verdict["levels"]):
+                verdict["state"], locked = "not begun", True
+                continue
+            wrong = Wrong("raises NotImplementedError", call.latest)
         except Hang:
             hung = True
             wrong = Wrong(f"does not return within {CALL_SECONDS:g} seconds", call.latest)
@@ -60,7 +62,8 @@ def judge(subject, function, module="", deep=False, before=None, only=None):
             if not hung:
                 verdict["diagnosis"] = diagnose(subject, call, wrong, clock, clock() + 2 * DIAGNOSIS)
     if call.printed:
-        verdict["notes"].append(f"prints {len(call.printed)} line{'s' if len(call.printed) > 1 else ''}, "
+        more = "at least " if len(call.printed) >= MOST_PRINTED else ""
+        verdict["notes"].append(f"prints {more}{len(call.printed)} line{'s' if len(call.printed) > 1 else ''}, "
                                 f"the first: {call.printed[0][:50]}")
     verdict["seconds"] = round(clock(), 2)
     return verdict

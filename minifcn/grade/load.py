@@ -28,33 +28,39 @@ def find(path):
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
-    found = {}
+    found, aliases = {}, {}
     for file in files:
         try:
-            names = set(_defined(ast.parse(read_regular(file, LARGEST)).body))
+            defined, other = _defined(ast.parse(read_regular(file, LARGEST)).body, file.parent)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:      # a zero byte; 10,000 brackets
             where = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
             text = f"{type(error).__name__}: {(error.args or [''])[0]}{where}"
             found[f"({file.name})"] = Target(str(file), "", file.name, text)
             continue
-        for name in SUBJECTS.keys() & names:
+        for name in SUBJECTS.keys() & defined:
             if name in found:
                 raise ValueError(f"{name} is defined twice: in {found[name].file} and in {file}")
             found[name] = Target(str(file), name, name)
+        for name in SUBJECTS.keys() & other:
+            aliases.setdefault(name, Target(str(file), name, name))
+    found = aliases | found                     # a definition counts more than a name for it elsewhere
     if not found:
         raise ValueError(f"{path}: defines none of the functions that can be graded (minifcn grade --list)")
     order = list(SUBJECTS)
     return sorted(found.values(), key=lambda t: (order.index(t.subject) if t.subject in SUBJECTS else -1))
 
 
-def _defined(body):
+def _defined(body, folder):
+    """(names of functions and classes, names that are assigned or imported from a file of the folder), two sets."""
+    defined, other = set(), set()
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name
+            defined.add(node.name)
         elif isinstance(node, ast.Assign):
-            yield from (t.id for t in node.targets if isinstance(t, ast.Name))
-        elif isinstance(node, ast.ImportFrom):
-            yield from (a.asname or a.name for a in node.names)
+            other |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+        elif isinstance(node, ast.ImportFrom) and (folder / f"{node.module}.py").is_file():
+            other |= {a.asname or a.name for a in node.names}
+    return defined, other
 
 
 def load(file, name):

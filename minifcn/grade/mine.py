@@ -14,7 +14,8 @@ from minifcn.grade.subjects import SUBJECTS
 
 
 def usable(path):
-    """name -> function of everything that is there and gets its worked example right; what is not begun is left out.
+    """name -> function of everything that is there and gets its worked example right; what is not begun is left out. The
+    functions take their arguments in the order of the exercises, in whatever order the reader has them.
 
     Raises ValueError that names the first function which cannot be loaded or is wrong: it would spoil a training.
     """
@@ -38,5 +39,11 @@ def usable(path):
         except Wrong as wrong:
             raise ValueError(f"{Path(target.file).name}: {target.name} is not right yet ({wrong.note}): "
                              f"minifcn grade {target.file}:{target.name}") from None
-        functions[target.subject] = function
+        functions[target.subject] = function if subject.run else _in_order(function, subject)
     return functions
+
+
+def _in_order(function, subject):
+    """The function with the arguments of the subject's signature by position. It is called by name, as when it is graded."""
+    names = subject.argument_names()
+    return lambda *args: function(**dict(zip(names, args)))

@@ -56,6 +56,10 @@ class Subject:
     paste: Callable | None = None
     extra_levels: tuple = ()
 
+    def argument_names(self):
+        """The names in the signature, in their order."""
+        return [part.split("=")[0].strip() for part in self.signature.split(",")]
+
     def tolerance(self, arguments, expected, dtype="float64"):
         """{output: bound}: gamma_K = K u / (1 - K u) times the magnitudes, K a few times the number of all elements."""
         K = 64 + 4 * sum(np.size(a) for a in arguments.values() if isinstance(a, np.ndarray))

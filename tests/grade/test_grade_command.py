@@ -5,12 +5,13 @@ import os
 import queue
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from minifcn.__main__ import main
 from minifcn.grade import isolate
-from minifcn.grade.load import Target
+from minifcn.grade.load import Target, find
 from minifcn.grade.mine import usable
 from minifcn.grade.report import Printer, show
 
@@ -178,3 +179,42 @@ def test_whatever_python_reads(tmp_path, head):
     file = tmp_path / "mine.py"
     file.write_bytes(head + RIGHT.encode())
     assert run(str(file)) == 0 and list(usable(file)) == ["relu"] and "mine" not in sys.modules
+
+
+def test_only_definitions_are_graded(tmp_path):
+    """An import of another library's function is a helper; a name for a function of another file is that one."""
+    (tmp_path / "a.py").write_text(RIGHT + "from math import log1p as log_softmax\n")
+    (tmp_path / "b.py").write_text("from a import relu\nmax_pool2d = relu\n")
+    found = find(tmp_path)
+    assert [(target.name, Path(target.file).name) for target in found] == [("relu", "a.py"), ("max_pool2d", "b.py")]
+    (tmp_path / "c.py").write_text(RIGHT)
+    with pytest.raises(ValueError, match="relu is defined twice"):
+        find(tmp_path)
+
+
+def test_a_refusal_by_not_implemented_error(mine):
+    """Of a bad argument it is an error like any other; of a good one it is wrong where another level has passed."""
+    body = "import numpy as np\n\ndef bilinear_kernel(in_channels, out_channels, kernel_size):\n"
+    refusal = "    if in_channels != out_channels:\n        raise NotImplementedError\n"
+    tent = ("    f = (kernel_size + 1) // 2\n    t = 1 - abs(np.arange(kernel_size) - (kernel_size - 1) / 2) / f\n"
+            "    w = np.zeros((in_channels, out_channels, kernel_size, kernel_size))\n"
+            "    w[range(in_channels), range(in_channels)] = np.outer(t, t)\n    return w\n")
+    assert run(mine(body + refusal + tent)) == 0
+    late = "    calls.append(1)\n    if len(calls) > 30:\n        raise NotImplementedError\n"
+    verdict = isolate.isolated(Target(mine("calls = []\n" + body + late + tent), "bilinear_kernel", "bilinear_kernel"))
+    assert verdict["state"] == "wrong" and "raises NotImplementedError" in verdict["counterexample"]["note"]
+
+
+def test_an_argument_whose_shape_is_changed(mine):
+    file = mine("def relu(x):\n    y = x * (x > 0)\n    x.shape = (-1,)\n    return y\n")
+    verdict = isolate.isolated(Target(file, "relu", "relu"))
+    assert "changes the shape of its argument x" in verdict["counterexample"]["note"], verdict
+
+
+def test_results_that_lie_between_one_another(mine):
+    """Columns of one array share no element."""
+    solution = (Path(__file__).parent / "solutions" / "09_batch_norm.py").read_text()
+    assert "return gx, gw, gb" in solution
+    columns = "both = np.stack([gw, gb], axis=1)\n    return gx, both[:, 0], both[:, 1]"
+    file = mine(solution.replace("return gx, gw, gb", columns))
+    assert run(f"{file}:batch_norm_grad") == 0

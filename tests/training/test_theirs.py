@@ -146,3 +146,13 @@ def test_files_that_end_or_hang(text, words, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=words):
         usable(tmp_path / "mine.py")
+
+
+def test_arguments_in_another_order(tmp_path):
+    """The grader calls by name, so training does, too."""
+    (tmp_path / "mine.py").write_text("def sgd_step(w, g, v, lr, weight_decay=0, momentum=0):\n"
+                                      "    v *= momentum\n    v += g + weight_decay * w\n    w -= lr * v\n")
+    function = usable(tmp_path / "mine.py")["sgd_step"]
+    w, v = np.ones(1), 2 * np.ones(1)
+    function(w, np.zeros(1), v, 0.0, 0.9, 1e-4)
+    assert v.tolist() == [0.9 * 2 + 1e-4]

@@ -43,6 +43,8 @@ def _case(draw, stage):
     case = {"x": x, **running}
     if stage == 1 or stage >= 4 and draw.flag():
         case |= {"w": draw.array(C), "b": draw.array(C)}
+        if stage >= 4 and draw.flag():           # one without the other
+            case["wb"[draw.integer(0, 1)]] = None
     case["training"] = training
     if stage >= 3 and draw.flag():
         case["momentum"] = (0.5, 0.25, 1.0)[draw.integer(0, 2)]
@@ -112,7 +114,7 @@ Returns y, like x.""",
          ("no statistics in evaluation", {"x": np.ones((2, 2)), "running_mean": None, "running_var": None}),
          ("w has 3 values for 2 channels", {"x": np.arange(4.0).reshape(2, 2), "running_mean": None, "running_var": None,
                                             "w": np.ones(3), "b": np.zeros(3), "training": True})),
-    hints=("mean and var over all axes but the channels, as (C,); reshape them to (C, 1, 1) to use them.",
+    hints=("mean and var over all axes but the channels, as (C,); .reshape(-1, *[1] * (x.ndim - 2)) to use them.",
            "running_mean[...] = ... writes in place; var * M / (M - 1) is the unbiased variance.",
            "minifcn/functional/batchnorm.py: batch_norm, normalize"),
 )

@@ -61,6 +61,18 @@ def _max_explain(a, _, index):
             f"  = max({', '.join(f'{v:g}' for v in values[:9])}{', ...' if values[9:] else ''}) = {number(max(values))}"]
 
 
+def _max_case(draw, stage):
+    shape, given = _geometry(draw, stage)
+    far = 1e4 if stage >= 2 and draw.flag() else 0                       # no number is small enough for the padding
+    return {"x": draw.array(*shape) - far, **given}
+
+
+def _max_case(draw, stage):
+    shape, given = _geometry(draw, stage)
+    far = 1e4 if stage >= 2 and draw.flag() else 0                       # no number is small enough for the padding
+    return {"x": draw.array(*shape) - far, **given}
+
+
 ARGUMENTS = """x: (N, C, H, W). kernel_size, stride (None: kernel_size), padding: int or pair; padding <= KH/2."""
 
 max_pool2d = Subject(
@@ -74,7 +86,7 @@ y[n,c,i,j] = max over u, v of x[n,c, i*SH + u - PH, j*SW + v - PW]; what lies ou
 Returns y (N, C, OH, OW), OH = (H + 2*PH - KH) // SH + 1.""",
     outputs=("y",),
     reference=lambda x, **given: {"y": oracle.max_pool2d(x, *settings(**given))[0]},
-    case=lambda draw, stage: (lambda shape, given: {"x": draw.array(*shape), **given})(*_geometry(draw, stage)),
+    case=_max_case,
     stages=(*STAGES[:2], ("padding", "padding is -inf, not 0: a window of negative values has a negative maximum"), STAGES[3]),
     example=({"x": np.arange(16.0).reshape(1, 1, 4, 4), "kernel_size": 2}, {"y": [[[[5, 7], [13, 15]]]]}),
     explain=_max_explain,

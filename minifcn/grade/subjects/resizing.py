@@ -3,6 +3,7 @@
 import numpy as np
 
 from minifcn.grade import oracle
+from minifcn.grade.draw import as_given
 from minifcn.grade.subject import Subject, at, number
 from minifcn.grade.subjects.convolution import outer, pair
 
@@ -58,7 +59,7 @@ def _resize_case(draw, stage):
     hw = [draw.integer(1, 4) for _ in range(2)]
     size = tuple(H + draw.integer(0, 4) if stage < 1 else draw.integer(1, 8) for H in hw)
     given = {"align_corners": bool(draw.flag() or stage == 2)} if stage >= 2 else {}
-    return {"x": draw.array(*nc, *hw), "size": size, **given}
+    return {"x": draw.array(*nc, *hw), "size": as_given(draw, size), **given}
 
 
 def _resize_explain(a, _, index):

@@ -14,8 +14,14 @@ def _case(draw, stage):
     if stage >= 2:
         given = {"ignore_index": 255} if draw.flag() else {}
         labels = np.where(draw.labels(2, *shape) == 1, 255, labels)
-        if draw.flag():
+        kind = draw.integer(0, 3)
+        if kind == 1:
             given["ignore_index"], labels = -1, np.where(labels == 255, -1, labels)
+        elif kind == 2:                          # a class
+            given["ignore_index"], labels = 0, np.where(labels == 255, 0, labels)
+        elif kind == 3:                          # masks are uint8, which cannot hold K * K
+            K, labels = 21, np.where(labels == 255, 255, labels + 17).astype(np.uint8)
+            prediction = (prediction + 17).astype(np.uint8)
     return {"labels": labels, "prediction": prediction, "num_classes": K, **given}
 
 
@@ -43,7 +49,8 @@ labels, prediction: integers, one shape. Returns counts (num_classes, num_classe
     empty=False,
     bad=(("labels and prediction differ in shape",
           {"labels": np.array([0, 1]), "prediction": np.array([0, 1, 1]), "num_classes": 2}),),
-    hints=("A pair of classes is one number: K * label + prediction.",
+    hints=("A pair of classes is one number: K * label + prediction. Of uint8 masks take"
+           " .astype(np.int64) first, or it wraps at 256.",
            "np.bincount(pairs, minlength=K * K).reshape(K, K)", "minifcn/training/metrics.py: ConfusionMatrix.update"),
 )
 

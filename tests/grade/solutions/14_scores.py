@@ -7,7 +7,7 @@ def confusion_matrix(labels, prediction, num_classes, ignore_index=255):
     if labels.shape != prediction.shape:
         raise ValueError("labels and prediction differ in shape")
     valid = labels != ignore_index
-    pairs = num_classes * labels[valid] + prediction[valid]
+    pairs = num_classes * labels[valid].astype(np.int64) + prediction[valid]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
