@@ -52,6 +52,8 @@ class ConfusionMatrix:
         truth, guess = labels[valid].astype(np.int64), prediction[valid].astype(np.int64)     # (pixels,)
         known = (truth >= 0) & (truth < K) & (guess >= 0) & (guess < K)                       # (pixels,)
         pairs = xp.where(known, K * truth + guess, K * K)                                     # (pixels,), K * K: errors
+        if not pairs.size:                                                                    # CuPy 14.0 cannot count them
+            return
         counts = to_host(xp.bincount(pairs, minlength=K * K + 1))                             # (K * K + 1,)
         if counts[-1]:
             raise ValueError(f"confusion matrix: {counts[-1]} pixels have a label or prediction outside 0..{K - 1}")

@@ -89,6 +89,8 @@ class SGD:
         self.check()
         skip = None
         if scale != 1:
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is None):
+                self.arena.grad[self.arena.span(p)] = 0                  # of a step before, perhaps infinite
             skip = unscale(self.arena.grad, scale)                       # ()
             if self.skipped is None:
                 self.skipped = array_module(skip).zeros((), np.int64)

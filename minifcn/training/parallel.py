@@ -42,7 +42,7 @@ def world():
     except (ImportError, RuntimeError) as error:                         # RuntimeError: mpi4py finds no MPI library
         raise ValueError(f"mpiexec started this process, but mpi4py does not work here: {error}; "
                          "pip install 'minifcn[parallel]' brings it and MPICH") from error
-    size = int(os.environ.get(LAUNCHED[launched[0]], MPI.COMM_WORLD.size))
+    size = int(os.environ.get(LAUNCHED[launched[0]] or "", MPI.COMM_WORLD.size))
     if size != MPI.COMM_WORLD.size:
         raise ValueError(f"mpiexec started {size} processes, but mpi4py sees {MPI.COMM_WORLD.size}: it uses another MPI, "
                          f"{MPI.Get_library_version().split(',')[0].splitlines()[0]}")
@@ -231,6 +231,9 @@ class Nccl:
     def __init__(self, world, place, here):
         import cupy
         from cupy.cuda import nccl
+        if not hasattr(nccl, "get_unique_id"):
+            raise ValueError("several processes on GPUs need NCCL, which CuPy does not find: pip install nvidia-nccl-cu13 "
+                             "(CUDA 12: nvidia-nccl-cu12)")
         count = cupy.cuda.runtime.getDeviceCount()
         if here > count:
             raise ValueError(f"{here} processes on {os.uname().nodename}, which has {count} GPUs: each needs one of its own")

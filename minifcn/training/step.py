@@ -106,4 +106,6 @@ class Step:
         optimizer.check()
         arrays = optimizer.arena.data, optimizer.arena.grad, optimizer.velocity, *(b for _, b in self.net.named_buffers())
         settings = [(g["lr"], g["momentum"], g["weight_decay"], g["nesterov"]) for g in optimizer.param_groups]
-        return precision(), self.net.training, *map(address, arrays), *settings
+        modes = tuple(module.training for module in self.net.modules())
+        wanted = tuple(p.requires_grad for p in self.net.parameters())
+        return precision(), modes, wanted, address(self.weight), *map(address, arrays), *settings

@@ -107,3 +107,9 @@ def test_probabilities_are_refused():
         with pytest.raises(TypeError, match="take argmax over the classes first"):
             matrix.update(*pair)
     assert matrix.counts.sum() == 0
+
+
+def test_a_mask_of_void_alone(xp):
+    matrix = ConfusionMatrix(3)
+    matrix.update(xp.asarray(np.full((4, 5), 255, np.uint8)), xp.asarray(np.zeros((4, 5), np.int64)))
+    assert matrix.counts.sum() == 0 and matrix.mean_iou == 0

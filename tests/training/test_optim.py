@@ -217,6 +217,17 @@ def test_a_state_of_torch_is_refused():
         optimizer.load_state_dict({"state": {}, "param_groups": []})
 
 
+def test_an_old_infinite_gradient_does_not_skip_later_steps(xp):
+    """Of a branch that overflowed once, and has no gradient in the next step."""
+    p, q = (Tensor(xp.asarray(np.ones(2, np.float32)), requires_grad=True) for _ in range(2))
+    optimizer = SGD([p, q], lr=0.5)
+    for gradients in ((1.0, np.inf), (1.0, None)):
+        for tensor, value in zip((p, q), gradients):
+            tensor.grad = None if value is None else xp.asarray(np.full(2, value, np.float32))
+        optimizer.step(scale=2.0)
+    assert optimizer.skipped.item() == 1 and to_host(p.data).tolist() == [0.75, 0.75]
+
+
 def test_without_momentum_and_decay_by_default():
     p = Tensor(np.array([2.0]), requires_grad=True)
     optimizer = SGD([p], lr=0.5)

@@ -60,7 +60,13 @@ class _Recorder:
 
     def __init__(self, fixed):
         self.fixed, self.calls, self.recordings = fixed, Counter(), {}
-        self.stream, self.pool = _stream(backend.cupy), backend.cupy.cuda.MemoryPool()
+        self.stream, self.memory = _stream(backend.cupy), []
+        self.pool = backend.cupy.cuda.MemoryPool(self._kept)
+
+    def _kept(self, size):
+        """Memory for the pool. Where the pool runs out of it, it gives back what is free; but recordings still write there."""
+        self.memory.append(backend.cupy.cuda.Memory(size))
+        return backend.cupy.cuda.MemoryPointer(self.memory[-1], 0)
 
     def play(self, step, inputs):
         cuda, kind = backend.cupy.cuda, tuple((a.shape, a.dtype.str) if hasattr(a, "shape") else float for a in inputs)
@@ -69,15 +75,24 @@ class _Recorder:
             return step(*inputs)
         current = cuda.get_current_stream()
         self.stream.wait_event(current.record())                         # the inputs are there, and the last results copied
-        with self.stream, cuda.using_allocator(self.pool.malloc):
-            if self.calls[kind] <= WARM:
-                results = step(*_copied(inputs, _places(inputs)))
-            else:
-                if kind not in self.recordings:
-                    self.recordings[kind] = _Recording(step, inputs, self.stream)
-                results = self.recordings[kind].play(inputs, self.stream)
-        current.wait_event(self.stream.record())
-        return tuple(result.copy() for result in results)                # the next call writes them again
+        try:
+            with self.stream, cuda.using_allocator(self.pool.malloc):
+                if self.calls[kind] > WARM and kind not in self.recordings:
+                    self.recordings[kind] = self._recorded(step, inputs)
+                if recording := self.recordings.get(kind):
+                    results = recording.play(inputs, self.stream)
+                else:
+                    results = step(*_copied(inputs, _places(inputs)))
+        finally:
+            current.wait_event(self.stream.record())
+        return tuple(result.copy("K") for result in results)             # the next call writes them again
+
+    def _recorded(self, step, inputs):
+        """A recording; None where arrays are too large for the kernels, so that CuPy's own products run: they refuse it."""
+        try:
+            return _Recording(step, inputs, self.stream)
+        except NotImplementedError:
+            return None
 
 
 @functools.cache

@@ -57,8 +57,8 @@ def _in_cells(hw, ohw, stride, padding):
 
 
 def _countable(shape, K, stride):
-    N, _, OH, OW = shape
-    return N * (OH + 1) * (OW + 1) * K * stride[0] * stride[1] <= COUNTABLE
+    N, C, OH, OW = shape
+    return N * (OH + 1) * (OW + 1) * max(K * stride[0] * stride[1], _width(C)) <= COUNTABLE
 
 
 @replaces(blocks.score_loss, when=(plain_head, bytes_as_labels, unweighted, within_cells))

@@ -123,7 +123,8 @@ def pretended():
         return strict_cupy.ndarray(array)
 
     cuda = SimpleNamespace(**vars(strict_cupy.cuda), Device=lambda: PRETENDED, alloc=lambda size: SimpleNamespace(ptr=size),
-                           MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=contextlib.nullcontext)
+                           MemoryPool=lambda allocator: SimpleNamespace(malloc=allocator),
+                           using_allocator=contextlib.nullcontext)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_cupy.ndarray, "data", property(pointer), raising=False)
         patch.setattr(strict_cupy, "empty", empty)

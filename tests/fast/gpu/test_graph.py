@@ -149,7 +149,7 @@ def test_a_last_smaller_batch(gpu):
 SETTINGS = {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True}
 
 
-@pytest.mark.parametrize("change", [*SETTINGS, "precision", "velocity", "mode", "weights"])
+@pytest.mark.parametrize("change", [*SETTINGS, "precision", "velocity", "mode", "a part's mode", "frozen", "weights"])
 def test_what_changes_between_two_calls_is_noticed(gpu, change):
     """A setting, an array that moved, the mode, and weights that are written where they lie."""
     def between(trained):
@@ -164,6 +164,10 @@ def test_what_changes_between_two_calls_is_noticed(gpu, change):
                 trained.optimizer.velocity = trained.optimizer.velocity * 0.5
             elif change == "mode":
                 trained.net.eval()
+            elif change == "a part's mode":
+                next(part for part in trained.net.modules() if isinstance(part, nn.BatchNorm2d)).eval()
+            elif change == "frozen":
+                trained.net.final_conv.weight.requires_grad = False
             else:
                 trained.net.load_state_dict({n: a + 0.01 for n, a in trained.net.state_dict().items()})
         return act
