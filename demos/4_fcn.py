@@ -121,9 +121,9 @@ test_set = data.Folder(root, "val").at_least(options.crop)
 loader = data.Loader(train_set, options.batch_size, options.crop)
 batch = next(loader.epoch(0))
 print("a batch:", batch.images.shape, batch.images.dtype, batch.labels.shape, batch.labels.dtype)
-assert batch.labels.shape == (options.batch_size, *options.crop)
+assert batch.labels.shape == (len(batch.ids), *options.crop)
 
-images, masks = zip(*[train_set.read(i) for i in range(5)])
+images, masks = zip(*[train_set.read(i) for i in range(min(5, len(train_set)))])
 save(picture_rows({"image": images, "mask": masks}, train_set.classes), args.out / "data.png")
 
 # %% [markdown]
@@ -134,11 +134,12 @@ save(picture_rows({"image": images, "mask": masks}, train_set.classes), args.out
 # %%
 classifier = nn.Conv2d(3, len(train_set.classes.names), 1)               # the smallest network there is
 pixels = Tensor(normalize(batch.images))
-l = F.cross_entropy(classifier(pixels), batch.labels, ignore_index=255, reduction="none").mean(dim=(1, 2))
+void = train_set.classes.void
+l = F.cross_entropy(classifier(pixels), batch.labels, ignore_index=void, reduction="none").mean(dim=(1, 2))
 assert l.shape == (len(batch.ids),)
 l.sum().backward()
 of_the_sum, classifier.weight.grad = classifier.weight.grad, None
-F.cross_entropy(classifier(pixels), batch.labels, ignore_index=255, reduction="none").mean(dim=(1, 2)).mean().backward()
+F.cross_entropy(classifier(pixels), batch.labels, ignore_index=void, reduction="none").mean(dim=(1, 2)).mean().backward()
 assert np.allclose(of_the_sum, len(batch.ids) * classifier.weight.grad, rtol=1e-4, atol=1e-6)
 
 # %% [markdown]
@@ -206,7 +207,7 @@ save(figure, args.out / "training.png")
 
 # %%
 net = nets["momentum, poly, flip"][0]
-n, (h, w) = 4, options.crop
+n, (h, w) = min(4, len(test_set)), options.crop
 imgs = []
 for i in range(n):
     image, truth = test_set.read(i)

@@ -50,6 +50,8 @@ def convert(source: str | Path, out: str | Path, images: str | Path | None = Non
         raise ValueError(f"convert: seed must be at least 0, got {seed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists already; choose another folder")
+    if out.is_symlink() or out.exists() and out.samefile(os.curdir):
+        raise DataError(f"{out}: a link or the current folder, which no new folder can replace; choose another folder")
     image_folder = Path(images) if images else _folder(source, IMAGE_FOLDERS, "--images")
     mask_folder = Path(masks) if masks else _folder(source, MASK_FOLDERS, "--masks")
     pairs, said = _pairs(image_folder, mask_folder)
@@ -188,7 +190,7 @@ def _write(root, pairs, lists, classes):
     if faults:
         more = [f"and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)
         raise DataError("\n".join([f"{len(faults)} of {len(pairs)} pairs cannot be read:", *faults[:SHOWN], *more]))
-    for split, names in (lists | {"trainval": lists["train"] + lists["val"]}).items():
+    for split, names in (lists | {"trainval": list(dict.fromkeys(lists["train"] + lists["val"]))}).items():
         (folders[2] / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     write_classes(root, plain)
 

@@ -286,3 +286,25 @@ def test_the_first_image_may_lack_a_mask(tmp_path):
     check(tmp_path / "out", labels, CATS.names)
     assert "1 images without a mask are left out, the first is 0.jpg" in said
     assert "1 masks without an image are left out, the first is other.png" in said
+
+
+def test_an_image_in_both_lists(tmp_path):
+    for k in range(3):
+        image(tmp_path / "images" / f"{k}.jpg", k)
+        mask(tmp_path / "masks" / f"{k}.png", k)
+    write_classes(tmp_path, CATS)
+    (tmp_path / "train.txt").write_text("0\n1\n")
+    (tmp_path / "val.txt").write_text("1\n2\n")
+    convert(tmp_path, tmp_path / "out")
+    assert Folder(tmp_path / "out", "trainval").ids == ["0", "1", "2"]
+
+
+def test_into_the_current_folder(tmp_path, monkeypatch):
+    image(tmp_path / "images" / "0.jpg", 0)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(DataError, match="link or the current folder"):
+        convert(tmp_path, tmp_path / "link")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(DataError, match="link or the current folder"):
+        convert(tmp_path, ".")

@@ -135,11 +135,13 @@ def write_synthetic(root: str | Path, train: int = 600, val: int = 100, seed: in
     try:
         new = building / "new"
         _write_folder(new, settings)
+        if _is_finished(root, settings):                             # another process has written it in the meantime
+            return root
         if root.exists():
             os.rename(root, building / "old")
         os.rename(new, root)
     except OSError:
-        if not _is_finished(root, settings):                         # else another process has written it in the meantime
+        if not _is_finished(root, settings):                         # or between these two lines
             raise
     finally:
         shutil.rmtree(building)

@@ -42,24 +42,38 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     else that is not a regular file, such as /dev/null, is an error.
     """
     path = Path(path)
-    temporary = unfinished(path)
+    temporary, mine = unfinished(path), None
     try:
         _check_replaceable(path)
         temporary.unlink(missing_ok=True)
         # O_EXCL: if the name exists again by now, even as a link, opening it is an error.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         with os.fdopen(handle, "wb") as file:
+            mine = os.fstat(handle)
             yield file
             file.flush()
             os.fsync(handle)
+        if not _is(mine, temporary):
+            raise OSError(errno.EBUSY, "another process writes this file at the same time")
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error        # the error of a write() names no file
+        if mine is not None and _is(mine, temporary):
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError):                                              # the error of a write() names no file
+            if error.errno is None:
+                raise OSError(f"{path}: {error}") from error
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def _is(file, path):
+    """Whether a file, given by its os.stat_result, has this name."""
+    try:
+        return os.path.samestat(file, os.lstat(path))
+    except OSError:
+        return False
 
 
 def _check_replaceable(path):

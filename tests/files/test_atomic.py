@@ -177,3 +177,24 @@ def test_windows(tmp_path, monkeypatch):
             with pytest.raises(FolderInUse, match="another process is training"), locked(tmp_path, "training"):
                 pass
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """The second one takes the name while the first still writes. The first one fails; nothing half-written appears."""
+    path = tmp_path / "f"
+    with pytest.raises(OSError, match="another process writes this file"):
+        with atomic(path) as first:
+            first.write(b"AAAAA")
+            second = atomic(path)
+            file = second.__enter__()
+            file.write(b"BB")
+    assert not path.exists()
+    file.write(b"BBB")
+    second.__exit__(None, None, None)
+    assert path.read_bytes() == b"BBBBB"
+
+
+def test_an_error_without_a_number(tmp_path):
+    with pytest.raises(OSError, match="f: encoder error -2"):
+        with atomic(tmp_path / "f"):
+            raise OSError("encoder error -2")
