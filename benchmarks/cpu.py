@@ -34,9 +34,10 @@ import minifcn
 from benchmarks import ops, steps, timing
 from benchmarks.shapes import CLASSES, HEIGHT, WIDTH
 from benchmarks.timing import ceilings, in_turn, quartiles, table
-from minifcn import fast, models
+from minifcn import fast
 from minifcn.core import dispatch
 from minifcn.core.machine import cores
+from minifcn.models.fcn import MODELS
 
 THREADS = torch.get_num_threads()               # of all kinds: PyTorch's choice, which heeds OMP_NUM_THREADS as BLAS does
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,7 @@ def growth(options):
         set_threads(count)
         x, t = batch(N, height, width)
         of_one_thread = [k for k in kinds if k != "compile" or count == THREADS]         # compiled code keeps its threads
-        result, ratio = compare(of_one_thread, lambda kind: steps.training(kind, x, t, models.MODELS[model]),     # noqa: B023
+        result, ratio = compare(of_one_thread, lambda kind: steps.training(kind, x, t, MODELS[model]),     # noqa: B023
                                 N, options.repeats)
         name = f"{N} x {height} x {width}" + (f", {count} thread" if count != THREADS else "")
         name += ", FCN-8s" if model == "fcn8s" else ""

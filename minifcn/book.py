@@ -141,7 +141,8 @@ def _crop(img, top, left, height, width):
     """img[..., top:top+height, left:left+width], with zeros for pixels outside the image."""
     H, W = img.shape[-2:]
     inside = img[..., max(top, 0):max(top + height, 0), max(left, 0):max(left + width, 0)]
-    missing = [max(-left, 0), max(left + width - W, 0), max(-top, 0), max(top + height - H, 0)]
+    missing = [max(0, -left) - max(0, -left - width), max(0, left + width - W) - max(0, left - W),           # left, right
+               max(0, -top) - max(0, -top - height), max(0, top + height - H) - max(0, top - H)]             # top, bottom
     if not any(missing):
         return inside
     if isinstance(img, Tensor):

@@ -76,6 +76,9 @@ class Size(int):
     def __call__(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
 
+    def __reduce__(self):                       # a copy is a plain int
+        return int, (int(self),)
+
 
 def dims(array):
     """The shape of an array as error messages show it: 2x3x8x8."""

@@ -55,10 +55,16 @@ def evaluation(norm):
     return not norm.training
 
 
+def statistics_of_filters(conv, norm):
+    """As many statistics as filters, and an eps that a root can bear. (Else batch_norm complains.)"""
+    return norm.running_var.shape == (conv.out_channels,) and norm.eps >= 0
+
+
 def shortcut_of_same_shape(conv, x, shortcut):
     """None, or a float32 map of the output's shape, which is not broadcast."""
     hw = output_size(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    return shortcut is None or shortcut.dtype == np.float32 and shortcut.shape == (x.shape[0], conv.out_channels, *hw)
+    return shortcut is None or (getattr(shortcut, "dtype", None) == np.float32
+                                and shortcut.shape == (x.shape[0], conv.out_channels, *hw))
 
 
 def pool_3x3_by_2(pool):
@@ -168,7 +174,8 @@ def normalize_relu_pool_grad(gy, w, saved):
 
 # ---- evaluation ----
 
-@replaces(blocks.conv_norm_relu, when=(float32_map, plain_conv, plain_norm, evaluation, shortcut_of_same_shape))
+@replaces(blocks.conv_norm_relu, when=(float32_map, plain_conv, plain_norm, evaluation, statistics_of_filters,
+                                       shortcut_of_same_shape))
 def conv_norm_relu_evaluation(conv, norm, x, shortcut=None):
     """y[n,f,i,j] = max(scale[f] conv(x)[n,f,i,j] + shift[f] + shortcut[n,f,i,j], 0)
 
@@ -199,7 +206,8 @@ def conv_norm_relu_evaluation(conv, norm, x, shortcut=None):
     return record(y, (x, w, scale, shift, shortcut), backward, "conv_norm_relu")
 
 
-@replaces(blocks.conv_norm_relu_pool, when=(float32_map, plain_conv, plain_norm, evaluation, pool_3x3_by_2, no_history))
+@replaces(blocks.conv_norm_relu_pool, when=(float32_map, plain_conv, plain_norm, evaluation, statistics_of_filters,
+                                            pool_3x3_by_2, no_history))
 def conv_norm_relu_pool_evaluation(conv, norm, pool, x):
     """pool(relu(scale conv(x) + shift)), without a backward."""
     x, w, _, settings = _arguments(conv, x, None)
@@ -227,9 +235,9 @@ def correlate_scale_relu(x, w, scale, shift, shortcut, stride, padding, dilation
 
 def scale_shift(conv, norm):
     """(scale, shift), two Tensors (F,): the norm and the convolution's bias before it are y = scale x + shift."""
-    inv_std = 1 / array_module(norm.running_var).sqrt(norm.running_var + norm.eps)               # (F,)
+    inv_std = 1 / array_module(norm.running_var).sqrt(norm.running_var + float(norm.eps))        # (F,)
     scale = norm.weight * inv_std if norm.affine else Tensor(inv_std)
-    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    mean = norm.running_mean.copy() if conv.bias is None else norm.running_mean - conv.bias      # kept for backward
     return scale, norm.bias - mean * scale if norm.affine else -mean * scale
 
 

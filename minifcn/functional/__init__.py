@@ -75,7 +75,7 @@ __all__ = [
 MEANT = {"weight": "w", "bias": "b", "target": "labels", "gradient": "gy", "axis": "dim", "keepdims": "keepdim", "other": "b"}
 LACKING = {"inplace": False, "groups": 1, "ceil_mode": False, "return_indices": False, "count_include_pad": True,
            "divisor_override": None, "padding_mode": "zeros", "label_smoothing": 0.0, "size_average": None, "reduce": None,
-           "antialias": False, "recompute_scale_factor": None, "dtype": None, "out": None, "retain_graph": None,
+           "antialias": False, "recompute_scale_factor": None, "dtype": None, "out": None, "retain_graph": False,
            "create_graph": False, "inputs": None}
 
 
@@ -90,8 +90,8 @@ def torch_keywords(op):
     def call(*args, **given):
         for name in given.keys() - set(names):
             if name == "input" or MEANT.get(name) in names:
-                given[MEANT.get(name, names[0])] = given.pop(name)
-            elif name in LACKING and given[name] == LACKING[name]:
+                given[MEANT.get(name, "a" if "a" in names else names[0])] = given.pop(name)
+            elif name in LACKING and (given[name] == LACKING[name] or name == "retain_graph" and given[name] is None):
                 del given[name]
             elif name in LACKING:
                 raise TypeError(f"{op.__name__}: {name}={given[name]!r} is left out of minifcn, only {name}={LACKING[name]!r} "

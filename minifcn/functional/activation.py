@@ -22,9 +22,10 @@ def seed(n: int | Sequence[int]) -> None:
 
 
 def sigmoid(x: Operand) -> Tensor:
-    """y = 1 / (1 + exp(-x)), elementwise; gx = gy y (1 - y). Computed with tanh, since exp(-x) may overflow."""
-    x = as_tensor(x)
-    y = 0.5 + 0.5 * array_module(x.data).tanh(0.5 * x.data)
+    """y = 1 / (1 + exp(-x)), elementwise; gx = gy y (1 - y). For x < 0 as e / (1 + e) with e = exp(x): no overflow."""
+    x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    e = xp.exp(-abs(x.data))
+    y = xp.where(x.data >= 0, 1, e) / (1 + e)
     return record(y, (x,), lambda gy: (gy * y * (1 - y),), "sigmoid")
 
 

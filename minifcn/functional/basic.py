@@ -87,7 +87,7 @@ def div(a: Operand, b: Operand) -> Tensor:
 
     def backward(gy):
         ga = unbroadcast(gy / b.data, a.shape) if a.requires_grad else None
-        gb = unbroadcast(-gy * a.data / (b.data * b.data), b.shape) if b.requires_grad else None
+        gb = unbroadcast(-gy * (a.data / b.data) / b.data, b.shape) if b.requires_grad else None        # b^2 may overflow
         return ga, gb
 
     return record(a.data / b.data, (a, b), backward, "div")
@@ -251,8 +251,10 @@ def getitem(x: Operand, index: Any) -> Tensor:
     return record(x.data[index], (x,), backward, "getitem")
 
 
-def pad(x: Operand, pad: Sequence[int], mode: str = "constant", value: float = 0) -> Tensor:
+def pad(x: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Surround the last two axes: pad = (left, right, top, bottom), as torch.nn.functional.pad; gx = gy without the border.
+
+    value: of the border; None is 0.
 
     Raises NotImplementedError for another mode, ValueError for a negative amount (crop removes rows).
     """
@@ -265,7 +267,7 @@ def pad(x: Operand, pad: Sequence[int], mode: str = "constant", value: float = 0
     left, right, top, bottom = pad
     H, W = x.shape[-2:]
     widths = [(0, 0)] * (x.ndim - 2) + [(top, bottom), (left, right)]
-    y = array_module(x.data).pad(x.data, widths, constant_values=value)  # (..., H + top + bottom, W + left + right)
+    y = array_module(x.data).pad(x.data, widths, constant_values=value or 0)     # (..., H + top + bottom, W + left + right)
     return record(y, (x,), lambda gy: (gy[..., top:top + H, left:left + W],), "pad")
 
 
@@ -313,8 +315,8 @@ def stack(tensors: Sequence, dim: int = 0) -> Tensor:
 # ---- reductions ----
 
 def _axes(x, dim):
-    """dim (an int, a tuple, or None for all) as axes 0 .. ndim-1."""
-    if dim is None or dim == ():
+    """dim (an int, a tuple, or None or () for all) as axes 0 .. ndim-1."""
+    if dim is None or isinstance(dim, (tuple, list)) and not dim:
         return tuple(range(x.ndim))
     return tuple(_axis(x, d) for d in (dim if isinstance(dim, (tuple, list)) else (dim,)))
 

@@ -125,7 +125,7 @@ def normalize_together_grad(gy, w, saved, reduce):
 
 def _fixed_batch_norm(x, mean, var, w, b, eps):
     """y = x scale + shift with constant statistics; gx = gy scale, gw = sum gy (x - mean) / sqrt(var + eps), gb = sum gy."""
-    inv_std = 1 / array_module(x.data).sqrt(var + eps)                   # (C,)
+    mean, inv_std = mean.copy(), 1 / array_module(x.data).sqrt(var + eps)                        # (C,), as they are now
     scale = w.data * inv_std
     y = scale_shift(x.data, scale, b.data - mean * scale)                # (N, C, H, W)
 

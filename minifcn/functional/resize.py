@@ -30,6 +30,7 @@ def interpolate(x: Operand, size: IntOrPair | None = None, scale_factor: float |
         True: the centres of the corner pixels of input and output coincide.
     Returns (N, C, OH, OW). Raises ValueError if both or neither of size and scale_factor are given. If floor(H * scale) is H,
     a bilinear resize still uses the given scale along this axis; torch on the CPU copies the axis.
+    For finite numbers: in a product of matrices 0 * inf is NaN, which spoils the rows and columns of an infinite pixel.
     Cost: 2 N C (OH H W + OH OW W) flops as two products; keeps nothing but the two matrices.
     """
     x = as_tensor(x)

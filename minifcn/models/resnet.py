@@ -139,7 +139,7 @@ def _classifier(trunk_class):
 
         def forward(self, x):
             x = self.avgpool(super().forward(x))                         # (N, 8*width, 1, 1)
-            return self.fc(x.reshape(x.shape[0], -1))                    # (N, num_classes)
+            return self.fc(x.flatten(1))                                 # (N, num_classes)
 
     Classifier.__name__ = Classifier.__qualname__ = trunk_class.__name__.removesuffix("Trunk")   # pickle finds it by this name
     return Classifier

@@ -30,6 +30,8 @@ class Parameter(Tensor):
 
     def __init__(self, array: Array | Tensor | list) -> None:
         super().__init__(array.data if isinstance(array, Tensor) else array, requires_grad=True)
+        if isinstance(array, Tensor):
+            self.written = array.written
 
 
 def _plain(name, a):

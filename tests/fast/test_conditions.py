@@ -353,6 +353,8 @@ LAYER_CHANGES = {
     "a convolution of one's own": lambda conv, norm: derived(conv), "a norm of one's own": lambda conv, norm: derived(norm),
     "a convolution of one's own, evaluation": lambda conv, norm: (derived(conv), norm.eval()),
     "a norm of one's own, evaluation": lambda conv, norm: derived(norm).eval(),
+    "too few statistics, evaluation": lambda conv, norm: setattr(norm.eval(), "running_var", norm.running_var[:1]),
+    "a negative eps, evaluation": lambda conv, norm: setattr(norm.eval(), "eps", -1.0),
     "statistics of several processes": lambda conv, norm: setattr(norm, "reduce", lambda sums: 2 * sums),
 }
 SHORTCUTS = [None, ((2, 3, 9, 8), np.float32), ((2, 3, 1, 8), np.float32), ((2, 3, 9, 8), np.float64),
@@ -388,13 +390,15 @@ def test_convolution_norm_relu(change, dtype):
 
 @pytest.mark.parametrize("labels, change", [
     *(((2, 24, 30), change) for change in (None, "weights", "more weights", "a list of weights", "float labels", "own",
-                                           "float64", "channels")),
+                                           "float64", "channels", "no number to ignore", "output_padding")),
     *((labels, None) for labels in ((2, 21, 30), (2, 24, 27), (2, 24, 31), (2, 25, 30), (1, 24, 30), (2, 4, 5)))])
 def test_score_loss(labels, change):
     """Labels that end inside of the map, at its end and beyond it; a pixel or two are void."""
     def make():
         init.seed(0)
         layer = nn.ConvTranspose2d(3, 5, (16, 20), (8, 10), (4, 5))
+        if change == "output_padding":
+            layer.output_padding = (8, 0)
         truth = np.random.default_rng(0).integers(0, 5, labels).astype(np.float32 if change == "float labels" else np.uint8)
         truth[:, 1, 1:3] = 255
         x = np.random.default_rng(0).standard_normal((2, 4 if change == "channels" else 3, 3, 3))
@@ -403,7 +407,8 @@ def test_score_loss(labels, change):
             derived(layer)
         weight = {"weights": np.arange(1, 6, dtype=np.float32), "more weights": np.arange(6, dtype=np.float32),
                   "a list of weights": [1.0] * 5}.get(change)
-        return layer.to(dtype), Tensor(x.astype(dtype), requires_grad=True), truth, weight, 255
+        ignored = None if change == "no number to ignore" else 255
+        return layer.to(dtype), Tensor(x.astype(dtype), requires_grad=True), truth, weight, ignored
 
     same_outcome(blocks.score_loss, make)
 

@@ -4,6 +4,7 @@ test_dispatch.py calls every registered twin through the ops; here the twins are
 blocks, with remainders, on 1, 2, 3 and 8 threads.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 import minifcn.functional as F
 from minifcn import Tensor, nn
 from minifcn.core.dispatch import REPLACEMENTS, readable_only
+from minifcn.core.tensor import no_grad
 from minifcn.fast import fused
 from minifcn.fast.cpu import columns, descent, filters, head, lines, pixels, stem, winograd
 from minifcn.fast.cpu import loss as fast_loss
@@ -254,6 +256,20 @@ def test_winograd(threads, case):
     gx = winograd.correlate_grad_x_winograd(gy, w, case[3], *settings)
     exact = definition(conv.correlate_grad_x, gy, w, case[3], *settings)
     assert (abs(gx - exact) <= gamma(case[2] + 40) * amplified(gy, turned, tuple(2 - P for P in settings[1]))).all()
+
+
+def test_kept_kernels_see_the_smallest_change():
+    """A weight that no sum of its filter shows, times a large number."""
+    conv, norm = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16, eps=0).eval()
+    conv.weight.data[...] = 0
+    conv.weight.data[:, 0, 1, 1], conv.weight.data[:, 1, 1, 1] = 1, 1e-8
+    x = np.ones((1, 16, 24, 24), np.float32)
+    x[:, 1] = 1e8
+    for weight in (1e-8, 2e-8):
+        conv.weight.data[:, 1, 1, 1] = weight
+        with no_grad():
+            y = nn.conv_norm_relu(conv, norm, Tensor(x)).data
+        np.testing.assert_allclose(y, 1 + 1e8 * weight, rtol=1e-4)
 
 
 def test_winograd_matrices():
@@ -538,6 +554,32 @@ def test_score_loss_again_and_of_odd_pixels():
     labels[1, 5, 6] = 77
     with pytest.raises(ValueError, match=r"label 77 is neither one of the 21 classes nor ignore_index 255 .*labels: 2x64x64"):
         run()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("what", ["an impossible class", "a weight of infinity"])
+def test_what_does_not_count_is_zero(what):
+    """Where a pixel has the weight 0, its loss and gradient are 0, whatever its logits and other weights are."""
+    init.seed(0)
+    layer = nn.ConvTranspose2d(3, 4, 64, 32, 16)
+    x = Tensor(np.random.default_rng(0).standard_normal((1, 3, 4, 8)).astype(np.float32), requires_grad=True)
+    labels = np.random.default_rng(0).integers(1, 4, (1, 128, 256)).astype(np.uint8)
+    labels[:, :3, 1:5] = 255
+    weight = None
+    if what == "an impossible class":
+        layer.bias.data[0] = -np.inf
+    else:
+        weight = np.array([np.inf, 1, 0, 2], np.float32)
+    results = []
+    for context in (contextlib.nullcontext, readable_only):
+        with context():
+            total, *_ = nn.score_loss(layer, x, labels, weight, 255)
+            x.grad = None
+            total.backward()
+        results.append((total.data, x.grad))
+    for mine, wanted in zip(*results):
+        assert np.isfinite(wanted).all()
+        np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_loss(threads, monkeypatch):

@@ -93,8 +93,9 @@ def painted(head, hw):
 
 
 def plain_head(head):
-    """A ConvTranspose2d, no class derived from it."""
-    return type(head) is ConvTranspose2d
+    """A ConvTranspose2d, no class derived from it, with an output_padding that it can have."""
+    return type(head) is ConvTranspose2d and all(OP < max(S, D) for OP, S, D in zip(head.output_padding, head.stride,
+                                                                                    head.dilation))
 
 
 def float32_scores(head, x):
@@ -114,11 +115,16 @@ def weight_that_fits(head, weight):
     return weight is None or type(weight) is np.ndarray and weight.shape == (head.out_channels,)
 
 
+def integer_to_ignore(ignore_index):
+    return isinstance(ignore_index, int | np.integer)
+
+
 def enough_pixels(head, labels):
     return labels.size * head.out_channels >= ENOUGH
 
 
-@replaces(compositions.score_loss, when=(plain_head, float32_scores, labels_that_fit, weight_that_fits, enough_pixels))
+@replaces(compositions.score_loss, when=(plain_head, float32_scores, labels_that_fit, weight_that_fits, integer_to_ignore,
+                                           enough_pixels))
 def score_loss_blocks(head, x, labels, weight=None, ignore_index=-100):
     """One op: the logits are painted once, and become their own gradient block by block."""
     x, w, bias, (H, W) = as_tensor(x), head.weight, head.bias, labels.shape[1:]
@@ -154,7 +160,7 @@ def loss_and_gradient(x, bias, labels, weight, ignore_index):
             t *= counted                                                 # class 0 where it does not count, with weight 0
             if t.min() < 0 or t.max() >= K:
                 raise loss.strange_label(x, labels, t[(t < 0) | (t >= K)][0], ignore_index)
-            weights = counted.astype(np.float32) if weight is None else weight[t] * counted
+            weights = counted.astype(np.float32) if weight is None else np.where(counted, weight[t], np.float32(0))
             if bias is not None:
                 e += bias[:, None, None]
             e -= np.maximum.reduce(e, axis=0)
@@ -168,9 +174,9 @@ def loss_and_gradient(x, bias, labels, weight, ignore_index):
             nll = (np.log(rest) - chosen) * weights
             np.multiply(p, weights / rest, out=e)                        # weight softmax
             e[at] -= weights                                             # minus weight onehot
-            if not np.isfinite(rest).all():                              # an ignored pixel's logits may be no numbers
-                np.copyto(nll, 0, where=~counted)
-                np.copyto(e, 0, where=~counted)
+            if not (np.isfinite(rest).all() and np.isfinite(nll).all()):             # 0 times what is no number is 0 here
+                np.copyto(nll, 0, where=weights == 0)
+                np.copyto(e, 0, where=weights == 0)
             sums[number] += nll.sum(dtype=np.float64), right.sum(), weights.sum(dtype=np.float64)
             biases[number] += e.reshape(K, -1).sum(axis=1)
 

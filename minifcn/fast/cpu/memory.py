@@ -34,8 +34,8 @@ def keep_memory():
     if platform.libc_ver()[0] == "glibc":
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                      # of malloc.h
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):         # older versions allow no more
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)                         # alone it would keep the threshold at 128 KB
 
 
 keep_memory()
