@@ -128,8 +128,10 @@ def _train(args):
 def _train_plainly(args):
     world = parallel.world()
     given = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
-    if not args.resume:                             # else the stored options hold the recipe
-        given = chapter.RECIPES.get(args.chapter, {}) | given
+    recipe = chapter.RECIPES.get(args.chapter, {})
+    if args.resume:                                 # the stored options hold the rest, or what was given in its place
+        recipe = {name: value for name, value in recipe.items() if name == "reduction"}
+    given = recipe | given
     synthetic = "data" not in given
     if args.out is None:
         args.out = Path("runs") / ("synthetic" if synthetic else Path(given["data"]).resolve().name)
@@ -292,7 +294,7 @@ def _check_arguments(parser):
 def _check(args):
     if args.checkpoint is not None:
         if args.data is not None or args.quick:
-            raise ValueError("check describes a CHECKPOINT or checks --data, one at a time")
+            raise ValueError("check describes a CHECKPOINT, or checks --data (with --quick its lists alone): one at a time")
         net, checkpoint = load_model(args.checkpoint)
         stored = checkpoint.options
         for line in check.network_report(net, stored.crop, stored.batch_size):

@@ -38,9 +38,9 @@ def convert(source: str | Path, out: str | Path, images: str | Path | None = Non
             val: float = 0.2, seed: int = 0) -> list[str]:
     """Write images and masks in another layout as a folder in VOC's layout.
 
-    source: folder in one of the layouts above. out: the new folder; it must be missing or empty. images, masks: None, or
-    their folders if these are not in source. val: if source has no lists train and val, the fraction of the images for
-    validation; equal pictures go to the same list. seed: of that split.
+    source: folder in one of the layouts above. out: the new folder; it must be missing or empty, and neither a link nor the
+    current folder. images, masks: None, or their folders if these are not in source. val: if source has no lists train and
+    val, the fraction of the images for validation; equal pictures go to the same list. seed: of that split.
     Returns a list of lines about what was done. Raises DataError for anything that cannot be read; then nothing is written.
     """
     source, out = Path(source), Path(out)

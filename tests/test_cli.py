@@ -191,7 +191,7 @@ def test_mistakes_of_train(trained, data, tmp_path, capsys):
     refused(capsys, ["evaluate", "c.npz", "--limit", "some"], "argument --limit: ", "'some'")
     refused(capsys, ["predict", "c.npz", "a.jpg", "--scale", "-1"], "argument --scale: scale is -1.0, must be at least 0.001")
     refused(capsys, ["train", "--resume", "--overwrite"], "not allowed with")
-    fails(capsys, ["check", trained / "checkpoint.npz", "--data", data], "a CHECKPOINT or", "--data, one at a time")
+    fails(capsys, ["check", trained / "checkpoint.npz", "--data", data], "a CHECKPOINT, or", "one at a time")
     refused(capsys, [], "COMMAND")
 
 

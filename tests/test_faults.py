@@ -705,7 +705,7 @@ ROWS["Runs: `train`, `train --resume`"] = [
      {"more": ["--lr", "0.5"], "rule": r"lr: 0\.02 stored, 0\.5 given"}),
     ("resumed, but a velocity is missing", "refused, with the numbers of velocities", resumed_without_a_velocity, {}),
     ("resumed on other images, or in another order", "refused", resumed_on_other_images, {}),
-    ("resumed with other threads, kernels, BLAS, NumPy or device", "goes on; a warning names what differs",
+    ("resumed with other threads, kernels, BLAS, NumPy, Pillow or device", "goes on; a warning names what differs",
      "run: test_resume_says_what_may_change_the_bits"),
     ("resumed after a mask or an image has changed", "goes on; a warning says which list it is in",
      "run: test_resume_notices_changed_files"),

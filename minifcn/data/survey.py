@@ -99,9 +99,9 @@ class Survey:
         for part in self.parts:
             lines += self._notes(part)
         lines += self._lost(self.parts[0])
-        pairs = [a if a == b else f"{a} = {b}" for a, b in self.shared()]
-        if pairs:
-            count = len({name for name, _ in self.shared()})
+        shared = self.shared()
+        if shared:
+            pairs, count = [a if a == b else f"{a} = {b}" for a, b in shared], len({name for name, _ in shared})
             lines.append(f"{count} pictures of {splits[0]} are also in {splits[1]} (the same id, or the same bytes): its "
                          f"scores will be too good: {_some(pairs)}")
         return lines

@@ -141,7 +141,7 @@ def write_synthetic(root: str | Path, train: int = 600, val: int = 100, seed: in
             os.rename(root, building / "old")
         os.rename(new, root)
     except OSError:
-        if not _is_finished(root, settings):                         # or between these two lines
+        if not _is_finished(root, settings):                         # between the check and the rename
             raise
     finally:
         shutil.rmtree(building)

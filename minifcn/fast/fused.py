@@ -57,7 +57,8 @@ def evaluation(norm):
 
 def statistics_of_filters(conv, norm):
     """As many statistics as filters, and an eps that a root can bear. (Else batch_norm complains.)"""
-    return norm.running_var.shape == (conv.out_channels,) and norm.eps >= 0
+    statistics = norm.running_mean, norm.running_var
+    return norm.eps >= 0 and all(getattr(v, "shape", None) == (conv.out_channels,) for v in statistics)
 
 
 def shortcut_of_same_shape(conv, x, shortcut):

@@ -38,8 +38,9 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that gets its name only when it is complete and on disk. Readers see the old file or the new one.
 
     If the process is killed, at most the file `unfinished(path)` is left; the next write replaces it. After an error it is
-    removed, and an OSError (disk full, read-only folder, ...) names `path`. A link at `path` is replaced by the file. Anything
-    else that is not a regular file, such as /dev/null, is an error.
+    removed, and an OSError (disk full, read-only folder, ...) names `path`. If two processes write one file at the same time,
+    the first gets an OSError, unless they meet in the instant before the rename (use `locked` where this matters). A link at
+    `path` is replaced by the file. Anything else that is not a regular file, such as /dev/null, is an error.
     """
     path = Path(path)
     temporary, mine = unfinished(path), None
@@ -53,8 +54,8 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(handle)
-        if not _is(mine, temporary):
-            raise OSError(errno.EBUSY, "another process writes this file at the same time")
+            if not _is(mine, temporary):
+                raise OSError(errno.EBUSY, f"another process has written or removed {temporary.name} meanwhile")
         os.replace(temporary, path)
     except BaseException as error:
         if mine is not None and _is(mine, temporary):

@@ -23,7 +23,8 @@ def seed(n: int | Sequence[int]) -> None:
 
 def sigmoid(x: Operand) -> Tensor:
     """y = 1 / (1 + exp(-x)), elementwise; gx = gy y (1 - y). For x < 0 as e / (1 + e) with e = exp(x): no overflow."""
-    x, xp = as_tensor(x), array_module(as_tensor(x).data)
+    x = as_tensor(x)
+    xp = array_module(x.data)
     e = xp.exp(-abs(x.data))
     y = xp.where(x.data >= 0, 1, e) / (1 + e)
     return record(y, (x,), lambda gy: (gy * y * (1 - y),), "sigmoid")

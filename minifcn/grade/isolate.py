@@ -58,8 +58,8 @@ def isolated(target, deep=False, arrays="numpy"):
         child = subprocess.Popen([sys.executable, "-m", "minifcn.grade.isolate"], stdin=subprocess.PIPE,
                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
                                  env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
-                                                   "PYTHONSAFEPATH": "1",           # no random.py of the current folder
-                                                   "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+                                                   "PYTHONSAFEPATH": "1",         # a random.py of the current folder comes last
+                                                   "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.getcwd()])})
         try:
             child.stdin.write(json.dumps(job))
             child.stdin.close()
@@ -70,13 +70,10 @@ def isolated(target, deep=False, arrays="numpy"):
                 return _unable(target, f"loading {target.file} takes more than {LOADING:g} s or ends Python")
             if "error" in loaded:
                 return _unable(target, loaded["error"])
-            verdict = _while_it_calls(lines, box)
-            if verdict is not None:
-                return verdict
             try:
-                return _lost(target, box, child.wait(1), hangs=False)
-            except subprocess.TimeoutExpired:
-                return _lost(target, box, None, hangs=True)
+                return _while_it_calls(lines, box) or _lost(target, box, child.wait(SILENCE))
+            except (TimeoutError, subprocess.TimeoutExpired):
+                return _lost(target, box, None)
         finally:
             child.kill()
             child.wait()
@@ -99,7 +96,7 @@ def _next(lines, seconds):
 
 
 def _while_it_calls(lines, box):
-    """The verdict; None if the child ended, or started no call for SILENCE seconds. It keeps its own time limit.
+    """The verdict; None if the child ended. Raises TimeoutError if it started no call for SILENCE seconds.
 
     The first call may take as long as loading: before it, Hypothesis is imported and draws.
     """
@@ -111,7 +108,7 @@ def _while_it_calls(lines, box):
         except queue.Empty:
             if latest != box.stat().st_mtime_ns:
                 latest, since, limit = box.stat().st_mtime_ns, time.monotonic(), SILENCE
-    return None
+    raise TimeoutError
 
 
 def _unable(target, error):
@@ -119,13 +116,14 @@ def _unable(target, error):
             "advice": [], "diagnosis": None, "notes": [], "seconds": 0.0}
 
 
-def _lost(target, box, code, hangs):
-    """The verdict on a function whose process hangs, or ended by itself with an exit code."""
+def _lost(target, box, code):
+    """The verdict on a function whose process ended by itself with an exit code, or hangs (None)."""
     latest = BlackBox.read(box)
     if latest is None:
-        return _unable(target, "nothing is called" if hangs else f"the process ended before the first call (exit code {code})")
+        return _unable(target, f"the first call is not reached within {LOADING:g} s" if code is None else
+                       f"the process ended before the first call (exit code {code})")
     level, arguments = latest
-    if hangs:
+    if code is None:
         note = "does not return, and does not let itself be interrupted"
     else:
         note = f"ends the process ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"

@@ -51,14 +51,18 @@ def find(path):
 
 
 def _defined(body, folder):
-    """(names of functions and classes, names that are assigned or imported from a file of the folder), two sets."""
+    """Two sets: names that are defined, and other names of what is defined elsewhere, in a file of the folder or below it."""
     defined, other = set(), set()
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
         elif isinstance(node, ast.Assign):
-            other |= {t.id for t in node.targets if isinstance(t, ast.Name)}
-        elif isinstance(node, ast.ImportFrom) and (folder / f"{node.module}.py").is_file():
+            names = {t.id for t in node.targets if isinstance(t, ast.Name)}
+            if isinstance(node.value, ast.Name | ast.Attribute):
+                other |= names
+            else:                                # lambda, partial(...)
+                defined |= names
+        elif isinstance(node, ast.ImportFrom) and (folder / f"{(node.module or '').replace('.', '/')}.py").is_file():
             other |= {a.asname or a.name for a in node.names}
     return defined, other
 
@@ -72,16 +76,13 @@ def load(file, name):
     if module is None or getattr(module, "__file__", None) != str(path):
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"_reader_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem], before = module, sys.modules.get(path.stem)      # dataclasses look for it there
+        sys.modules[spec.name] = module                                 # dataclasses look for it there
         try:
             spec.loader.exec_module(module)
         finally:
-            if before is None:
-                del sys.modules[path.stem]
-            else:
-                sys.modules[path.stem] = before
+            sys.modules.pop(spec.name, None)
     if not hasattr(module, name):
         raise ValueError(f"{file} defines no {name}")
     return getattr(module, name)

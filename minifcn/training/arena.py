@@ -65,4 +65,4 @@ class Arena:
         for p, home in zip(self.params, self._homes):
             data, grad, written, p.home = p.data, p.grad, p.written, home
             p.data, p.grad = data, grad                                  # copies them in
-            p.written = written                                          # the values are as they were
+            p.written = list(written)                                    # the values are as they were, and p's own now

@@ -31,6 +31,7 @@ class SGD:
     params: Parameters, (name, Parameter) pairs, or a list of dicts {"params": Parameters, "lr": ..., "momentum": ..., ...}
         in which settings may be missing (then the arguments count). `param_groups` holds the dicts; you may change their "lr".
     lr: step length, > 0 or 0. momentum, weight_decay: >= 0; decay applies to every parameter, as in torch.
+    (By position only up to momentum: torch's next one is dampening, which is left out.)
     nesterov: subtract lr * (momentum * v + g + weight_decay * p) in place of lr * v; needs momentum.
     The parameters are put into an Arena, in this order. One call of `descend` changes as many as lie side by side and have
     gradients.

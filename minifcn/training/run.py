@@ -113,11 +113,13 @@ def resume(out: str | Path, own: Own | None = None, **given: Any) -> dict:
         return run.finish()
 
 
-def _device(options):
-    """"cpu" or "gpu". Raises ValueError if a GPU is asked for, perhaps by the checkpoint, and there is none."""
+def _device(options, saved):
+    """"cpu" or "gpu". Raises ValueError, with a way out, if a checkpoint asks for a GPU and there is none."""
     try:
         return choose_device(options.device)
     except RuntimeError as error:
+        if saved is None:
+            raise
         raise ValueError(f"{error}; a run on a GPU can go on with --device cpu") from error
 
 
@@ -148,7 +150,7 @@ class Run:
         self.options, self.out, self.path = options, Path(out), Path(out) / "checkpoint.npz"
 
         # Where it computes.
-        self.world, self.device = parallel.world(), _device(options)
+        self.world, self.device = parallel.world(), _device(options, saved)
         parallel.start(self.world, self.device)
         choose_precision(options.precision, self.device)
         self.upload, self.arithmetic = Uploader(self.device), parts.arithmetic(self.device, self.world)

@@ -354,6 +354,7 @@ LAYER_CHANGES = {
     "a convolution of one's own, evaluation": lambda conv, norm: (derived(conv), norm.eval()),
     "a norm of one's own, evaluation": lambda conv, norm: derived(norm).eval(),
     "too few statistics, evaluation": lambda conv, norm: setattr(norm.eval(), "running_var", norm.running_var[:1]),
+    "too few means, evaluation": lambda conv, norm: setattr(norm.eval(), "running_mean", norm.running_mean[:1]),
     "a negative eps, evaluation": lambda conv, norm: setattr(norm.eval(), "eps", -1.0),
     "statistics of several processes": lambda conv, norm: setattr(norm, "reduce", lambda sums: 2 * sums),
 }

@@ -187,7 +187,7 @@ def test_only_definitions_are_graded(tmp_path):
     (tmp_path / "b.py").write_text("from a import relu\nmax_pool2d = relu\n")
     found = find(tmp_path)
     assert [(target.name, Path(target.file).name) for target in found] == [("relu", "a.py"), ("max_pool2d", "b.py")]
-    (tmp_path / "c.py").write_text(RIGHT)
+    (tmp_path / "c.py").write_text("relu = lambda x: x\n")
     with pytest.raises(ValueError, match="relu is defined twice"):
         find(tmp_path)
 
@@ -200,7 +200,7 @@ def test_a_refusal_by_not_implemented_error(mine):
             "    w = np.zeros((in_channels, out_channels, kernel_size, kernel_size))\n"
             "    w[range(in_channels), range(in_channels)] = np.outer(t, t)\n    return w\n")
     assert run(mine(body + refusal + tent)) == 0
-    late = "    calls.append(1)\n    if len(calls) > 30:\n        raise NotImplementedError\n"
+    late = "    calls.append(1)\n    if len(calls) > 10:\n        raise NotImplementedError\n"
     verdict = isolate.isolated(Target(mine("calls = []\n" + body + late + tent), "bilinear_kernel", "bilinear_kernel"))
     assert verdict["state"] == "wrong" and "raises NotImplementedError" in verdict["counterexample"]["note"]
 

@@ -1,5 +1,6 @@
 """Training with the reader's functions: the same steps as with the definitions, a ledger of both, and nothing left behind."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,7 @@ def relu_grad(gy, x):
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Linux and macOS")
 def test_the_command_to_go_on_names_the_functions(tmp_path, capsys):
     data = write_synthetic(tmp_path / "shapes", train=4, val=1, size=(64, 96))
     (tmp_path / "mine.py").write_text(INTERRUPTS)
@@ -137,6 +139,7 @@ def test_the_command_to_go_on_names_the_functions(tmp_path, capsys):
     assert f"--resume --out {tmp_path / 'run'} --with {tmp_path / 'mine.py'}" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Linux and macOS")
 @pytest.mark.parametrize("text, words", [
     ("import sys\n\ndef relu(x):\n    return x\n\nsys.exit()\n", "mine.py: SystemExit"),
     ("def relu(x):\n    while True:\n        pass\n", "relu does not return within 2 s"),

@@ -124,7 +124,7 @@ def enough_pixels(head, labels):
 
 
 @replaces(compositions.score_loss, when=(plain_head, float32_scores, labels_that_fit, weight_that_fits, integer_to_ignore,
-                                           enough_pixels))
+                                         enough_pixels))
 def score_loss_blocks(head, x, labels, weight=None, ignore_index=-100):
     """One op: the logits are painted once, and become their own gradient block by block."""
     x, w, bias, (H, W) = as_tensor(x), head.weight, head.bias, labels.shape[1:]

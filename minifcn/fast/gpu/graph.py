@@ -60,13 +60,7 @@ class _Recorder:
 
     def __init__(self, fixed):
         self.fixed, self.calls, self.recordings = fixed, Counter(), {}
-        self.stream, self.memory = _stream(backend.cupy), []
-        self.pool = backend.cupy.cuda.MemoryPool(self._kept)
-
-    def _kept(self, size):
-        """Memory for the pool. Where the pool runs out of it, it gives back what is free; but recordings still write there."""
-        self.memory.append(backend.cupy.cuda.Memory(size))
-        return backend.cupy.cuda.MemoryPointer(self.memory[-1], 0)
+        self.stream, self.pool = _stream(backend.cupy), backend.cupy.cuda.MemoryPool(functools.partial(_kept, [], self.calls))
 
     def play(self, step, inputs):
         cuda, kind = backend.cupy.cuda, tuple((a.shape, a.dtype.str) if hasattr(a, "shape") else float for a in inputs)
@@ -93,6 +87,18 @@ class _Recorder:
             return _Recording(step, inputs, self.stream)
         except NotImplementedError:
             return None
+
+
+def _kept(memory, calls, size):
+    """Memory for the pool of a recorder, kept in the list `memory`. Where the device is full, the pool gives back what it does
+    not use; but recordings still write there."""
+    try:
+        memory.append(backend.cupy.cuda.Memory(size))
+    except MemoryError:
+        if max(calls.values()) <= WARM:                                  # nothing is recorded yet
+            memory.clear()
+        raise
+    return backend.cupy.cuda.MemoryPointer(memory[-1], 0)
 
 
 @functools.cache

@@ -29,8 +29,9 @@ def doubled_stride(khw, stride):
 
 
 def plain_head(head, x):
-    """A ConvTranspose2d whose kernel is twice its stride, and float32 on the GPU."""
+    """A ConvTranspose2d whose kernel is twice its stride, with an output_padding that it can have, and float32 on the GPU."""
     return (type(head) is ConvTranspose2d and x.ndim == 4 and x.shape[1] == head.in_channels and head.dilation == (1, 1)
+            and all(OP < S for OP, S in zip(head.output_padding, head.stride))
             and doubled_stride(head.kernel_size, head.stride) and on_gpu(as_tensor(x).data, head.weight.data))
 
 

@@ -197,7 +197,8 @@ Returns gx, like x.""",
     magnitude=lambda gy, x, labels, **a: {"gx": np.full(x.shape, gy * (1 + 2 * abs(x).max(initial=0)))},
     special=None,
     hints=("exp of the log-softmax is the softmax; subtract 1 where the class is the label.",
-           "classes = np.arange(K).reshape(-1, *[1] * (x.ndim - 2)); p - (labels[:, None] == classes), times its weight.",
+           "classes = np.arange(K).reshape(-1, *[1] * (x.ndim - 2)); p - (labels[:, None] == classes), times the"
+           " weight of the pixel.",
            "minifcn/functional/loss.py: softmax_nll_grad"),
 )
 

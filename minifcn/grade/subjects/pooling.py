@@ -63,13 +63,7 @@ def _max_explain(a, _, index):
 
 def _max_case(draw, stage):
     shape, given = _geometry(draw, stage)
-    far = 1e4 if stage >= 2 and draw.flag() else 0                       # no number is small enough for the padding
-    return {"x": draw.array(*shape) - far, **given}
-
-
-def _max_case(draw, stage):
-    shape, given = _geometry(draw, stage)
-    far = 1e4 if stage >= 2 and draw.flag() else 0                       # no number is small enough for the padding
+    far = 1e4 if stage >= 2 and draw.flag() else 0                       # so that padding with -1000 is wrong
     return {"x": draw.array(*shape) - far, **given}
 
 
