@@ -192,9 +192,10 @@ def plot(results, path):
     for i, kind in enumerate(kinds):
         ms = [task["ms_an_image"].get(kind, [0, 0, 0])[1] for task in tasks.values()]
         bars = left.bar(np.arange(len(ms)) + 0.8 * i / len(kinds), ms, 0.8 / len(kinds), color=COLOURS[kind], label=kind)
-        left.bar_label(bars, [f"{v:.0f}" if v else "" for v in ms], fontsize=6)
+        left.bar_label(bars, [f"{v:.0f}" if v else "" for v in ms], fontsize=6, rotation=90, padding=2)
     left.set_xticks(np.arange(len(tasks)) + 0.4, [name.replace(", ", "\n") for name in tasks])
     left.set(title="the whole network", ylabel="ms an image")
+    left.margins(y=0.1)
     rows = [r for r in results.get("growth", {}).values()
             if r["hw"] == [HEIGHT, WIDTH] and r["threads"] == results["machine"]["threads"] and r["model"] == "fcn32s"]
     for kind in kinds:
