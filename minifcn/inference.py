@@ -56,7 +56,7 @@ class Forward:
     @property
     def dtype(self):
         """That of the weights."""
-        return next(iter(self.net().parameters())).dtype
+        return dtype_of(self.net())
 
     def __call__(self, x):
         return (self.net()(Tensor(x)).data,)

@@ -40,6 +40,11 @@ class Part:
     holding: dict = field(default_factory=dict)                 # class index -> number of masks that hold it, unscaled
     digest: str = ""                                            # of names, sizes, bytes and classes: equal means the same data
 
+    @property
+    def read(self):
+        """How many pairs could be read."""
+        return sum(map(len, self.images.values()))
+
 
 @dataclass
 class Survey:
@@ -85,8 +90,7 @@ class Survey:
     def lines(self) -> list[str]:
         """The report, a list of lines."""
         classes, splits = self.parts[0].folder.classes, [part.folder.split for part in self.parts]
-        read = sum(len(ids) for part in self.parts for ids in part.images.values())
-        lines = [f"{read} masks and images read in {self.seconds:.1f} s; share of the pixels:"]
+        lines = [f"{sum(part.read for part in self.parts)} masks and images read in {self.seconds:.1f} s; share of the pixels:"]
         shares = [part.pixels / max(part.pixels.sum(), 1) for part in self.parts]        # (K + 1,) each
         width = max(map(len, (*classes.names, "class")))
         lines.append(f"  {'class':<{width}}" + "".join(f" {split[:9]:>9}" for split in splits))
@@ -107,7 +111,7 @@ class Survey:
         return lines
 
     def _notes(self, part):
-        folder, split, n = part.folder, part.folder.split, sum(map(len, part.images.values()))
+        folder, split, n = part.folder, part.folder.split, part.read
         for reading, ids in part.readings.items():
             path = folder.root / "SegmentationClass" / f"{ids[0]}.png"
             yield f"{split}: {len(ids)} of {n} masks have {READINGS[reading]}; the first is {path}"

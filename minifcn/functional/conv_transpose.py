@@ -54,8 +54,8 @@ def conv_transpose2d(x: Operand, w: Operand, b: Operand | None = None, stride: I
     def backward(gy):                                                    # (N, F, OH, OW)
         gx = gw = gb = None
         if x.requires_grad:
-            gx = correlate(gy, w.data, stride, padding, dilation)        # larger than x if output_padding >= stride
-            gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W)
+            gx = correlate(gy, w.data, stride, padding, dilation)        # (N, C, >= H, >= W)
+            gx = gx[:, :, :x.shape[2], :x.shape[3]]                      # (N, C, H, W): cut if output_padding >= stride
         if w.requires_grad:
             gw = grad_w(x.data, gy, w.shape[2:], stride, padding, dilation)          # (C, F, KH, KW)
         if b is not None and b.requires_grad:

@@ -50,8 +50,12 @@ def _is_array(value):
     return isinstance(value, np.ndarray) or array_module(value) is not np
 
 
+def _is_parameter(value):
+    return isinstance(value, Parameter)
+
+
 def _is_state(value):
-    return isinstance(value, Parameter) or _is_array(value)
+    return _is_parameter(value) or _is_array(value)
 
 
 def _holds_state(value):
@@ -114,7 +118,7 @@ class Module:
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """(name, Parameter) of the whole tree, each once, under its first name; names are joined by dots."""
         found: dict = {}
-        for name, p in self._named(lambda v: isinstance(v, Parameter), prefix):
+        for name, p in self._named(_is_parameter, prefix):
             found.setdefault(id(p), (name, p))
         return iter(found.values())
 
@@ -220,7 +224,7 @@ class Module:
         for name in own:
             if name in state:
                 own[name][...] = array_module(own[name]).asarray(state[name])                # assignment converts the dtype
-        for name, p in self._named(lambda v: isinstance(v, Parameter), ""):                     # all names of each
+        for name, p in self._named(_is_parameter, ""):                                           # all names of each
             if name in state:
                 p.mark_written()
         return report

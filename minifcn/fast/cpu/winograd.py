@@ -234,8 +234,8 @@ def kept_kernel(w):
     _, before, values = _kept[id(w)]
 
     def update(f):
-        new, old = (a[f].reshape(-1, 9 * C) for a in (w, before))
-        differs = np.not_equal(new, old, out=scratch("differs", new.shape, np.bool_)).any(axis=1)
+        new, old = (a[f].reshape(-1, 9 * C) for a in (w, before))        # (f, C*9) each
+        differs = np.not_equal(new, old, out=scratch("differs", new.shape, np.bool_)).any(axis=1)        # (f,)
         for k in np.flatnonzero(differs) + f.start:                      # one by one: the bits do not depend on the threads
             values[:, :, k] = values_of_kernel(w[None, k], GG)[:, 0]
             before[k] = w[k]
